@@ -1,0 +1,24 @@
+"""The one exception that a person is meant to read.
+
+A `UserError` is a mistake in a config, a file or the environment: one line that says which key or file, what was
+found, what is allowed and what to do. The scripts print it without a traceback and exit with 2. Mistakes of the
+program itself stay assertions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; `str(error)` is one line."""
+
+
+def nearest(name: str, allowed: Iterable[str], num: int = 3) -> str:
+    """'did you mean a, b?' plus all allowed names when there are few; for the tail of an error message."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=num, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    listed = ", ".join(allowed) if len(allowed) <= 24 else ", ".join(allowed[:24]) + ", ..."
+    return f"{hint}allowed: {listed}"

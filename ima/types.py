@@ -1,0 +1,128 @@
+"""The words of the project as data: roles, samples, batches, rows.
+
+Everything else passes these around. Roles are made when a sequence is built and never guessed afterwards; a row is
+one measured number with all that is needed to read it alone.
+
+Shape letters: B batch, N encoder tokens, E encoder width, K perceptual (adapter) tokens, T text tokens, S = K + T
+sequence, D LLM width, F inner width of an FFN, L blocks, V vocabulary, G jackknife groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROW_SCHEMA = 1
+
+
+class Role(IntEnum):
+    """What a position of a sequence is. PAD never enters a statistic, an attention score or a metric."""
+
+    PAD = 0
+    PERCEPT = 1
+    PROMPT = 2
+    ANSWER = 3
+    GENERATED = 4
+    SPECIAL = 5
+    SOFT = 6
+
+
+class Site(StrEnum):
+    """Places inside a block, the same names for every LLM family (methods: sites inside a block)."""
+
+    RESID_PRE = "resid_pre"
+    LN1 = "ln1"
+    SA = "sa"
+    RESID_MID = "resid_mid"
+    LN2 = "ln2"
+    FC1 = "fc1"
+    FC2 = "fc2"
+    RESID_POST = "resid_post"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One example of a source, without its medium (the source renders or reads that on demand).
+
+    `references` are the true texts for scoring and, in training, to draw the target from. `facts` is the ground truth
+    that a metric may look at. `cluster` is the unit of resampling for intervals: samples that share it are not
+    independent (the stamp for StampWorld, the image for COCO).
+    """
+
+    id: str
+    split: str
+    track: str
+    modality: str
+    references: tuple[str, ...]
+    question: str = ""
+    cluster: str = ""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Batch:
+    """B samples, text on the right of the perceptual tokens, padded on the right (training) or left (generation).
+
+    media: f_BNE encoder features, or None for a text-only batch. ids_BT, roles_BT: token ids and their roles;
+    labels_BT: the ids to predict at these positions, -100 where nothing is supervised.
+    """
+
+    samples: list[Sample]
+    features_BNE: Tensor | None
+    ids_BT: Tensor
+    roles_BT: Tensor
+    labels_BT: Tensor
+
+    def to(self, device: Any) -> Batch:
+        features = None if self.features_BNE is None else self.features_BNE.to(device, non_blocking=True)
+        return dataclasses.replace(
+            self,
+            features_BNE=features,
+            ids_BT=self.ids_BT.to(device, non_blocking=True),
+            roles_BT=self.roles_BT.to(device, non_blocking=True),
+            labels_BT=self.labels_BT.to(device, non_blocking=True),
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One number of `rows.jsonl` (tidy: one value a row). Fields that do not apply are None.
+
+    layer 0 is what enters the first block, layer l the output of block l, layer "final" = -1 the normed output.
+    role: P perceptual, T textual (PROMPT and ANSWER), T.answer, T.prompt. value is NaN with `note` saying why where
+    a statistic has nothing to stand on.
+    """
+
+    run: str
+    score: str
+    value: float
+    step: int | None = None
+    epoch: int | None = None
+    split: str | None = None
+    track: str | None = None
+    task: str | None = None
+    dataset_a: str | None = None
+    dataset_b: str | None = None
+    modality_a: str | None = None
+    modality_b: str | None = None
+    layer_a: int | None = None
+    layer_b: int | None = None
+    site: str | None = None
+    role_a: str | None = None
+    role_b: str | None = None
+    variant: str | None = None
+    se: float | None = None
+    n: int | None = None
+    note: str | None = None
+    schema: int = ROW_SCHEMA
+
+
+ROW_FIELDS = tuple(field.name for field in dataclasses.fields(Row))
