@@ -1,0 +1,68 @@
+# Every target sets up what it needs by itself, once, into .venv. `make` alone lists the targets.
+# ARGS go to the script: make train ARGS="encoder=focus_vit adapter=mlp"
+
+# The first Python that is new enough; only the making of .venv uses it.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
+ARGS ?=
+RUN ?= outputs/demo
+PY := .venv/bin/python
+TEST_ARGS ?=
+
+# These act only when they are set before torch and the hub library are imported; a value of yours wins.
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-control test test-fast check lint type train evaluate sweep bench bench-train report clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+setup:  ## make .venv with the pinned packages and fetch the embedded models and pictures
+	@command -v $(PYTHON) >/dev/null || { echo "setup: '$(PYTHON)' not found: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: $$($(PYTHON) -V) found, Python 3.11 or newer needed: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -m ima.install
+
+demo: setup  ## train the demo (minutes) and print the path of its page
+	@start=$$(date +%s) && $(PY) train.py experiment=demo $(ARGS) && \
+	$(PYTHON) -m ima.install times --run-seconds $$(($$(date +%s) - start)) && echo outputs/demo/report.html
+
+demo-control: setup  ## train the demo's twin on a noise encoder and print the difference with its interval
+	@$(PY) train.py experiment=demo_control $(ARGS)
+
+test: setup  ## run all tests
+	@IMA_REQUIRE_REAL=1 $(PY) -m pytest $(TEST_ARGS)
+
+test-fast: setup  ## run the tests that need no embedded models and no browser
+	@$(PY) -m pytest -m "not real and not browser" $(TEST_ARGS)
+
+lint: setup  ## ruff: rules and formatting
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+type: setup  ## mypy
+	@$(PY) -m mypy
+
+check: lint type test  ## lint, type and test
+
+train: setup  ## python train.py $(ARGS)
+	@$(PY) train.py $(ARGS)
+
+evaluate: setup  ## python evaluate.py $(ARGS)
+	@$(PY) evaluate.py $(ARGS)
+
+sweep: setup  ## python sweep.py $(ARGS)
+	@$(PY) sweep.py $(ARGS)
+
+bench: bench-train  ## all benchmarks, into outputs/bench/
+
+bench-train: setup  ## step time against the bare LLM and a plain loop on stock parts
+	@$(PY) -m ima.bench train $(ARGS)
+
+report: setup  ## write the page of a run again: make report RUN=outputs/demo
+	@$(PY) -m ima.report $(RUN)
+
+clean:  ## remove tool caches and build leftovers; .venv and outputs stay
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
