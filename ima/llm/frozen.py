@@ -1,0 +1,182 @@
+"""A frozen Hugging Face causal LM as the rest of the project sees it: embed, forward from embeddings, loss, generate.
+
+Hides position ids, the explicit attention mask, dtype, the LM head's cost and the bookkeeping of roles: while a
+forward pass runs, `roles_of(x)` tells every hook which role each position of `x` has, also in cached decoding and for
+beams.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ima.errors import UserError
+from ima.llm.sites import SiteTable, check_sites
+from ima.types import Role
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """Settings of decoding: greedy for num_beams 1, else beam search; nothing is sampled."""
+
+    max_new_tokens: int = 12
+    num_beams: int = 1
+
+
+class FrozenLLM(nn.Module):
+    """`model`: any decoder-only LM of the site table, put into eval mode without gradient buffers.
+
+    width D of the embeddings, num_blocks L, embedding_norm: mean L2 norm of the vocabulary's embeddings as they enter
+    the first block (the scale at which perceptual tokens should start).
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, bos: str = "auto", name: str = "llm") -> None:
+        super().__init__()
+        if bos not in ("auto", "always", "never"):
+            raise UserError(f"llm.bos: {bos!r} is not one of auto, always, never")
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.table = SiteTable(self.model)
+        check_sites(self.model, self.table)
+        self.width: int = self.model.get_input_embeddings().embedding_dim
+        self.num_blocks = len(self.table.blocks)
+        self.bos_id = self._bos(bos)
+        self.eos_id: int = first_id(
+            tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+        )
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self.embedding_norm = self._embedding_norm()
+        self._roles: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def train(self, mode: bool = True) -> FrozenLLM:
+        """Stays in eval mode whatever Lightning asks: dropout inside a frozen LLM would be noise."""
+        return super().train(False)
+
+    def _bos(self, bos: str) -> int | None:
+        token: int | None = self.tokenizer.bos_token_id
+        if bos == "never" or (bos == "auto" and token not in self.tokenizer("a").input_ids):
+            return None
+        if token is None:
+            raise UserError("llm.bos: always, but this tokenizer has no BOS token; use auto or never")
+        return token
+
+    @torch.no_grad()
+    def _embedding_norm(self) -> float:
+        ids = torch.arange(self.model.get_input_embeddings().num_embeddings, device=self.device)
+        norms = [self.embed(part[None]).float().norm(dim=-1).sum() for part in ids.split(8192)]
+        return float(torch.stack(norms).sum()) / len(ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without specials (collate places these and gives them their roles)."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """e_BTD as the first block expects it (Gemma's scaling included)."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids_BT)
+        return embedded
+
+    def forward(self, x_BSD: Tensor, roles_BS: Tensor) -> Tensor:
+        """h_BSD after the final norm. PAD positions are invisible to all others; their outputs mean nothing."""
+        mask_BS = (roles_BS != Role.PAD).long()
+        positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
+        with self.with_roles(roles_BS):
+            output = self.model.base_model(
+                inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, position_ids=positions_BS, use_cache=False
+            )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, h_ND: Tensor) -> Tensor:
+        """fp32 logits of N rows. Rows must be 2-D: a sliced 3-D input would copy the head's weight per example."""
+        assert h_ND.dim() == 2
+        logits: Tensor = self.model.get_output_embeddings()(h_ND)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        logits = logits.float()
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def loss_sum(self, h_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Summed cross-entropy of the labelled positions. labels_BS[b, s] is the token AT s, predicted from s - 1; only
+        rows that carry a label reach the LM head."""
+        target_BS = labels_BS[:, 1:]
+        chosen = target_BS != -100
+        rows_ND = h_BSD[:, :-1][chosen]
+        return F.cross_entropy(self.logits(rows_ND), target_BS[chosen], reduction="sum")
+
+    @contextmanager
+    def with_roles(self, roles_BS: Tensor) -> Iterator[None]:
+        before, self._roles = self._roles, roles_BS
+        try:
+            yield
+        finally:
+            self._roles = before
+
+    def roles_of(self, x_BSD: Tensor) -> Tensor:
+        """Roles of the positions of `x` (block input or output) in the running pass.
+
+        A pass over the whole sequence has the roles it was given, repeated for beams; a pass over fewer positions is
+        cached decoding and sees GENERATED tokens.
+        """
+        assert self._roles is not None, "roles are known only while a pass runs"
+        num_rows, length = x_BSD.shape[:2]
+        if length != self._roles.shape[1]:
+            return torch.full((num_rows, length), int(Role.GENERATED), device=x_BSD.device)
+        return self._roles.repeat_interleave(num_rows // self._roles.shape[0], dim=0)
+
+    @torch.no_grad()
+    def generate(self, x_BSD: Tensor, roles_BS: Tensor, settings: Generation) -> list[list[int]]:
+        """New token ids per example, EOS and what follows cut off. Sequences are padded on the LEFT as a whole."""
+        mask_BS = (roles_BS != Role.PAD).long()
+        assert bool((mask_BS.diff(dim=1) >= 0).all()), "generation pads on the left"
+        with self.with_roles(roles_BS), contiguous_head(self.model):
+            ids_BT = self.model.generate(
+                inputs_embeds=x_BSD.to(self.dtype),
+                attention_mask=mask_BS,
+                max_new_tokens=settings.max_new_tokens,
+                num_beams=settings.num_beams,
+                do_sample=False,
+                pad_token_id=self.pad_id,
+                eos_token_id=self.eos_id,
+                use_cache=True,
+            )
+        texts = []
+        for row in ids_BT.tolist():
+            texts.append(row[: row.index(self.eos_id)] if self.eos_id in row else row)
+        return texts
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+@contextmanager
+def contiguous_head(model: Any) -> Iterator[None]:
+    """`generate` hands the LM head a slice of the last position: strided, which torch multiplies as a batched product
+    that copies the whole vocabulary matrix for each example. A contiguous input is one plain product."""
+
+    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].contiguous(), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def first_id(value: int | list[int]) -> int:
+    return value[0] if isinstance(value, list) else value

@@ -1,0 +1,83 @@
+"""Tiny random models of every supported family, for tests and for `llm=tiny`: real classes, nothing to download.
+
+The tokenizer is a byte-level BPE without merges (one token a byte plus the specials), built in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "opt", "gpt_neox", "smollm3")
+
+
+def tiny_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(family: str = "llama", width: int = 32, num_blocks: int = 3, seed: int = 0) -> Any:
+    """A random causal LM in fp32 and eval mode, vocabulary of `tiny_tokenizer`, as deterministic as its seed."""
+    import transformers as t
+
+    common: dict[str, Any] = {
+        "vocab_size": 259,
+        "hidden_size": width,
+        "num_hidden_layers": num_blocks,
+        "num_attention_heads": 4,
+    }
+    rope: dict[str, Any] = common | {"intermediate_size": 2 * width, "max_position_embeddings": 256}
+    rope |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    grouped = rope | {"num_key_value_heads": 2}
+    config: Any
+    match family:
+        case "llama":
+            config = t.LlamaConfig(**grouped, tie_word_embeddings=True)
+        case "mistral":
+            config = t.MistralConfig(**grouped, sliding_window=None)
+        case "qwen2":
+            config = t.Qwen2Config(**grouped)
+        case "qwen3":
+            config = t.Qwen3Config(**grouped, head_dim=width // 4)
+        case "gemma3":
+            config = t.Gemma3TextConfig(
+                **grouped, head_dim=width // 4, query_pre_attn_scalar=width // 4, sliding_window=64
+            )
+        case "phi3":
+            config = t.Phi3Config(**grouped)
+        case "olmo2":
+            config = t.Olmo2Config(**grouped)
+        case "smollm3":
+            config = t.SmolLM3Config(**grouped)
+        case "gpt_neox":
+            config = t.GPTNeoXConfig(**rope)
+        case "opt":
+            config = t.OPTConfig(
+                **common, ffn_dim=2 * width, max_position_embeddings=256, word_embed_proj_dim=width,
+                pad_token_id=0, bos_token_id=1, eos_token_id=2, dropout=0.0,
+            )  # fmt: skip
+        case _:
+            raise AssertionError(family)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = t.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        # Default initialisation is so small that blocks barely act; tests need them to.
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0, 0.5 / parameter.shape[-1] ** 0.5 * (2 if "embed" not in name else 1))
+    return model.eval().requires_grad_(False)
