@@ -1,0 +1,1 @@
+"""Alignment inside the LLM: the tap, streamed statistics, scores and their rows."""

@@ -1,0 +1,197 @@
+"""Additive alignment statistics, streamed: no hidden state outlives the pass that made it.
+
+The all-pairs similarity of methods 1 factorises, mean_ab cos(m_a, m_b) = (mean u)(mean u) with u = m / |m|, so one
+sum of unit vectors per layer, view and jackknife group is all that is kept. Sums add up over batches and ranks in
+any split and order. Everything is fp32 whatever the model computes in.
+
+A **view** is a choice of positions by role: P (PERCEPT), T (PROMPT and ANSWER), T.answer, T.prompt, and both P and T
+without the sink (the first position that is not PAD; BOS is SPECIAL and in no view). Zero vectors have cosine 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ima.types import Role, Site
+
+VIEWS = ("P", "T", "T.answer", "T.prompt", "P.nosink", "T.nosink")
+PAIRS = (("P", "T"), ("P", "T.answer"), ("P", "T.prompt"), ("P.nosink", "T.nosink"))
+NORM_VIEWS = VIEWS[:4]
+NUM_GROUPS = 32
+STEPS = (1, 8)
+# Norms go to a histogram of log-spaced bins: quantiles are exact to half a bin, 0.5 %.
+BIN_WIDTH = 0.01
+LOG_LOW, LOG_HIGH = math.log(1e-6), math.log(1e8)
+NUM_BINS = round((LOG_HIGH - LOG_LOW) / BIN_WIDTH) + 2
+
+
+def view_masks(roles_BS: Tensor) -> Tensor:
+    """mask_BRS (bool): which positions each of VIEWS selects."""
+    percept, prompt, answer = (roles_BS == role for role in (Role.PERCEPT, Role.PROMPT, Role.ANSWER))
+    real = roles_BS != Role.PAD
+    sink = real & (real.long().cumsum(1) == 1)
+    text = prompt | answer
+    return torch.stack([percept, text, answer, prompt, percept & ~sink, text & ~sink], dim=1)
+
+
+def group_of(sample_id: str) -> int:
+    """Jackknife group of a sample: a hash, so that it is the same in every run, order and rank."""
+    return hashlib.sha256(sample_id.encode()).digest()[0] % NUM_GROUPS
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension; 0 for a zero vector."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, x / norm.clamp_min(torch.finfo(x.dtype).tiny), torch.zeros_like(x))
+
+
+class SiteStats:
+    """Sums of one site. Layers are 0..num_layers - 1, width D is that of the site.
+
+    unit_sum_LGRD: unit mean tokens; count_GR: examples that have the view; matched_LGQ / matched_count_GQ: cosine of
+    an example's own two views for each of PAIRS; norm_hist_LRH: histogram of token norms; step_sum[n]_LGR /
+    token_count_GR: cosine between layer l and l + n of the same token.
+    """
+
+    def __init__(self, num_layers: int, width: int, device: torch.device | str = "cpu", consecutive: bool = True) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        views, norms, pairs = len(VIEWS), len(NORM_VIEWS), len(PAIRS)
+        self.num_layers, self.width = num_layers, width
+        self.unit_sum_LGRD = zeros(num_layers, NUM_GROUPS, views, width)
+        self.count_GR = zeros(NUM_GROUPS, views)
+        self.matched_LGQ = zeros(num_layers, NUM_GROUPS, pairs)
+        self.matched_count_GQ = zeros(NUM_GROUPS, pairs)
+        self.norm_hist_LRH = torch.zeros(num_layers, norms, NUM_BINS, dtype=torch.int64, device=device)
+        steps = [n for n in STEPS if n < num_layers] if consecutive else []
+        self.step_sum_LGR = {n: zeros(num_layers - n, NUM_GROUPS, norms) for n in steps}
+        self.token_count_GR = zeros(NUM_GROUPS, norms)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state; adding it elementwise to that of another split of the data gives the state of both."""
+        named = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return named | {f"step_sum_{n}": value for n, value in self.step_sum_LGR.items()}
+
+    def num_bytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self.tensors().values())
+
+    def add_(self, other: SiteStats) -> None:
+        theirs = other.tensors()
+        for name, value in self.tensors().items():
+            value += theirs[name]
+
+
+class AlignmentStats:
+    """A tap's sink that feeds one `SiteStats` per site. `tokens` widths are taken from the first state seen."""
+
+    def __init__(self, num_layers: int, consecutive: bool = True) -> None:
+        self.num_layers = num_layers
+        self.consecutive = consecutive
+        self.sites: dict[Site, SiteStats] = {}
+        self.num_examples = 0
+        self.num_state_bytes_seen = 0
+
+    def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
+        mask_BRS = view_masks(roles_BS)
+        self._mask_BRS = mask_BRS
+        count_BR = mask_BRS.sum(-1)
+        self._weight_BRS = mask_BRS.float() / count_BR.clamp_min(1)[..., None]
+        self._has_BR = (count_BR > 0).float()
+        groups = torch.tensor([group_of(sample_id) for sample_id in sample_ids], device=roles_BS.device)
+        self._onehot_GB = torch.nn.functional.one_hot(groups, NUM_GROUPS).T.float()
+        self._seen: dict[Site, _Pass] = {}
+        self.num_examples += len(sample_ids)
+
+    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
+        self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
+        self._seen.setdefault(site, _Pass(self._weight_BRS, self.consecutive)).see(layer, x_BSD)
+
+    def end(self) -> None:
+        for site, seen in self._seen.items():
+            if site not in self.sites:
+                example = seen.means_BRD[seen.layers[0]]
+                self.sites[site] = SiteStats(self.num_layers, example.shape[-1], example.device, self.consecutive)
+            seen.add_to(self.sites[site], self._mask_BRS, self._has_BR, self._onehot_GB)
+        self._seen = {}
+
+    def num_bytes(self) -> int:
+        return sum(stats.num_bytes() for stats in self.sites.values())
+
+    def reduce(self) -> None:
+        """Sum over ranks, in place on every rank; nothing to do without torch.distributed."""
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            counts = torch.tensor([self.num_examples, self.num_state_bytes_seen], dtype=torch.float64)
+            for stats in self.sites.values():
+                for value in stats.tensors().values():
+                    counts = counts.to(value.device)
+                    dist.all_reduce(value)
+            dist.all_reduce(counts)
+            self.num_examples, self.num_state_bytes_seen = (int(value) for value in counts.tolist())
+
+
+class _Pass:
+    """The states of one site during one pass: a mean token per view and layer is kept, the rest is looked at in
+    passing (the last max(STEPS) states are alive for the consecutive similarity)."""
+
+    def __init__(self, weight_BRS: Tensor, consecutive: bool) -> None:
+        self.weight_BRS = weight_BRS
+        self.consecutive = consecutive
+        self.means_BRD: dict[int, Tensor] = {}
+        self.norms_BS: dict[int, Tensor] = {}
+        self.recent: dict[int, Tensor] = {}
+        self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in STEPS}
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted(self.means_BRD)
+
+    def see(self, layer: int, x_BSD: Tensor) -> None:
+        x_BSD = x_BSD.float()
+        self.means_BRD[layer] = torch.bmm(self.weight_BRS, x_BSD)
+        self.norms_BS[layer] = torch.linalg.vector_norm(x_BSD, dim=-1)
+        if not self.consecutive:
+            return
+        for n in STEPS:
+            if layer - n in self.recent:
+                dot_BS = (x_BSD * self.recent[layer - n]).sum(-1)
+                scale_BS = self.norms_BS[layer] * self.norms_BS[layer - n]
+                self.cosines_BS[n][layer - n] = dot_BS / scale_BS.clamp_min(torch.finfo(torch.float32).tiny)
+        self.recent[layer] = x_BSD
+        self.recent.pop(layer - max(STEPS), None)
+
+    def add_to(self, stats: SiteStats, mask_BRS: Tensor, has_BR: Tensor, onehot_GB: Tensor) -> None:
+        layers = torch.tensor(self.layers, device=has_BR.device)
+        unit_LBRD = unit(torch.stack([self.means_BRD[layer] for layer in self.layers])) * has_BR[None, :, :, None]
+        num_layers, num_examples = unit_LBRD.shape[:2]
+        summed_LGX = torch.matmul(onehot_GB, unit_LBRD.reshape(num_layers, num_examples, -1))
+        stats.unit_sum_LGRD.index_add_(0, layers, summed_LGX.reshape(num_layers, NUM_GROUPS, *unit_LBRD.shape[2:]))
+        stats.count_GR += onehot_GB @ has_BR
+
+        first, second = ([VIEWS.index(pair[side]) for pair in PAIRS] for side in (0, 1))
+        cosine_LBQ = (unit_LBRD[:, :, first] * unit_LBRD[:, :, second]).sum(-1)
+        stats.matched_LGQ.index_add_(0, layers, torch.matmul(onehot_GB, cosine_LBQ))
+        stats.matched_count_GQ += onehot_GB @ (has_BR[:, first] * has_BR[:, second])
+
+        mask_BRS = mask_BRS[:, : len(NORM_VIEWS)]
+        norms_LBS = torch.stack([self.norms_BS[layer] for layer in self.layers])
+        bins_LBS = ((norms_LBS.clamp_min(1e-30).log() - LOG_LOW) / BIN_WIDTH + 1).long().clamp(0, NUM_BINS - 1)
+        flat_LBS = bins_LBS + layers[:, None, None] * NUM_BINS
+        for index in range(len(NORM_VIEWS)):
+            chosen = flat_LBS[:, mask_BRS[:, index]].flatten()
+            stats.norm_hist_LRH[:, index] += torch.bincount(chosen, minlength=stats.num_layers * NUM_BINS).view(-1, NUM_BINS)
+
+        mask = mask_BRS.float()
+        stats.token_count_GR += onehot_GB @ mask.sum(-1)
+        for n, cosines in self.cosines_BS.items():
+            if cosines and n in stats.step_sum_LGR:
+                starts = torch.tensor(list(cosines), device=layers.device)
+                summed_LBR = torch.einsum("lbs,brs->lbr", torch.stack(list(cosines.values())), mask)
+                stats.step_sum_LGR[n].index_add_(0, starts, torch.matmul(onehot_GB, summed_LBR))

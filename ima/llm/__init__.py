@@ -1,0 +1,1 @@
+"""The frozen LLM: site table, passes with roles, embedded and tiny models."""
