@@ -33,6 +33,7 @@ RECORD = VENV / ".ima-setup.json"
 INPUTS = ("pyproject.toml", "constraints.txt", "requirements-nodeps.txt")
 EXTRAS = ("dev",)
 OLDEST = (3, 11)
+HELD: list[int] = []  # the descriptor of the lock while a set-up works
 
 
 class SetupError(RuntimeError):
@@ -65,7 +66,11 @@ def one_at_a_time() -> Iterator[None]:
         except BlockingIOError:
             print("setup: waiting for another set-up of this checkout", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        HELD.append(handle.fileno())  # children inherit it: what outlives a killed set-up still holds the lock
+        try:
+            yield
+        finally:
+            HELD.clear()
 
 
 def read_record() -> dict[str, Any]:
@@ -92,7 +97,13 @@ def run(command: list[str], what: str, echo: bool = True) -> str:
     environment = {**os.environ, "VIRTUAL_ENV": str(VENV), "PYTHONUNBUFFERED": "1"}
     environment.pop("PYTHONPATH", None)
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=tuple(HELD),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -149,7 +160,7 @@ def make_venv() -> None:
 
 def works() -> bool:
     try:
-        command = [str(venv_python()), "-c", "import pip"]
+        command = [str(venv_python()), "-c", ""]
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -224,16 +235,19 @@ def setup(only_packages: bool) -> None:
         return
     print("setup: fetching and converting the embedded models and pictures", flush=True)
     start = time.monotonic()
-    run([str(venv_python()), "-m", "ima.assets", "fetch"], "ima.assets fetch")
-    record["assets_seconds"] = time.monotonic() - start
+    output = run([str(venv_python()), "-m", "ima.assets", "fetch"], "ima.assets fetch")
+    fetched = re.search(r"^stamps\s+[\d.]+ MB\s+([\d.]+) s", output, flags=re.MULTILINE)
+    download = float(fetched[1]) if fetched else 0.0
+    record["download_seconds"] += download
+    record["install_seconds"] += time.monotonic() - start - download
     record["assets"] = cache
     write_record(record)
 
 
 def times_line(record: dict[str, Any], run_seconds: float) -> str:
-    """Packages: download | install. Fetching the Debian package and converting the models counts as install."""
+    """Download: packages and pictures. Install: unpacking them and converting the models."""
     download = float(record.get("download_seconds", 0.0))
-    install = float(record.get("install_seconds", 0.0)) + float(record.get("assets_seconds", 0.0))
+    install = float(record.get("install_seconds", 0.0))
     return f"download {download:.0f} s | install {install:.0f} s | run {run_seconds:.0f} s"
 
 

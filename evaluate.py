@@ -1,0 +1,8 @@
+"""Evaluate a run: python evaluate.py checkpoint=outputs/demo (--help shows all choices)."""
+
+import sys
+
+from ima.cli import run_script
+
+if __name__ == "__main__":
+    sys.exit(run_script("evaluate", sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""The roots of the three scripts as typed dataclasses, and what must hold between keys.
+
+The fields are the keys that a person may write; the first words of a help line are its metadata. Groups are fields
+too: a node with a `_target_`, or a mapping of named nodes where several stack (`intervention`). The hash of a config
+leaves out what does not change a result, so that equal work is recognised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ima.errors import UserError
+from ima.results import read_result
+
+Node = dict[str, Any] | None
+Nodes = dict[str, Any]
+
+STACKED = ("intervention",)  # groups of which several choices are taken at once
+# What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
+INHERITED = ("encoder", "adapter", "llm", "task", "data", "trainer", "seed")
+MANAGEMENT = ("name", "output_dir", "resume", "overwrite", "logger", "choices")
+
+
+def key(help: str, default: Any = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    encoder: Node = key("what sees or hears; frozen")
+    adapter: Node = key("maps encoder features into the LLM; the part that is trained")
+    llm: Node = key("the frozen language model")
+    task: Node = key("what is asked and how an answer is scored")
+    data: Node = key("where samples come from")
+    intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "skips and masks; several stack"})
+    alignment: Node = key("what is measured inside the LLM")
+    trainer: Node = key("steps, batch size, learning rate, device")
+    logger: Node = key("the mirror of the run's files")
+    name: str | None = key("folder of the run under output_dir; default: the experiment or train-<date>-<hash>")
+    output_dir: str = key("where run folders are made", "outputs")
+    seed: int = key("of initial weights, order and sampling", 0)
+    resume: Literal["auto", "never", "must"] = key("go on from the run folder's last checkpoint", "auto")
+    overwrite: bool = key("start anew in a folder that holds another or a finished run", False)
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    checkpoint: str = key("run folder or checkpoint to evaluate", "???")
+    encoder: Node = key("from the run")
+    adapter: Node = key("from the run")
+    llm: Node = key("from the run")
+    task: Node = key("from the run, or a choice")
+    data: Node = key("from the run, or a choice")
+    intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "skips and masks; several stack"})
+    alignment: Node = key("what is measured inside the LLM")
+    trainer: Node = key("from the run, or a choice: batch size and device")
+    logger: Node = key("the mirror of the run's files")
+    name: str | None = key("folder of the evaluation under output_dir; default: <run>/evaluate-<hash>")
+    output_dir: str = key("where folders are made", "outputs")
+    seed: int | None = key("from the run, or a number")
+    overwrite: bool = key("evaluate again where a finished evaluation lies", False)
+
+
+@dataclasses.dataclass
+class SweepConfig:
+    RANGES = {"num_parallel": (1, None)}
+
+    params: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "the grid: key -> values"})
+    overrides: list[str] = dataclasses.field(default_factory=list, metadata={"help": "what all jobs share, key=value"})
+    name: str | None = key("folder of the sweep under output_dir; default: the sweep's name or sweep-<hash>")
+    output_dir: str = key("where the sweep's folder is made", "outputs")
+    num_parallel: int = key("jobs at the same time, one process each", 1)
+    keep_going: bool = key("go on with the other jobs when one fails", True)
+
+
+@dataclasses.dataclass
+class TrainerConfig:
+    """conf/trainer/: how the adapter is trained and on what machine."""
+
+    RANGES = {
+        "eval_batch_size": (1, None),
+        "clip_norm": (0, None),
+        "num_accumulate": (1, None),
+        "num_devices": (1, None),
+        "num_nodes": (1, None),
+    }
+
+    max_epochs: int = 6
+    max_steps: int = -1
+    batch_size: int = 16
+    eval_batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.05
+    min_lr_ratio: float = 0.0
+    clip_norm: float = 1.0
+    num_accumulate: int = 1
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    num_devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    num_workers: int = 0
+    num_checkpoint_steps: int = 0  # a checkpoint every so many steps; 0: at the end of an epoch only
+
+
+ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "sweep": SweepConfig}
+
+
+def groups_of(root: str) -> list[str]:
+    """The keys that are nodes, not plain values."""
+    return [field.name for field in dataclasses.fields(ROOTS[root]) if str(field.type) in ("Node", "Nodes")]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Of what decides the result: equal configs of differently named runs have equal hashes."""
+    kept = {name: value for name, value in config.items() if name not in MANAGEMENT}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def run_folder(checkpoint: str) -> Path:
+    """The run folder that a folder or a file inside it belongs to."""
+    path = Path(checkpoint)
+    if not path.exists():
+        raise UserError(f"checkpoint: {checkpoint!r} does not exist; give a run folder (outputs/<run>) or a file in it")
+    for folder in (path, *path.absolute().parents[:3]):
+        if (folder / "result.json").is_file():
+            return folder
+    raise UserError(f"checkpoint: {checkpoint!r} is no run folder and in none: no result.json there")
+
+
+def run_config(checkpoint: str) -> dict[str, Any]:
+    """The config that a run was trained with."""
+    folder = run_folder(checkpoint)
+    config = read_result(folder).get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'result.json'}: holds no config; is it a training run's?")
+    return config
+
+
+def check_together(config: Mapping[str, Any]) -> None:
+    """What must hold between keys; each message names both. Values by themselves are checked elsewhere."""
+    name = config.get("name")
+    if name is not None and (not name or name.startswith((".", "-")) or Path(name).is_absolute() or ".." in name):
+        raise UserError(f"name: {name!r} is no folder name under output_dir; allowed: letters, digits, '-', '_', '/'")
