@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ima.cache import cache_dir, sha256_of, size_of
 from ima.errors import UserError, nearest
 from ima.results import write_atomic
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """One embedded thing. For a wheel, `file` is relative to the module; for a deb, the folder inside the package."""
+    """One embedded thing. For a wheel, `file` is relative to the module; for a deb, the folder inside the package.
+
+    `converter` is the version of the code that converts it into the cache, 0 where nothing is converted: raise it
+    when the outcome changes, and the old folder is no longer used.
+    """
 
     name: str
     kind: str
@@ -42,6 +39,7 @@ class Asset:
     purpose: str
     module: str = ""
     num_bytes: int = 0
+    converter: int = 0
 
 
 ASSETS = {
@@ -57,6 +55,7 @@ ASSETS = {
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
             purpose="llm: SmolLM2-135M-Instruct",
+            converter=1,
         ),
         Asset(
             name="lite0",
@@ -95,13 +94,6 @@ ASSETS = {
 }
 
 
-def cache_dir() -> Path:
-    """Where converted models and unpacked data go: $IMA_CACHE, else ima/ in the user's cache folder."""
-    if own := os.environ.get("IMA_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ima"
-
-
 def get_asset(name: str) -> Asset:
     if name not in ASSETS:
         raise UserError(f"asset {name!r} is unknown; {nearest(name, ASSETS)}")
@@ -128,6 +120,10 @@ def locate(name: str) -> Path:
 
 def stamps_folder(asset: Asset) -> Path:
     return cache_dir() / f"stamps-{asset.version}"
+
+
+def converted_folder(asset: Asset) -> Path:
+    return cache_dir() / f"{asset.name}-{asset.sha256[:12]}-v{asset.converter}"
 
 
 def locate_stamps(asset: Asset) -> Path:
@@ -164,60 +160,6 @@ def verify(asset: Asset, path: Path) -> None:
         write_atomic(remembered, json.dumps(seal))
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def locked(name: str) -> Iterator[BaseFileLock]:
-    """One process at a time; freed by the system when the process dies. A second one waits."""
-    from filelock import FileLock
-
-    path = cache_dir() / "locks" / f"{name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; set IMA_CACHE to a folder that can be written") from error
-    try:
-        yield lock
-    finally:
-        lock.release()
-
-
-def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
-    """Make the folder `target` once: `build(temporary folder)`, then one rename. Safe against kills and against
-    other processes; whatever a killed one left is swept away. An existing folder is taken as it is."""
-    if target.is_dir():
-        return target
-    with locked(target.name):
-        if target.is_dir():
-            return target
-        for stale in target.parent.glob(f".{target.name}.*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            try:
-                build(temporary)
-                temporary.chmod(0o755)
-                temporary.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        except OSError as error:
-            raise UserError(
-                f"{target}: {error.strerror or error}; free some space or set IMA_CACHE to another folder"
-            ) from error
-    return target
-
-
-def size_of(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
-
-
 def fetch(deb: Path | None = None) -> None:
     """Bring, check and convert every asset; quick when there is nothing to do.
 
@@ -235,10 +177,12 @@ def fetch(deb: Path | None = None) -> None:
         else:
             path = locate(asset.name)
         print(f"{asset.name:10} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {asset.purpose}")
-    from ima.llm.embedded import convert_smollm2
-
     start = time.perf_counter()
-    path = convert_smollm2()
+    path = converted_folder(get_asset("smollm2"))
+    if not path.is_dir():
+        from ima.llm.embedded import convert_smollm2  # torch: only where there is something to do
+
+        path = convert_smollm2()
     print(f"{'converted':10} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {path}")
 
 

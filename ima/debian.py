@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from ima.assets import Asset, build_folder, cache_dir, locate_stamps, locked, stamps_folder, verify
+from ima.assets import Asset, locate_stamps, stamps_folder, verify
+from ima.cache import build_folder, cache_dir, locked
 from ima.errors import UserError
 
 WANTED = re.compile(r".*\.(png|svg|txt|dat|ogg)$", re.IGNORECASE)
@@ -159,12 +160,13 @@ class Progress:
     """A bar on a terminal, silent elsewhere; shown only for what lasts longer than two seconds."""
 
     def __init__(self, what: str, num_bytes: int) -> None:
-        self.what, self.num_bytes, self.bar = what, num_bytes, None
+        self.what, self.num_bytes = what, num_bytes
+        self.bar: Any = None
 
     def __enter__(self) -> Progress:
         from tqdm import tqdm
 
-        self.bar: Any = tqdm(
+        self.bar = tqdm(
             desc=self.what, total=self.num_bytes, unit="B", unit_scale=True, delay=2, leave=False,
             disable=not sys.stderr.isatty(),
         )  # fmt: skip

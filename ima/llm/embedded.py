@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ima.assets import build_folder, cache_dir, get_asset, locate
+from ima.assets import converted_folder, get_asset, locate
+from ima.cache import build_folder
 from ima.errors import UserError
 from ima.llm.gguf import Gguf, read_gguf
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CONVERTER_VERSION = 1
 CONTROL_TOKEN = 3  # the token_type of special tokens in GGUF metadata
 
 OUTER_KEYS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -48,8 +48,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, 
 
 def convert_smollm2() -> Path:
     """The folder with the converted model and tokenizer, made now if it is not there."""
-    asset = get_asset("smollm2")
-    target = cache_dir() / f"smollm2-{asset.sha256[:12]}-v{CONVERTER_VERSION}"
+    target = converted_folder(get_asset("smollm2"))
     if target.is_dir():
         return target
     path = locate("smollm2")
@@ -61,7 +60,7 @@ def convert_llama(gguf: Gguf, folder: Path) -> None:
     from safetensors.torch import save_file
 
     config = llama_config(gguf.metadata)
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    heads = {"attn_q": config.num_attention_heads, "attn_k": int(gguf.metadata["llama.attention.head_count_kv"])}
     weights = {}
     for name, tensor in gguf.tensors.items():
         weight = torch.from_numpy(tensor.read())

@@ -38,7 +38,7 @@ def nibbles(raw: Bytes) -> Bytes:
 
 def fifth_bits(raw: Bytes) -> Bytes:
     """(num, 4) bytes of one little-endian word -> (num, 32) values 0 or 16, bit i for element i."""
-    return np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little") << 4
+    return np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little") << np.uint8(4)
 
 
 def f32(raw: Bytes) -> Floats:
