@@ -1,0 +1,54 @@
+"""What a task is: how a sample becomes prompt and target, how an answer is cleaned, how answers are scored.
+
+Tasks see samples and texts only; they know neither models nor tokens. Scores come with their interval and with the
+number of independent clusters behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ima.tasks.metrics.intervals import Interval
+from ima.types import Sample
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model said about a sample, cleaned."""
+
+    sample: Sample
+    text: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`low`, `high`: 95 % cluster bootstrap; NaN where there are fewer than two clusters. `n`: samples behind it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    num_clusters: int
+
+    @classmethod
+    def of(cls, name: str, interval: Interval, n: int) -> Metric:
+        return cls(name, interval.value, interval.low, interval.high, n, interval.num_clusters)
+
+
+class Task(Protocol):
+    name: str
+    max_new_tokens: int
+    num_beams: int
+
+    def prompt_for(self, sample: Sample) -> str: ...
+
+    def target_for(self, sample: Sample, draw: int) -> str: ...
+
+    def clean(self, text: str) -> str: ...
+
+    def score(self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]]) -> list[Metric]: ...
+
+    def per_example(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]: ...

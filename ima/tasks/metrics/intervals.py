@@ -1,0 +1,87 @@
+"""Intervals that respect clusters: pictures of one stamp are not independent, so stamps are resampled, not pictures.
+
+Percentile bootstrap of a ratio of sums (a mean is the ratio with denominators 1), vectorised over resamples, seeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_RESAMPLES = 4000
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval; NaN bounds where there is one cluster or none."""
+
+    value: float
+    low: float
+    high: float
+    num_clusters: int
+
+
+def cluster_sums(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
+    """Sums of (N, ...) values within each of C clusters, in order of first appearance: (C, ...)."""
+    index: dict[Hashable, int] = {}
+    which = np.array([index.setdefault(cluster, len(index)) for cluster in clusters], dtype=np.int64)
+    sums = np.zeros((len(index), *values.shape[1:]))
+    np.add.at(sums, which, values)
+    return sums
+
+
+def ratio(
+    above: Sequence[float] | np.ndarray,
+    below: Sequence[float] | np.ndarray | None,
+    clusters: Sequence[Hashable],
+    level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """sum(above) / sum(below) with its percentile interval over resampled clusters; `below` None means a mean."""
+    above = np.asarray(above, dtype=np.float64)
+    below = np.ones_like(above) if below is None else np.asarray(below, dtype=np.float64)
+    if not len(above) == len(below) == len(clusters):
+        raise ValueError(f"lengths differ: {len(above)} above, {len(below)} below, {len(clusters)} clusters")
+    if len(above) == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    return percentile(cluster_sums(np.stack([above, below], axis=1), clusters), level, num_resamples, seed)
+
+
+def mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable], **options: float) -> Interval:
+    return ratio(values, None, clusters, **options)  # type: ignore[arg-type]
+
+
+def paired_difference(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable],
+    **options: float,
+) -> Interval:
+    """mean(first - second) where both were measured on the same examples in the same order."""
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    return ratio(difference, None, clusters, **options)  # type: ignore[arg-type]
+
+
+def percentile(sums: np.ndarray, level: float, num_resamples: int, seed: int) -> Interval:
+    """`sums` (C, 2): numerator and denominator of every cluster."""
+    num_clusters = len(sums)
+    total = sums.sum(0)
+    value = float(total[0] / total[1]) if total[1] else np.nan
+    if num_clusters < 2:
+        return Interval(value, np.nan, np.nan, num_clusters)
+    generator = np.random.default_rng(seed)
+    shares = np.full(num_clusters, 1 / num_clusters)
+    values = []
+    for start in range(0, num_resamples, CHUNK):
+        counts = generator.multinomial(num_clusters, shares, size=min(CHUNK, num_resamples - start))
+        above, below = (counts @ sums).T
+        values.append(np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0))
+    drawn = np.concatenate(values)
+    if np.isnan(drawn).all():
+        return Interval(value, np.nan, np.nan, num_clusters)
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), num_clusters)
