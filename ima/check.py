@@ -154,6 +154,13 @@ def subscript(value: Any, head: str, inside: ast.expr | None, module: Module) ->
     return value
 
 
+def is_mapping(annotation: ast.expr | None) -> bool:
+    """Whether a parameter takes a mapping with names of the user's own."""
+    options = alternatives(annotation) if annotation is not None else []
+    heads = [option.value if isinstance(option, ast.Subscript) else option for option in options]
+    return any(ast.unparse(head).rpartition(".")[2] in MAPPINGS for head in heads)
+
+
 def items_of(node: ast.expr) -> list[Any]:
     return list(node.elts) if isinstance(node, ast.Tuple) else [node]
 

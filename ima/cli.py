@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ima.compose import CONF, PARSER, choices_of, compose, default_groups
 from ima.config import ROOTS, config_hash
 from ima.errors import UserError, nearest
@@ -79,8 +81,6 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
         root = "sweep"
     config = compose_sweep(overrides) if root == "sweep" else compose(overrides, root)
     if "--cfg" in flags:
-        from omegaconf import OmegaConf
-
         print(OmegaConf.to_yaml(config), end="")
         return 0
     run = entry or getattr(importlib.import_module("ima.run"), ENTRIES[root])
@@ -104,7 +104,11 @@ def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
         else:
             shared.append(text)
     config = compose(mine, "sweep", conf)
-    axes = {**{name: axis(name, values) for name, values in config.params.items()}}
+    theirs = [*default_groups("train", conf), *(field.name for field in dataclasses.fields(ROOTS["train"]))]
+    for name in (text.partition("=")[0].lstrip("+") for text in [*shared, *grid]):
+        if name.split(".")[0] not in theirs:
+            raise UserError(f"{name}: no key of sweep.py or train.py; {nearest(name.split('.')[0], {*own, *theirs})}")
+    axes = {name: axis(name, values) for name, values in config.params.items()}
     axes |= {name: axis(name, values) for name, values in grid.items()}
     config.params = {name: list(values) for name, values in axes.items()}
     config.overrides = [*config.overrides, *shared]
@@ -113,14 +117,14 @@ def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
     jobs = []
     for point in itertools.product(*axes.values()):
         overrides = [*config.overrides, *(f"{name}={value}" for name, value in zip(axes, point, strict=True))]
-        job = compose(overrides, "train", conf)
-        from omegaconf import OmegaConf
-
-        plain = OmegaConf.to_container(job)
+        plain = OmegaConf.to_container(compose(overrides, "train", conf))
         assert isinstance(plain, dict)
         jobs.append({"overrides": overrides, "hash": config_hash({str(name): item for name, item in plain.items()})})
-    if not config.get("name"):
-        config.name = f"sweep-{config_hash({'jobs': jobs})[:6]}"
+    if config.name is None:
+        chosen = config.choices.sweep
+        config.name = (
+            chosen if chosen and not (grid or shared) else f"{chosen or 'sweep'}-{config_hash({'j': jobs})[:6]}"
+        )
     config.jobs = jobs
     return config
 

@@ -8,7 +8,9 @@ composed imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ima.check import show
-from ima.config import INHERITED, STACKED, check_together, config_hash, groups_of, run_config
+from ima.config import INHERITED, MANAGEMENT, ROOTS, STACKED, check_together, config_hash, groups_of, run_config
 from ima.errors import UserError, nearest
 from ima.nodes import MISSING, check_node, put
 from ima.schema import signature
@@ -56,12 +58,11 @@ def compose(argv: Sequence[str], root: str = "train", conf: Path = CONF) -> Dict
         put(config, key, value, names, choices)
     config = resolve(config)
     config = check_node("", config, names)
-    if root != "sweep":
-        check_groups(root, config)
-        config["choices"] = choices
+    check_groups(root, config)
+    config["choices"] = choices
     check_together(config)
-    if config.get("name") is None:
-        config["name"] = default_name(root, config, choices, [override.key_or_group for override in overrides])
+    if root == "train" and config.get("name") is None:
+        config["name"] = default_name(config, choices, [override.key_or_group for override in overrides])
     return OmegaConf.create(config)
 
 
@@ -91,6 +92,7 @@ def parse(text: str, root: str, conf: Path) -> Override:
     return override
 
 
+@functools.lru_cache
 def default_groups(root: str, conf: Path) -> list[str]:
     """The groups of a root file's defaults list."""
     entries = read_yaml(conf / f"{root}.yaml").get("defaults", [])
@@ -143,11 +145,16 @@ def compose_groups(root: str, chosen: dict[str, str | list[str]], conf: Path) ->
         raise UserError(f"conf/{source_of(root, chosen)}: {first_line(error)}") from None
     assert isinstance(config, dict)
     result = {str(name): value for name, value in config.items() if name != "hydra"}
+    for field in dataclasses.fields(ROOTS[root]):
+        if field.default_factory is not dataclasses.MISSING:
+            result.setdefault(field.name, field.default_factory())
+        else:
+            result.setdefault(field.name, field.default)
     for group in groups_of(root):
-        result.setdefault(group, {} if group in STACKED else None)
+        if not result[group]:  # Hydra gives {} for a file without keys, such as none.yaml
+            result[group] = {} if group in STACKED else None
     for group in STACKED:
         if group in picked:
-            result[group] = result[group] or {}
             picked[group] = list(result[group])
     return result, picked
 
@@ -195,14 +202,9 @@ def check_groups(root: str, config: dict[str, Any]) -> None:
                 raise UserError(f"{key}: no _target_; each file of conf/{group}/ names the class that it configures")
 
 
-def default_name(root: str, config: dict[str, Any], choices: dict[str, Any], given: list[str]) -> str | None:
+def default_name(config: dict[str, Any], choices: dict[str, Any], given: list[str]) -> str:
     """The experiment where nothing else was chosen; with other choices a name that tells them apart."""
-    if root == "evaluate":
-        return None
-    experiment = choices.get("experiment" if root == "train" else "sweep")
-    plain = {"experiment", "sweep", "output_dir", "resume", "overwrite", "logger"}
-    if experiment and not [name for name in given if name.split(".")[0] not in plain]:
+    experiment = choices.get("experiment")
+    if experiment and all(name in ("experiment", *MANAGEMENT) or name.startswith("logger.") for name in given):
         return str(experiment)
-    if experiment:
-        return f"{experiment}-{config_hash(config)[:6]}"
-    return f"{root}-{datetime.date.today():%Y%m%d}-{config_hash(config)[:6]}"
+    return f"{experiment or f'train-{datetime.date.today():%Y%m%d}'}-{config_hash(config)[:6]}"

@@ -154,8 +154,12 @@ def make_venv() -> None:
         print("setup: making .venv", flush=True)
         VENV.mkdir()
         STARTED.touch()
-        run([sys.executable, "-m", "venv", str(VENV)], "python3 -m venv (Debian: apt install python3-venv)")
+        make_empty()
     STARTED.touch()
+
+
+def make_empty() -> None:
+    run([sys.executable, "-m", "venv", str(VENV)], "python3 -m venv (Debian: apt install python3-venv)")
 
 
 def works() -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ima.check import fit, show
+from ima.check import fit, is_mapping, show
 from ima.errors import UserError, nearest
 from ima.schema import REQUIRED, Signature, signature
 
@@ -22,6 +22,7 @@ def put(config: dict[str, Any], key: str, value: Any, names: Signature, choices:
     """Set a dotted key; every step must be a parameter of the node that it is taken in."""
     node: Any = config
     allowed: Iterable[str] = names.parameters
+    free = False  # inside a parameter that is a mapping with any keys
     path: list[str] = []
     parts = key.split(".")
     for part in parts:
@@ -31,11 +32,14 @@ def put(config: dict[str, Any], key: str, value: Any, names: Signature, choices:
                 raise UserError(f"{key}: {place} is a list of {len(node)}; allowed: 0 to {len(node) - 1}")
             step: Any = int(part)
         elif isinstance(node, dict):
+            parameters = names.parameters if not path else {}
             if "_target_" in node:
                 target = at(place, str(node["_target_"]))
-                allowed = [part] if target.open else [*target.parameters, *SPECIAL]
+                parameters = target.parameters
+                allowed = [part] if target.open else [*parameters, *SPECIAL]
             elif path:
-                allowed = node
+                allowed = [part] if free else node
+            free = free or (part in parameters and is_mapping(parameters[part].annotation))
             if part not in allowed and part not in node:
                 raise UserError(unknown(key, part, place, allowed, config))
             step = part
