@@ -1,0 +1,53 @@
+"""From folders to files: the page, and the figures and the table beside it. The drawing code is imported only here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ima.errors import UserError
+from ima.report.load import Run, load_runs
+
+MAX_DETAILED = 8
+
+
+def write_report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page for all runs of `paths` and return its path.
+
+    Default place: report.html in the run's own folder, or, for several runs, in the folder that holds them all.
+    Beside it: figures/<name>.svg, .png, .csv, and for several runs runs.csv (see `collect`).
+    Raises UserError for a folder without a run and for a place that cannot be written.
+    """
+    given = [Path(path) for path in paths]
+    runs = load_runs(given, MAX_DETAILED)
+    target = Path(out) if out is not None else default_place(given, runs)
+    if target.is_dir():
+        target = target / "report.html"
+    try:
+        return write_files(runs, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error}); give another place with --out") \
+            from error
+
+
+def default_place(paths: list[Path], runs: list[Run]) -> Path:
+    if len(runs) == 1:
+        return runs[0].folder / "report.html"
+    folders = paths if len(paths) == 1 else [run.folder.resolve().parent for run in runs]
+    return Path(os.path.commonpath(folders)) / "report.html"
+
+
+def write_files(runs: list[Run], target: Path) -> Path:
+    from ima.report.collect import csv_table, table_rows
+    from ima.report.figures import comparison_figures, figures_of
+    from ima.report.page import page
+    from ima.results import write_atomic
+
+    figures = figures_of(runs[0]) if len(runs) == 1 else comparison_figures(runs)
+    write_atomic(target, page(runs, figures))
+    for figure in figures:
+        figure.save(target.parent / "figures")
+    if len(runs) > 1:
+        write_atomic(target.parent / "runs.csv", csv_table(table_rows(runs)))
+    return target

@@ -1,0 +1,62 @@
+"""`collect`: any set of run folders -> one tidy table, a row per run, failed ones with their reason.
+
+Reads result.json only, so a thousand runs take a second or so. Columns: run, folder, status, reason, facts of the
+run, every config value as config.<dotted key>, every metric under its own name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ima.report.load import Run, flatten, load_runs, text
+from ima.results import write_atomic
+
+FIRST = ("run", "status", "reason", "wall_seconds", "commit", "dirty", "command", "folder")
+
+
+def collect(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """One dictionary per run below `folders`, all with the same keys in the same order; None where a run lacks it.
+
+    Raises UserError for a folder that neither is a run nor holds one.
+    """
+    return table_rows(load_runs(folders, max_detailed=0))
+
+
+def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    rows = [table_row(run) for run in runs]
+    config = sorted({key for row in rows for key in row if key.startswith("config.")})
+    metrics = sorted({key for row in rows for key in row} - set(FIRST) - set(config))
+    return [{key: row.get(key) for key in (*FIRST, *config, *metrics)} for row in rows]
+
+
+def table_row(run: Run) -> dict[str, Any]:
+    """A metric that would hide one of the fixed columns gets the prefix metric."""
+    result = run.result
+    row: dict[str, Any] = {
+        "run": run.name, "status": run.status, "reason": run.reason or None,
+        "wall_seconds": result.get("wall_seconds"), "commit": result["git"].get("commit"),
+        "dirty": result["git"].get("dirty"), "command": result.get("command"), "folder": str(run.folder)}  # fmt: skip
+    for key, value in flatten(result["config"]).items():
+        row[f"config.{key}"] = value if isinstance(value, (int, float, str, bool)) or value is None else text(value)
+    for name, metric in run.metrics.items():
+        row[f"metric.{name}" if name in FIRST or name.startswith("config.") else name] = metric
+    return row
+
+
+def csv_table(rows: Sequence[dict[str, Any]]) -> str:
+    """CSV with a header; empty cells where there is no value."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else list(FIRST), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: str | Path) -> Path:
+    """Write the table of `collect`, whole or not at all."""
+    write_atomic(Path(path), csv_table(rows))
+    return Path(path)

@@ -1,0 +1,102 @@
+"""Figures of learning: the training curve and the task metrics by track and epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from ima.report import series
+from ima.report.drawing import Figure, legend, line, table_of, whole_ticks
+from ima.report.series import Curve
+from ima.report.style import DASHES, MARKERS, Theme
+
+MAX_POINTS = 300
+HEADLINE_SCORES = ("noun_accuracy", "slot_f1", "cider")
+
+
+def smooth(found: Curve, share: float = 0.03) -> Curve:
+    """Running mean over `share` of the points (centred), thinned to MAX_POINTS; gaps are skipped."""
+    points = [point for point in found.points if math.isfinite(point[1])]
+    reach = max(1, round(len(points) * share))
+    step = max(1, len(points) // MAX_POINTS)
+    means = []
+    for at in range(0, len(points), step):
+        near = points[max(0, at - reach) : at + reach + 1]
+        means.append((points[at][0], sum(y for _, y, _ in near) / len(near), 0.0))
+    return Curve(found.label, means)
+
+
+def thin(found: Curve) -> Curve:
+    step = max(1, len(found.points) // MAX_POINTS)
+    return Curve(found.label, found.points[::step])
+
+
+def training(rows: Sequence[series.Row]) -> Figure:
+    title, name = "Training curve", "training"
+    caption = "Cross-entropy on the answer tokens (nats per token): each step, its running mean, and validation."
+    curves = {key: found for key, found in series.training(rows).items() if any(map(math.isfinite, found.y))}
+    if not curves:
+        return Figure(name, title, caption, missing="no `train_loss` or `val_loss` rows with numbers")
+
+    def draw(figure: Canvas, theme: Theme) -> None:
+        ax = figure.add_subplot()
+        if "train" in curves:
+            ax.plot(*zip(*[(x, y) for x, y, _ in thin(curves["train"]).points], strict=True), color=theme["c0"],
+                    alpha=0.35, linewidth=0.9, label="training, step")
+            line(ax, smooth(curves["train"]), theme["c0"], "training, mean")
+        if "val" in curves:
+            line(ax, curves["val"], theme["c1"], "validation", marker="o", linestyle=DASHES[1])
+        ax.set(xlabel="step", ylabel="loss")
+        whole_ticks(ax)
+        ax.legend(loc="upper right")
+
+    return Figure(name, title, caption, draw, table_of([([key], found) for key, found in curves.items()], ["curve"],
+                                                       "step"))
+
+
+def tasks(rows: Sequence[series.Row]) -> Figure:
+    title, name = "Task metric by epoch", "tasks"
+    scores = series.task_scores(rows)
+    score = next((score for score in (*HEADLINE_SCORES, *sorted(scores)) if score in scores), None)
+    caption = "Generated captions, scored; bars: 95 % interval. Blind: the same questions without a picture."
+    if score is None:
+        return Figure(name, title, caption, missing="no task metric rows: was the run evaluated?")
+    tracks = {track: found for track, found in scores[score].items() if any(map(math.isfinite, found.y))}
+    if not tracks:
+        return Figure(name, title, caption, missing=f"every `{score}` row is without a number")
+    single = all(len(found.points) == 1 for found in tracks.values())
+
+    def draw(figure: Canvas, theme: Theme) -> None:
+        ax = figure.add_subplot()
+        for index, (track, found) in enumerate(tracks.items()):
+            blind = track == "blind"
+            x = [float(index)] if single else found.x
+            low, high = found.band
+            error = [[y - a for y, a in zip(found.y, low, strict=True)],
+                     [b - y for y, b in zip(found.y, high, strict=True)]]
+            ax.errorbar(x, found.y, yerr=error if found.has_band else None, label=track, capsize=2.5,
+                        color=theme["before"] if blind else theme.category(index), elinewidth=1,
+                        linestyle="none" if single else DASHES[1 if blind else 0], marker=MARKERS[index % len(MARKERS)],
+                        markersize=7 if single else 4.5)
+        ax.set(ylabel=score.replace("_", " "))
+        values = [y for found in tracks.values() for y in found.y if math.isfinite(y)]
+        ax.set_ylim(bottom=min(0.0, *values), top=None if max(values) > 1 else 1.02)
+        if single:
+            ax.set_xticks(range(len(tracks)), list(tracks))
+            ax.set_xlim(-0.6, len(tracks) - 0.4)
+            ax.set_xlabel("track")
+        else:
+            ax.set_xlabel("epoch")
+            whole_ticks(ax)
+            handles = [Line2D([], [], color=theme["before"] if track == "blind" else theme.category(index),
+                              marker=MARKERS[index % len(MARKERS)], linestyle=DASHES[1 if track == "blind" else 0],
+                              label=track) for index, track in enumerate(tracks)]
+            legend(ax, handles=handles)
+
+    table = table_of([([score_name, track], found) for score_name, by_track in scores.items()
+                      for track, found in by_track.items()], ["score", "track"], "epoch")
+    heading = f"{score.replace('_', ' ').capitalize()} by {'track' if single else 'epoch'}"
+    return Figure(name, heading, caption, draw, table)

@@ -1,0 +1,99 @@
+"""Sample cards: the picture, what is true, what was generated, and whether that is right.
+
+Pictures are read below the run folder only and shrunk, so that a page stays small. Right and wrong differ by sign and
+word, not by colour alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ima.report.load import Run
+from ima.report.series import finite, track_rank
+from ima.report.words import track_name
+
+MAX_CARDS = 36
+MAX_SIDE = 224  # pixels
+SMALL = 12_000  # bytes; a picture up to this size is shown as it is
+
+
+def sample_section(run: Run) -> str:
+    """Cards by track; the last epoch's generation large, earlier ones folded away."""
+    if not run.samples:
+        return '<p class="missing">No generated samples: samples.jsonl is missing or empty.</p>'
+    tracks: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for sample in run.samples:
+        track = tracks.setdefault(str(sample.get("track") or ""), {})
+        track.setdefault(str(sample.get("id")), []).append(sample)
+    share = max(4, MAX_CARDS // len(tracks))
+    parts = []
+    for name in sorted(tracks, key=track_rank):
+        shown = list(tracks[name].values())
+        heading = f"<h3>{escape(track_name(name))}</h3>" if name else ""
+        cards = "".join(card(run.folder, history) for history in shown[:share])
+        more = f'<p class="note">{len(shown) - share} more in samples.jsonl.</p>' if len(shown) > share else ""
+        parts.append(f'{heading}<div class="cards">{cards}</div>{more}')
+    return "".join(parts)
+
+
+def card(folder: Path, history: list[dict[str, Any]]) -> str:
+    """`history`: the same sample at one or more epochs."""
+    history = sorted(history, key=lambda sample: finite(sample.get("epoch"), 0.0))
+    last = history[-1]
+    references = last.get("references")
+    truths = [str(item) for item in references] if isinstance(references, list) else []
+    truth = escape(truths[0]) if truths else "<i>no reference</i>"
+    if len(truths) > 1:
+        truth += f' <span class="more" title="{escape(" | ".join(truths[1:]))}">+{len(truths) - 1}</span>'
+    earlier = "".join(f"<li>epoch {escape(str(sample.get('epoch')))}: {prediction(sample)}</li>"
+                      for sample in history[:-1])
+    folded = f"<details><summary>earlier epochs</summary><ul>{earlier}</ul></details>" if earlier else ""
+    return (f'<figure class="card">{picture(folder, last.get("image"), truths[0] if truths else "sample")}'
+            f'<figcaption><p>{verdict(last.get("correct"))}</p><p class="said">{prediction(last)}</p>'
+            f'<p class="true"><span>reference</span> {truth}</p>{folded}</figcaption></figure>')
+
+
+def prediction(sample: dict[str, Any]) -> str:
+    said = str(sample.get("prediction") or "").strip()
+    return f"“{escape(said)}”" if said else "<i>(empty)</i>"
+
+
+def verdict(correct: Any) -> str:
+    if correct is None:
+        return '<span class="verdict">○ not scored</span>'
+    return '<span class="verdict right">✓ right</span>' if correct else '<span class="verdict wrong">✗ wrong</span>'
+
+
+def picture(folder: Path, image: Any, alt: str) -> str:
+    """<img> with the picture inside, or a line that says why there is none."""
+    if not image:
+        return '<div class="no-picture">no picture</div>'
+    path = (folder / str(image)).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return '<div class="no-picture">picture outside the run folder</div>'
+    try:
+        kind, data = shrunk(path.read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return '<div class="no-picture">picture could not be read</div>'
+    encoded = base64.b64encode(data).decode()
+    return f'<img src="data:image/{kind};base64,{encoded}" alt="{escape(alt)}">'
+
+
+def shrunk(data: bytes) -> tuple[str, bytes]:
+    """Kind and bytes of the picture at MAX_SIDE at most. Raises OSError or ValueError where it is no picture."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        kind = (image.format or "").lower()
+        if len(data) <= SMALL and max(image.size) <= MAX_SIDE and kind in ("png", "jpeg", "webp"):
+            return kind, data
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(image.convert("RGBA"), mask=image.convert("RGBA"))
+        flat.thumbnail((MAX_SIDE, MAX_SIDE))
+        buffer = io.BytesIO()
+        flat.save(buffer, format="JPEG", quality=82, optimize=True)
+    return "jpeg", buffer.getvalue()

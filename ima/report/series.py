@@ -1,0 +1,170 @@
+"""Rows -> the curves that figures draw. The one place that knows which score names mean what.
+
+A resumed run may have measured the same point twice: the later row wins. Values that are None (not finite when
+written) stay in, so that a figure shows a gap there instead of joining what is not joined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+TEXT_ROLES = ("T", "T.answer", "T.prompt")
+TRACK_ORDER = ("T0", "T1", "T2", "val", "blind")
+EVALUATED = -1  # stands for the epoch where a run has none: one evaluation of a checkpoint
+Z95 = 1.959964
+
+
+@dataclasses.dataclass
+class Curve:
+    """Points (x, y, se) with x rising; y NaN where there is no number, se 0 where there is no error."""
+
+    label: str
+    points: list[tuple[float, float, float]]
+
+    @property
+    def x(self) -> list[float]:
+        return [x for x, _, _ in self.points]
+
+    @property
+    def y(self) -> list[float]:
+        return [y for _, y, _ in self.points]
+
+    @property
+    def band(self) -> tuple[list[float], list[float]]:
+        """95 % limits, value -+ 1.96 se."""
+        return [y - Z95 * se for _, y, se in self.points], [y + Z95 * se for _, y, se in self.points]
+
+    @property
+    def has_band(self) -> bool:
+        return any(se > 0 for _, _, se in self.points)
+
+
+def finite(value: Any, default: float = math.nan) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return default
+
+
+def curve(rows: Iterable[Row], label: str, x: Callable[[Row], Any]) -> Curve:
+    """The rows as one curve over `x(row)`; rows without an x are left out."""
+    last: dict[float, Row] = {}
+    for row in rows:
+        at = x(row)
+        if at is not None:
+            last[float(at)] = row
+    points = [(at, finite(row["value"]), finite(row["se"], 0.0)) for at, row in sorted(last.items())]
+    return Curve(label, points)
+
+
+def where(rows: Iterable[Row], **fields: Any) -> list[Row]:
+    """Rows whose fields equal the given values; a tuple means any of them."""
+    wanted = [(key, value if isinstance(value, tuple) else (value,)) for key, value in fields.items()]
+    return [row for row in rows if all(row[key] in values for key, values in wanted)]
+
+
+def alignment_rows(rows: Sequence[Row]) -> list[Row]:
+    """Validation rows at the block outputs, of one pair of datasets (the most frequent: curves must not mix two)."""
+    kept = where(rows, split=("val", "validation", None), site=("resid_post", None))
+    kept = [row for row in kept if row["track"] in (None, "val")]
+    if not kept:
+        return []
+    if all(row["epoch"] is None for row in kept):
+        kept = [{**row, "epoch": EVALUATED} for row in kept]
+    pairs = Counter((row["dataset_a"], row["dataset_b"], row["modality_a"], row["modality_b"])
+                    for row in kept if row["score"] == "sim")
+    if len(pairs) < 2:
+        return kept
+    chosen = pairs.most_common(1)[0][0]
+    fields = ("dataset_a", "dataset_b", "modality_a", "modality_b")
+    return [row for row in kept
+            if all(row[field] in (None, value) for field, value in zip(fields, chosen, strict=True))]
+
+
+def text_role(rows: Iterable[Row], score: str) -> str | None:
+    """The widest textual role that `score` was measured for."""
+    present = {row["role_b"] for row in rows if row["score"] == score}
+    return next((role for role in TEXT_ROLES if role in present), None)
+
+
+def epochs(rows: Iterable[Row]) -> list[int]:
+    return sorted({row["epoch"] for row in rows if row["epoch"] is not None})
+
+
+def by_layer(rows: Sequence[Row], score: str, variant: str = "raw", role: str | None = None) -> dict[int, Curve]:
+    """Cross-modal score over the textual layer, one curve per epoch."""
+    role = role or text_role(rows, score)
+    variants = (variant, None) if variant == "raw" else (variant,)
+    kept = [row for row in where(rows, score=score, role_b=role, variant=variants) if row["layer_b"] is not None]
+    return {epoch: curve(where(kept, epoch=epoch), f"epoch {epoch}", lambda row: row["layer_b"])
+            for epoch in epochs(kept)}
+
+
+def by_epoch(rows: Sequence[Row], score: str, variant: str = "raw") -> Curve:
+    """A score pooled over the layers, over the epochs."""
+    role = text_role(rows, score)
+    variants = (variant, None) if variant == "raw" else (variant,)
+    kept = [row for row in where(rows, score=score, variant=variants, role_b=(role,)) if row["layer_a"] in (None, 0)]
+    return curve(kept, score, lambda row: None if row["epoch"] == EVALUATED else row["epoch"])
+
+
+def norms(rows: Sequence[Row], role: str, epoch: int) -> dict[str, Curve]:
+    """Quartiles of the token norms by layer: keys q25, q50, q75."""
+    return {quartile: curve(where(rows, score=f"norm_{quartile}", role_a=role, epoch=epoch), role,
+                            lambda row: row["layer_a"]) for quartile in ("q25", "q50", "q75")}
+
+
+def consecutive(rows: Sequence[Row], role: str, step: int, epoch: int) -> Curve:
+    """Similarity of a token with itself `step` layers on, over the layer it starts from."""
+    kept = [row for row in where(rows, score="consecutive", role_a=role, epoch=epoch)
+            if row["layer_a"] is not None and row["layer_b"] == row["layer_a"] + step]
+    return curve(kept, f"{role}, {step} on", lambda row: row["layer_a"])
+
+
+def roles_of(rows: Iterable[Row], score: str) -> list[str]:
+    """P first, then the widest textual role that the score has."""
+    present = {row["role_a"] for row in rows if row["score"] == score}
+    textual = next((role for role in TEXT_ROLES if role in present), None)
+    return [role for role in ("P", textual) if role is not None and role in present]
+
+
+def training(rows: Sequence[Row]) -> dict[str, Curve]:
+    """Loss over steps: keys train and val (those that exist). Validation epochs land on the step where they ended."""
+    trained = where(rows, score="train_loss")
+    ends: dict[int, int] = {}
+    for row in trained:
+        if row["epoch"] is not None and row["step"] is not None:
+            ends[row["epoch"]] = max(ends.get(row["epoch"], 0), row["step"])
+    offset = 1 if ends and min(ends) == 0 else 0
+
+    def step_of(row: Row) -> int | None:
+        """The row's own step, else the end of its epoch; epoch 0 of validation is before the first step."""
+        if row["step"] is not None:
+            return int(row["step"])
+        epoch = row["epoch"]
+        if epoch is None or epoch == 0 or not ends:
+            return epoch
+        return ends.get(epoch - offset)
+
+    curves = {"train": curve(trained, "training", lambda row: row["step"]),
+              "val": curve(where(rows, score="val_loss"), "validation", step_of)}
+    return {name: found for name, found in curves.items() if found.points}
+
+
+def task_scores(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
+    """Task metrics: score -> track -> curve over epochs. A task metric is a row that has a track and no layer."""
+    kept = [row for row in rows if row["track"] is not None and row["layer_a"] is None and row["layer_b"] is None
+            and row["role_a"] is None and row["variant"] is None and not row["score"].endswith("loss")]
+    table: dict[str, dict[str, list[Row]]] = {}
+    for row in kept:
+        table.setdefault(row["score"], {}).setdefault(row["track"], []).append(row)
+    return {score: {track: curve(tracks[track], track, lambda row: row["epoch"] or 0)
+                    for track in sorted(tracks, key=track_rank)} for score, tracks in table.items()}
+
+
+def track_rank(track: str) -> tuple[int, str]:
+    return (TRACK_ORDER.index(track) if track in TRACK_ORDER else len(TRACK_ORDER) - 1, track)

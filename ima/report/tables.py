@@ -1,0 +1,173 @@
+"""Tables of the page: task metrics, facts, configuration, and the overview of many runs that sorts and filters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from ima.report import series
+from ima.report.load import Run, differing_keys, flatten, text
+from ima.report.words import HEADLINES, seconds_text, track_name, value_text
+
+MAX_METRIC_COLUMNS = 8
+MAX_REASON = 160
+SIGNS = {"ok": "✓", "failed": "✗", "running": "…"}
+
+
+def status_badge(status: str) -> str:
+    kind = status if status in SIGNS else "unknown"
+    return f'<span class="status {kind}">{SIGNS.get(status, "?")} {escape(status)}</span>'
+
+
+def interval_text(run: Run, name: str) -> str:
+    low, high = run.metrics.get(f"{name}/low"), run.metrics.get(f"{name}/high")
+    return "" if low is None or high is None else f"{value_text(low)} to {value_text(high)}"
+
+
+def pairs(items: Iterable[tuple[str, Any]]) -> str:
+    """Two-column table of names and values."""
+    rows = "".join(f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(plain(value))}</td></tr>'
+                   for name, value in items)
+    return f'<div class="scroll"><table class="pairs">{rows}</table></div>' if rows else ""
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items()) or "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(plain, value)) or "–"
+    return value_text(value)
+
+
+def facts_table(run: Run) -> str:
+    result = run.result
+    git = result["git"]
+    commit = str(git.get("commit") or "–")[:12] + (" (with uncommitted changes)" if git.get("dirty") else "")
+    facts: list[tuple[str, Any]] = [("status", run.status), ("wall time", seconds_text(result.get("wall_seconds")))]
+    for name, value in result["facts"].items():
+        if name in ("seconds", "times") and isinstance(value, dict):
+            value = {phase: seconds_text(spent) for phase, spent in value.items()}
+        facts.append((str(name).replace("_", " "), value))
+    facts += [("seeds", result.get("seeds")), ("commit", commit)]
+    facts += [(f"{name} version", version) for name, version in result["versions"].items()]
+    return pairs(facts)
+
+
+def config_table(run: Run) -> str:
+    config = flatten(run.result["config"])
+    if not config:
+        return '<p class="missing">The result holds no configuration.</p>'
+    return pairs((key, text(value)) for key, value in config.items())
+
+
+def metric_table(run: Run) -> str:
+    """Every metric of the result with its interval, limits folded into their metric's row."""
+    limits = ("/low", "/high")
+    names = [name for name in run.metrics
+             if not (name.endswith(limits) and name.rsplit("/", 1)[0] in run.metrics)]
+    if not names:
+        return '<p class="missing">The result holds no metrics.</p>'
+    return pairs((name, value_text(run.metrics[name]) +
+                  (f"  ({limits_text})" if (limits_text := interval_text(run, name)) else "")) for name in names)
+
+
+def task_table(run: Run) -> str:
+    """Task metrics: a row per metric and track (blind last), a column per epoch."""
+    scores = series.task_scores(run.rows)
+    shown = sorted({epoch for tracks in scores.values() for found in tracks.values() for epoch in found.x})
+    if not scores:
+        return '<p class="missing">No task metric rows: was the run evaluated?</p>'
+    shown = [float(epoch) for epoch in shown]
+    head = "".join(f'<th scope="col" class="number">epoch {int(epoch)}</th>' for epoch in shown)
+    body = ""
+    for score, tracks in scores.items():
+        for track, found in tracks.items():
+            points = {at: (value, se) for at, value, se in found.points}
+            cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
+            kind = ' class="blind"' if track == "blind" else ""
+            body += (f'<tr{kind}><th scope="row">{escape(score.replace("_", " "))}</th>'
+                     f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>')
+    return (f'<div class="scroll"><table><thead><tr><th scope="col">metric</th><th scope="col">track</th>{head}</tr>'
+            f'</thead><tbody>{body}</tbody></table></div><p class="note">± is 1.96 standard errors.</p>')
+
+
+def cell(point: tuple[float, float] | None) -> str:
+    if point is None:
+        return "–"
+    value, se = point
+    return value_text(value) + (f'<small> ± {value_text(series.Z95 * se)}</small>' if se > 0 else "")
+
+
+def metric_columns(runs: Sequence[Run]) -> list[str]:
+    """Headline metrics that a run has, then the most frequent others."""
+    seen: dict[str, int] = {}
+    for run in runs:
+        for name, value in run.metrics.items():
+            if value is not None and not name.endswith(("/low", "/high")):
+                seen[name] = seen.get(name, 0) + 1
+    first = [name for name, _, _ in HEADLINES if name in seen]
+    others = sorted((name for name in seen if name not in first), key=lambda name: (-seen[name], name))
+    return (first + others)[:MAX_METRIC_COLUMNS]
+
+
+def overview(runs: Sequence[Run]) -> str:
+    """One row per run; the inline script sorts by a click on a heading and filters by words."""
+    keys, metrics = differing_keys(runs, limit=8), metric_columns(runs)
+    heads = ["run", "status", *keys, *metrics, "time"]
+    numeric = {*metrics, "time"}
+    head = "".join(f'<th scope="col" aria-sort="none"{" class=number" if name in numeric else ""}>'
+                   f'<button type="button">{breakable(name)}</button></th>' for name in heads)
+    body = "".join(overview_row(run, keys, metrics) for run in runs)
+    return (f'<label class="filter">Filter <input type="search" id="filter" placeholder="words that a row must hold">'
+            f'</label> <span id="count" class="note">{len(runs)} of {len(runs)} runs</span>'
+            f'<div class="scroll"><table class="sortable" id="runs"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+            f'<p class="note">All configuration values and metrics of every run are in runs.csv beside this page.</p>')
+
+
+def breakable(name: str) -> str:
+    """A long key may wrap after its dots, slashes and underscores."""
+    marked = escape(name)
+    for sign in "./_":
+        marked = marked.replace(sign, f"{sign}<wbr>")
+    return marked.replace("<<wbr>", "<").replace("</<wbr>", "</")
+
+
+def overview_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> str:
+    config = flatten(run.result["config"])
+    cells = [f'<th scope="row">{escape(run.name)}{how_to(run)}</th><td>{status_badge(run.status)}{reason(run)}</td>']
+    cells += [f"<td>{escape(text(config[key])) if key in config else '–'}</td>" for key in keys]
+    for name in metrics:
+        value, limits = run.metrics.get(name), interval_text(run, name)
+        small = f"<small>{limits}</small>" if limits else ""
+        cells.append(f'<td class="number" data-v="{"" if value is None else value}">{value_text(value)}{small}</td>')
+    wall = run.result.get("wall_seconds")
+    cells.append(f'<td class="number" data-v="{wall if isinstance(wall, (int, float)) else ""}">'
+                 f"{seconds_text(wall)}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def how_to(run: Run) -> str:
+    command = run.result.get("command")
+    return f"<details><summary>command</summary><code>{escape(str(command))}</code></details>" if command else ""
+
+
+def reason(run: Run) -> str:
+    if not run.reason:
+        return ""
+    short = run.reason if len(run.reason) <= MAX_REASON else run.reason[: MAX_REASON - 1] + "…"
+    return f'<small class="reason">{escape(short)}</small>'
+
+
+def difference_table(runs: Sequence[Run]) -> str:
+    """Config keys on which a few runs differ, a column per run."""
+    keys = differing_keys(runs, limit=40)
+    if not keys:
+        return '<p class="missing">The configurations are the same.</p>'
+    head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
+    flat = [flatten(run.result["config"]) for run in runs]
+    body = "".join(f'<tr><th scope="row">{breakable(key)}</th>' + "".join(
+        f"<td>{escape(text(config[key])) if key in config else '–'}</td>" for config in flat) + "</tr>" for key in keys)
+    return (f'<div class="scroll"><table><thead><tr><th scope="col">key</th>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>")

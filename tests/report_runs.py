@@ -1,0 +1,125 @@
+"""Synthetic run folders for the report's tests: realistic in shape and size, made without any model."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+from ima.results import RowWriter, write_json
+from ima.types import Row
+
+NUM_LAYERS, NUM_EPOCHS, NUM_STEPS = 30, 6, 190
+NOUNS = ("cow", "frog", "fire truck", "orange", "guitar", "rocket")
+
+
+def make_run(folder: Path, *, seed: int = 0, encoder: str = "efficientnet-lite0", layers: int = NUM_LAYERS,
+             epochs: int = NUM_EPOCHS, samples: int = 12, skill: float = 0.8, **result: Any) -> Path:
+    """A finished run; keywords override fields of result.json."""
+    rng = random.Random(seed)
+    name = folder.name
+    rows: list[Row] = []
+    for step in range(NUM_STEPS):
+        epoch = 1 + step * epochs // NUM_STEPS if epochs else 1
+        loss = 0.5 + 4.2 * math.exp(-step / 45) + rng.gauss(0, 0.12)
+        rows.append(Row(name, "train_loss", loss, step=step, epoch=epoch, split="train"))
+        rows.append(Row(name, "lr", 2e-3, step=step, epoch=epoch, split="train"))
+    for epoch in range(epochs + 1):
+        rows.append(Row(name, "val_loss", 0.7 + 4.1 * math.exp(-epoch / 1.4), epoch=epoch, split="val"))
+        rows += alignment(name, epoch, layers, rng, skill)
+        if epoch:
+            gain = 1 - math.exp(-epoch / 2.2)
+            for track, best in (("T0", skill), ("T1", 0.55 * skill), ("blind", 0.03)):
+                rows.append(Row(name, "noun_accuracy", best * gain if track != "blind" else best, epoch=epoch,
+                                split="test", track=track, task="caption", se=0.035, n=210))
+                rows.append(Row(name, "cider", 3 * best * gain, epoch=epoch, split="test", track=track,
+                                task="caption", n=210))
+    RowWriter(folder / "rows.jsonl").write(rows)
+    metrics = {"T0/noun_accuracy": skill, "T0/noun_accuracy/low": skill - 0.07, "T0/noun_accuracy/high": skill + 0.06,
+               "T1/noun_accuracy": 0.55 * skill, "T1/noun_accuracy/low": 0.55 * skill - 0.1,
+               "T1/noun_accuracy/high": 0.55 * skill + 0.1, "blind/noun_accuracy": 0.03, "T0/cider": 2.41,
+               "ima/mean": 0.35 + 0.3 * skill + rng.gauss(0, 0.01), "ima/mean/low": 0.55, "ima/mean/high": 0.61,
+               "train/loss": 0.52, "val/loss": 0.75}  # fmt: skip
+    config = {"encoder": {"_target_": "ima.encoders.embedded.EfficientNetLite0", "name": encoder, "layer": -1},
+              "adapter": {"_target_": "ima.adapters.Pool", "_partial_": True, "hidden": 1024},
+              "llm": {"name": "smollm2-135m"}, "trainer": {"max_epochs": epochs, "seed": seed}, "name": name}
+    facts = {"llm": "SmolLM2-135M-Instruct", "encoder": encoder, "adapter": "pool", "device": "cpu (2 cores)",
+             "dtype": "float32", "num_trainable_parameters": 1_904_832, "num_frozen_parameters": 134_515_008,
+             "num_train_samples": 500, "seconds": {"cache features": 11.2, "train": 151.3, "evaluate": 60.1}}
+    write_json(folder / "result.json", {
+        "status": "ok", "config": config, "overrides": [f"encoder={encoder}", f"trainer.seed={seed}"],
+        "command": f"python train.py encoder={encoder} trainer.seed={seed}", "metrics": metrics,
+        "versions": {"python": "3.11.2", "torch": "2.11.0", "transformers": "5.23.0", "ima": "0.1.0"},
+        "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False}, "seeds": {"run": seed},
+        "wall_seconds": 223.4, "facts": facts, **result})  # fmt: skip
+    write_samples(folder, rng, samples, epochs)
+    return folder
+
+
+def alignment(run: str, epoch: int, layers: int, rng: random.Random, skill: float) -> list[Row]:
+    """Rows like those of the alignment callback for one epoch."""
+    rows: list[Row] = []
+    common: dict[str, Any] = {"run": run, "epoch": epoch, "split": "val", "site": "resid_post", "task": "caption",
+                              "dataset_a": "stampworld", "dataset_b": "stampworld", "modality_a": "image",
+                              "modality_b": "text", "n": 240}  # fmt: skip
+    grown = skill * (1 - math.exp(-epoch / 1.8))
+    pooled = 0.0
+    for layer in range(layers + 1):
+        depth = layer / max(layers, 1)
+        base = 0.08 + 0.55 * math.sin(math.pi * min(depth * 1.3, 1)) * (0.55 + 0.45 * grown) + rng.gauss(0, 0.004)
+        gap = 0.06 * grown * math.exp(-(((depth - 0.75) / 0.2) ** 2))
+        pooled += base / (layers + 1)
+        for variant, shift in (("raw", 0.0), ("nosink", -0.12)):
+            for score, value in (("sim", base), ("sim_matched", base + gap), ("sim_gap", gap)):
+                for role in ("T", "T.answer"):
+                    rows.append(Row(score=score, value=value + (shift if score != "sim_gap" else 0), role_a="P",
+                                    role_b=role, layer_a=layer, layer_b=layer, variant=variant, se=0.008, **common))
+        rows.append(Row(score="sim_p0", value=0.6 * base, role_a="P", role_b="T", layer_a=0, layer_b=layer,
+                        variant="raw", se=0.006, **common))
+        for role, scale in (("P", 1.3), ("T", 1.0)):
+            for quartile, factor in (("q25", 0.8), ("q50", 1.0), ("q75", 1.3)):
+                value = scale * factor * 3 * math.exp(4 * depth) * (1 + 0.1 * epoch * (role == "P"))
+                rows.append(Row(score=f"norm_{quartile}", value=value, role_a=role, layer_a=layer, **common))
+            for step in (1, 8):
+                if layer + step <= layers:
+                    value = (0.93 if role == "P" else 0.86) ** math.sqrt(step) - 0.25 * (depth < 0.05)
+                    rows.append(Row(score="consecutive", value=value, role_a=role, role_b=role, layer_a=layer,
+                                    layer_b=layer + step, **common))
+    for score, variant, factor in (("ima", "raw", 1.0), ("ima", "nosink", 0.8), ("ima_p0", "raw", 0.6)):
+        rows.append(Row(score=score, value=factor * pooled, role_a="P", role_b="T", variant=variant, se=0.006,
+                        **common))
+    return rows
+
+
+def write_samples(folder: Path, rng: random.Random, count: int, epochs: int) -> None:
+    lines = []
+    for index in range(count):
+        noun = NOUNS[index % len(NOUNS)]
+        media = folder / "media" / f"{index}.png"
+        media.parent.mkdir(parents=True, exist_ok=True)
+        media.write_bytes(png(96, 96, (40 * index % 256, 120, 255 - 20 * index % 256)))
+        for epoch in sorted({1, max(1, epochs // 2), max(1, epochs)}):
+            right = rng.random() < 0.25 * epoch
+            lines.append({"id": f"{'T0' if index % 3 else 'T1'}-{index}", "track": "T0" if index % 3 else "T1",
+                          "references": [f"A {noun}.", f"This is a {noun}."],
+                          "prediction": f"A {noun}." if right else f"A {rng.choice(NOUNS)} on a blue background.",
+                          "correct": right, "epoch": epoch, "image": f"media/{index}.png"})
+    if lines:
+        (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
+    """A small picture with a diagonal, without any imaging package."""
+    raw = b"".join(b"\0" + b"".join(bytes(colour if abs(x - y) > 9 else (250, 240, 90)) for x in range(width))
+                   for y in range(height))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
