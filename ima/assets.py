@@ -186,6 +186,17 @@ def fetch(deb: Path | None = None) -> None:
     print(f"{'converted':10} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {path}")
 
 
+def missing() -> list[str]:
+    """Why assets cannot be used here, one line each; empty where everything is in place."""
+    reasons = []
+    for name in ASSETS:
+        try:
+            locate(name)
+        except UserError as error:
+            reasons.append(f"{name}: {error}")
+    return reasons
+
+
 def print_table() -> None:
     print(f"{'name':10} {'package':34} {'version':14} {'licence':28} state")
     for asset in ASSETS.values():

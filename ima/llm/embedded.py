@@ -57,6 +57,7 @@ def convert_smollm2() -> Path:
 
 def convert_llama(gguf: Gguf, folder: Path) -> None:
     """Write config.json, model.safetensors (float32), tokenizer.json and tokenizer_config.json into `folder`."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     config = llama_config(gguf.metadata)
@@ -66,7 +67,10 @@ def convert_llama(gguf: Gguf, folder: Path) -> None:
         weight = torch.from_numpy(tensor.read())
         part = name.split(".")[-2]
         weights[llama_key(name)] = unpermute(weight, heads[part]) if part in heads else weight
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # its own kind even for a full disk
+        raise OSError(str(error)) from error
     (folder / "model.safetensors").chmod(0o644)  # it is made private by default; a cache may be shared
     config.tie_word_embeddings = "lm_head.weight" not in weights
     config.architectures = ["LlamaForCausalLM"]
