@@ -84,7 +84,7 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
         print(OmegaConf.to_yaml(config), end="")
         return 0
     run = entry or getattr(importlib.import_module("ima.run"), ENTRIES[root])
-    result = run(config)
+    result = run(OmegaConf.to_container(config))  # plain values: a DictConfig in a checkpoint cannot be read back
     return result if isinstance(result, int) else 0
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def compose(argv: Sequence[str], root: str = "train", conf: Path = CONF) -> Dict
             values.append((name, override.value()))
     config, choices = compose_groups(root, chosen, conf)
     if root == "evaluate":
-        inherit(config, choices, values)
+        inherit(config, choices, values, chosen)
     names = signature(ROOT_TARGETS[root])
     for key, value in values:
         put(config, key, value, names, choices)
@@ -168,17 +168,18 @@ def first_line(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def inherit(config: dict[str, Any], choices: dict[str, Any], values: list[tuple[str, Any]]) -> None:
+def inherit(
+    config: dict[str, Any], choices: dict[str, Any], values: list[tuple[str, Any]], chosen: Mapping[str, Any]
+) -> None:
     """Fill what the evaluation leaves open from the run that it evaluates."""
     checkpoint = next((value for key, value in reversed(values) if key == "checkpoint"), config.get("checkpoint"))
     if checkpoint is None or checkpoint == MISSING:
         raise UserError("checkpoint: missing; write checkpoint=outputs/<run>")
     trained = run_config(str(checkpoint))
     for name in INHERITED:
-        if config.get(name) is None:
+        if not config.get(name) and not choices.get(name) and name not in chosen:
             config[name] = trained.get(name)
-            if choices.get(name) is None:
-                choices[name] = trained.get("choices", {}).get(name)
+            choices[name] = trained.get("choices", {}).get(name)
 
 
 def resolve(config: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ Nodes = dict[str, Any]
 
 STACKED = ("intervention",)  # groups of which several choices are taken at once
 # What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
-INHERITED = ("encoder", "adapter", "llm", "task", "data", "trainer", "seed")
+INHERITED = ("encoder", "adapter", "llm", "task", "data", "intervention", "alignment", "trainer", "seed")
+# Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.
+COMPLETED: dict[str, tuple[str, ...]] = {"adapter": ("dim", "width"), "logger": ("folder", "config")}
 MANAGEMENT = ("name", "output_dir", "resume", "overwrite", "logger", "choices")
 
 
@@ -56,8 +58,8 @@ class EvaluateConfig:
     llm: Node = key("from the run")
     task: Node = key("from the run, or a choice")
     data: Node = key("from the run, or a choice")
-    intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "skips and masks; several stack"})
-    alignment: Node = key("what is measured inside the LLM")
+    intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
+    alignment: Node = key("from the run, or a choice")
     trainer: Node = key("from the run, or a choice: batch size and device")
     logger: Node = key("the mirror of the run's files")
     name: str | None = key("folder of the evaluation under output_dir; default: <run>/evaluate-<hash>")
@@ -76,37 +78,6 @@ class SweepConfig:
     output_dir: str = key("where the sweep's folder is made", "outputs")
     num_parallel: int = key("jobs at the same time, one process each", 1)
     keep_going: bool = key("go on with the other jobs when one fails", True)
-
-
-@dataclasses.dataclass
-class TrainerConfig:
-    """conf/trainer/: how the adapter is trained and on what machine."""
-
-    RANGES = {
-        "eval_batch_size": (1, None),
-        "clip_norm": (0, None),
-        "num_accumulate": (1, None),
-        "num_devices": (1, None),
-        "num_nodes": (1, None),
-    }
-
-    max_epochs: int = 6
-    max_steps: int = -1
-    batch_size: int = 16
-    eval_batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.05
-    min_lr_ratio: float = 0.0
-    clip_norm: float = 1.0
-    num_accumulate: int = 1
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    num_devices: int = 1
-    num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    num_workers: int = 0
-    num_checkpoint_steps: int = 0  # a checkpoint every so many steps; 0: at the end of an epoch only
 
 
 ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "sweep": SweepConfig}

@@ -7,10 +7,12 @@ values of the types that were asked for.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 from ima.check import fit, is_mapping, show
+from ima.config import COMPLETED
 from ima.errors import UserError, nearest
 from ima.schema import REQUIRED, Signature, signature
 
@@ -74,10 +76,14 @@ def node_names(place: str, node: Any) -> Iterable[str]:
 
 
 def at(place: str, target: str) -> Signature:
+    """The signature of a node's target, without what `run` fills in."""
     try:
-        return signature(target)
+        found = signature(target)
     except UserError as error:
         raise UserError(f"{place}.{error}") from None
+    hidden = COMPLETED.get(place, ())
+    kept = {name: parameter for name, parameter in found.parameters.items() if name not in hidden}
+    return dataclasses.replace(found, parameters=kept)
 
 
 def check_node(place: str, node: dict[str, Any], names: Signature) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Any:
         path.write_text(text + "\n")
     (folder / "conf" / "train.yaml").write_text(TRAIN)
     (folder / "conf" / "sweep.yaml").write_text("defaults: [_self_, sweep: null]\nnum_parallel: 1\n")
-    evaluate = "defaults: [_self_, data: null, {intervention: [none]}, alignment: default, trainer: null]\n"
+    evaluate = "defaults: [_self_, data: null, {intervention: null}, alignment: null, trainer: null]\n"
     (folder / "conf" / "evaluate.yaml").write_text(evaluate + "checkpoint: ???\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -172,7 +172,8 @@ MISTAKES = [
     ("intervention=skip intervention.skip.keep_ratio=2", "0 to 1"),
     ("intervention=skip intervention.skip.at=[1]", "a list of 2"),
     ("alignment=none alignment.dim=3", "alignment=none"),
-    ("adapter.width.x=3", "adapter.width"),
+    ("adapter.width=3", "hidden"),
+    ("adapter.hiden=3", "hidden"),
     ("--halp", "--help"),
     ("-x", "--cfg"),
 ]
@@ -290,7 +291,7 @@ def test_a_mistake_in_a_grid_is_refused_before_any_job_runs(
 def test_multirun_of_train_is_a_sweep() -> None:
     seen: list[Any] = []
     assert run_script("train", ["-m", "seed=1,2"], entry=seen.append) == 0
-    assert [list(job.overrides) for job in seen[0].jobs] == [["seed=1"], ["seed=2"]]
+    assert [job["overrides"] for job in seen[0]["jobs"]] == [["seed=1"], ["seed=2"]]
 
 
 def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path) -> None:
@@ -303,7 +304,9 @@ def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path
     config = compose([f"checkpoint={tmp_path}", "intervention=skip", "trainer.lr=2", "encoder.size=large"], "evaluate")
     assert (config.encoder.dim, config.seed, config.adapter.hidden) == (32, 9, 32)
     assert list(config.intervention) == ["skip"] and config.trainer.lr == 2.0 and config.encoder.size == "large"
-    assert config.choices.adapter == "mlp"
+    assert config.choices.adapter == "mlp" and config.alignment["_target_"] == "cli_parts.Base"
+    bare = compose([f"checkpoint={tmp_path}", "alignment=none", "intervention=none"], "evaluate")
+    assert bare.alignment is None and bare.intervention == {}
 
 
 @pytest.mark.parametrize("arguments", [[], ["checkpoint=nowhere"], ["checkpoint=."], ["checkpoint=nowhere", "seeed=3"]])
