@@ -32,7 +32,8 @@ HUMAN_STARTS = ("A ", "An ", "The ", "Some ", "Two ", "Our ")
 
 @dataclass(frozen=True)
 class Stamp:
-    """One cut-out. `cluster` names the identity that it shares with other views and recolours of the same thing."""
+    """One cut-out. `cluster` names the identity that it shares with other views and recolours of the same thing;
+    width and height, in pixels, are those of the visible part."""
 
     key: str
     noun: str
@@ -42,6 +43,8 @@ class Stamp:
     cluster: str
     mirror: bool
     digest: str
+    width: int
+    height: int
 
     @property
     def slug(self) -> str:
@@ -69,9 +72,11 @@ def read_table(path: Path = TABLE) -> tuple[Stamp, ...]:
                 cluster=row["cluster"],
                 mirror=row["nomirror"] == "0",
                 digest=row["sha256_16"],
+                width=int(row["width"]),
+                height=int(row["height"]),
             )
-        except KeyError as error:
-            raise UserError(f"{path}: column {error} is missing; {TABLE.name} shows all columns") from error
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}:{number}: column {error} is missing or wrong; {TABLE.name} shows all") from error
         if stamp.split not in SPLITS or stamp.image not in ("png", "svg") or not stamp.cluster:
             raise UserError(
                 f"{path}:{number}: split {stamp.split!r}, image {stamp.image!r}, cluster {stamp.cluster!r}; allowed: "

@@ -72,21 +72,21 @@ def pose(image: Image.Image, edge: int, angle: float = 0.0, mirror: bool = False
     return image
 
 
-def compose(draws: Draws, size: int, side: str, placed: Sequence[Placed]) -> tuple[Image.Image, str]:
-    """The picture (RGB, size x size) and the kind of its background. `side` is "train" or "test"."""
-    best: tuple[float, np.ndarray, str] | None = None
+def compose(draws: Draws, size: int, side: str, placed: Sequence[Placed], kind: str | None = None) -> Image.Image:
+    """The picture (RGB, size x size). `side` is "train" or "test"; `kind` None draws one of KINDS."""
+    best: tuple[float, np.ndarray] | None = None
     for attempt in range(NUM_TRIES):
-        ground, kind = background(draws, size, side, dark=attempt % 3 == 2 or draws.chance(0.15))
+        ground = background(draws, size, side, kind or draws.choice(KINDS), attempt % 3 == 2 or draws.chance(0.15))
         contrast = min((contrast_of(ground, stamp) for stamp in placed), default=255.0)
         if best is None or contrast > best[0]:
-            best = contrast, ground, kind
+            best = contrast, ground
         if contrast >= MIN_CONTRAST:
             break
     assert best is not None
     canvas = Image.fromarray(best[1]).convert("RGBA")
     for stamp in placed:
         canvas.alpha_composite(stamp.image, (stamp.left, stamp.top))
-    return canvas.convert("RGB"), best[2]
+    return canvas.convert("RGB")
 
 
 def contrast_of(ground: np.ndarray, stamp: Placed) -> float:
@@ -114,14 +114,13 @@ def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     return line[:, None], line[None, :]
 
 
-def background(draws: Draws, size: int, side: str, dark: bool = False) -> tuple[np.ndarray, str]:
-    """(size, size, 3) uint8 and its kind."""
-    kind = draws.choice(KINDS)
+def background(draws: Draws, size: int, side: str, kind: str, dark: bool = False) -> np.ndarray:
+    """(size, size, 3) uint8."""
     first, second = colour(draws, side, dark), colour(draws, side, dark)
     row, column = grid(size)
     ranges = RANGES[side]
     if kind == "plain":
-        return np.broadcast_to(first.astype(np.uint8), (size, size, 3)).copy(), kind
+        return np.broadcast_to(first.astype(np.uint8), (size, size, 3)).copy()
     if kind == "gradient":
         share = (row if draws.chance(0.5) else column) / (size - 1) + np.zeros((size, size), np.float32)
     elif kind == "horizon":
@@ -143,4 +142,4 @@ def background(draws: Draws, size: int, side: str, dark: bool = False) -> tuple[
         soft = Image.fromarray((draws.field(num, num) * 255).astype(np.uint8))
         share = np.asarray(soft.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     share = share[..., None].astype(np.float32)
-    return (first + (second - first) * share).clip(0, 255).astype(np.uint8), kind
+    return (first + (second - first) * share).clip(0, 255).astype(np.uint8)

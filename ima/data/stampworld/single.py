@@ -93,7 +93,7 @@ class StampSingle:
         image = pose(self.catalog.picture(stamp), edge, draws.between(-10, 10), mirror)
         left, top = draws.below(self.size - image.width + 1), draws.below(self.size - image.height + 1)
         side = "train" if sample.split == "train" else "test"
-        return compose(draws, self.size, side, [Placed(image, left, top)])[0]
+        return compose(draws, self.size, side, [Placed(image, left, top)])
 
     def _of(self, *splits: str) -> list[Stamp]:
         chosen = [stamp for stamp in self.catalog.stamps if stamp.split in splits]

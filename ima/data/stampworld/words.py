@@ -1,10 +1,12 @@
-"""How StampWorld says things: sentence patterns for one object, training and test apart.
+"""How StampWorld says things: sentence patterns for one object and for scenes, training and test apart.
 
 Patterns state only what the ground truth knows. At most two are shared between training and test, so that a model
 that has learnt the wording is told from one that has learnt the pictures.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ima.tasks.metrics.vocabulary import Noun, with_article
 
@@ -32,3 +34,48 @@ def kind_phrase(noun: Noun) -> str:
 def single_references(noun: Noun, side: str) -> tuple[str, ...]:
     """True sentences about a picture of one thing; the first is the short one ("a cow"). `side`: train or test."""
     return tuple(pattern.format(a=noun.single, kind=kind_phrase(noun)) for pattern in SINGLE[side])
+
+
+# Scenes. Each object is said as a phrase and a place; training and test share the first two patterns.
+PLACE_PHRASES = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+    "middle": "in the middle",
+}
+GROUND_WORDS = {
+    "plain": "plain",
+    "gradient": "shaded",
+    "horizon": "two-coloured",
+    "striped": "striped",
+    "checked": "checked",
+    "cloudy": "cloudy",
+}
+
+
+def listed(parts: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def scene_references(objects: Sequence[tuple[Noun, int, str]], ground: str, side: str) -> tuple[str, ...]:
+    """True sentences about (noun, number, place) of a scene; the first is the one to learn."""
+    said = [noun.counted(num) for noun, num, _ in objects]
+    places = [PLACE_PHRASES[place] for _, _, place in objects]
+    verbs = ["is" if num == 1 and not noun.one.startswith("some ") else "are" for noun, num, _ in objects]
+    placed = [f"{what} {where}" for what, where in zip(said, places, strict=True)]
+    shared = (listed(placed), listed(said))
+    if side == "train":
+        return (
+            *shared,
+            f"{listed(placed)}, before a {GROUND_WORDS[ground]} background",
+            listed([f"{what} placed {where}" for what, where in zip(said, places, strict=True)]),
+            listed([f"{what} that {verb} {where}" for what, verb, where in zip(said, verbs, places, strict=True)]),
+        )
+    return (
+        *shared,
+        listed([f"there {verb} {phrase}" for verb, phrase in zip(verbs, placed, strict=True)]),
+        f"in this picture we see {listed(placed[::-1])}",
+        "; ".join(f"{place}: {what}" for what, (_, _, place) in zip(said, objects, strict=True)),
+    )
