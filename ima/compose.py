@@ -200,7 +200,8 @@ def check_groups(root: str, config: dict[str, Any]) -> None:
         for name, inner in nodes:
             if not isinstance(inner, dict) or "_target_" not in inner:
                 key = f"{group}.{name}" if name else group
-                raise UserError(f"{key}: no _target_; each file of conf/{group}/ names the class that it configures")
+                shape = "is 'name: {_target_: ...}', since several stack" if group in STACKED else "has a _target_"
+                raise UserError(f"{key}: no _target_; each file of conf/{group}/ {shape}")
 
 
 def default_name(config: dict[str, Any], choices: dict[str, Any], given: list[str]) -> str:

@@ -1,0 +1,60 @@
+"""The real conf/: every choice composes, describes itself, and its schema is what Python sees in its target."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ima.cli import compose_sweep, describe
+from ima.compose import CONF, choices_of, compose, default_groups
+from ima.schema import signature
+
+NEEDED = {("encoder", "timm"): ["encoder.name=resnet18"], ("llm", "hf"): ["llm.path=somewhere"]}
+CHOICES = [(group, choice) for group in default_groups("train", CONF) for choice in choices_of(group, CONF)]
+FILES = sorted(CONF.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
+def test_every_choice_composes(group: str, choice: str) -> None:
+    config = compose([f"{group}={choice}", *NEEDED.get((group, choice), [])])
+    picked = config.choices[group]
+    assert picked == ([] if choice == "none" else [choice]) if group == "intervention" else picked == choice
+
+
+@pytest.mark.parametrize("choice", choices_of("sweep", CONF))
+def test_every_sweep_composes_all_its_jobs(choice: str) -> None:
+    config = compose_sweep([f"sweep={choice}"])
+    assert config.name == choice and len({job.hash for job in config.jobs}) == len(config.jobs) > 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}/{path.stem}" for path in FILES])
+def test_every_file_says_in_a_line_what_it_is(path: Path) -> None:
+    assert 10 < len(describe(path)) <= 100
+
+
+def targets() -> list[str]:
+    def of(node: Any) -> set[str]:
+        if isinstance(node, dict):
+            return {str(v) for k, v in node.items() if k == "_target_"}.union(*map(of, node.values()))
+        return set()
+
+    return sorted(set().union(*(of(yaml.safe_load(path.read_text())) for path in FILES)))
+
+
+@pytest.mark.parametrize("target", targets())
+def test_the_schema_read_from_source_is_what_python_sees(target: str) -> None:
+    module, _, name = target.rpartition(".")
+    real = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    read = signature(target)
+    named = [p for p in real.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    assert list(read.parameters) == [p.name for p in named]
+    assert not read.open, "a constructor with **kwargs takes any misspelt key"
+    for parameter in named:
+        default = read.parameters[parameter.name].default
+        if isinstance(parameter.default, int | float | str | bool | None):
+            assert default == parameter.default or isinstance(default, str), parameter.name
