@@ -68,25 +68,35 @@ class Sample:
 class Batch:
     """B samples, text on the right of the perceptual tokens, padded on the right (training) or left (generation).
 
-    media: f_BNE encoder features, or None for a text-only batch. ids_BT, roles_BT: token ids and their roles;
-    labels_BT: the ids to predict at these positions, -100 where nothing is supervised.
+    features_BNE: encoder features; or media_B...: preprocessed media that the encoder still has to see; both None for
+    a text-only batch. ids_BT, roles_BT: token ids and their roles; labels_BT: the ids to predict at these positions,
+    -100 where nothing is supervised.
     """
 
     samples: list[Sample]
-    features_BNE: Tensor | None
     ids_BT: Tensor
     roles_BT: Tensor
     labels_BT: Tensor
+    features_BNE: Tensor | None = None
+    media: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        features = None if self.features_BNE is None else self.features_BNE.to(device, non_blocking=True)
-        return dataclasses.replace(
-            self,
-            features_BNE=features,
-            ids_BT=self.ids_BT.to(device, non_blocking=True),
-            roles_BT=self.roles_BT.to(device, non_blocking=True),
-            labels_BT=self.labels_BT.to(device, non_blocking=True),
-        )
+        moved = {name: value.to(device, non_blocking=True) for name, value in self._tensors().items()}
+        return dataclasses.replace(self, **moved)
+
+    def split(self, size: int) -> list[Batch]:
+        """Micro-batches of at most `size` samples, text columns that are PAD for all of them cut off."""
+        parts = []
+        for start in range(0, len(self), size):
+            part = {name: value[start : start + size] for name, value in self._tensors().items()}
+            length = int((part["roles_BT"] != Role.PAD).sum(1).max())
+            part |= {name: part[name][:, :length] for name in ("ids_BT", "roles_BT", "labels_BT")}
+            parts.append(dataclasses.replace(self, samples=self.samples[start : start + size], **part))
+        return parts
+
+    def _tensors(self) -> dict[str, Tensor]:
+        fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: value for name, value in fields if name != "samples" and value is not None}
 
     def __len__(self) -> int:
         return len(self.samples)

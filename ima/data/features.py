@@ -1,0 +1,146 @@
+"""Encoder features, computed once: safetensors shards read through memory maps.
+
+A store is keyed by what its numbers depend on (encoder fingerprint with its preprocessing, source fingerprint, dtype)
+and holds one row per sample id. Shards are written whole (temporary file, rename) and named by their content's ids, so
+that a kill leaves complete shards only and several processes or ranks may fill one store. Hides the file format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ima.data.source import Source
+from ima.encoders.base import Encoder
+from ima.errors import UserError
+from ima.progress import progress
+from ima.results import replace_atomic
+from ima.types import Sample
+
+SHARD_SIZE = 256
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+NUMPY = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
+
+
+class Media(Dataset[Tensor]):
+    """Samples as preprocessed media, for worker processes."""
+
+    def __init__(self, source: Source, samples: Sequence[Sample], encoder: Encoder) -> None:
+        self.source, self.samples, self.preprocess = source, samples, encoder.preprocess
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.preprocess(self.source.medium(self.samples[index]))
+
+
+class FeatureStore:
+    """Features of one encoder on one source. `dtype` is that of storage; `read` returns fp32."""
+
+    def __init__(self, folder: Path, source: Source, encoder: Encoder, dtype: str = "float16") -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"trainer.cache_dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+        key = hashlib.sha256(f"1|{source.fingerprint}|{encoder.fingerprint}|{dtype}".encode()).hexdigest()[:20]
+        self.folder = folder / "features" / f"{source.name.replace(chr(47), chr(45))}-{key}"
+        self.source, self.encoder, self.dtype = source, encoder, dtype
+        self.shape = (encoder.num_tokens, encoder.dim)
+        self._rows: dict[str, tuple[Path, int]] = {}
+        self._maps: dict[Path, np.ndarray] = {}
+        self._known: set[Path] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}  # maps are opened anew in each worker
+
+    def scan(self) -> None:
+        """Learn about shards on disk. A damaged one is put aside and computed again."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path in self._known:
+                continue
+            try:
+                ids, _ = self._open(path)
+            except (ValueError, KeyError, OSError) as error:
+                print(f"warning: {path}: damaged feature shard ({error}); it is computed again", file=sys.stderr)
+                path.unlink(missing_ok=True)
+                continue
+            self._known.add(path)
+            self._rows |= {sample_id: (path, index) for index, sample_id in enumerate(ids)}
+
+    def missing(self, samples: Sequence[Sample]) -> list[Sample]:
+        self.scan()
+        return [sample for sample in samples if sample.id not in self._rows]
+
+    def ensure(
+        self, samples: Sequence[Sample], device: torch.device | str = "cpu", batch_size: int = 32, num_workers: int = 0
+    ) -> int:
+        """Compute what is missing; returns how many samples that were. Memory does not grow with their number."""
+        if not self.missing(samples):
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            todo = self.missing(samples)
+            encoder = self.encoder.to(device)
+            with progress(len(todo), f"encode {self.source.name}", "sample") as advance:
+                for start in range(0, len(todo), SHARD_SIZE):
+                    part = todo[start : start + SHARD_SIZE]
+                    loader = DataLoader(
+                        Media(self.source, part, self.encoder), batch_size=batch_size, num_workers=num_workers
+                    )
+                    features = []
+                    for media in loader:
+                        features.append(encoder(media.to(device)).to(DTYPES[self.dtype]).cpu())
+                        advance(len(media))
+                    self._write([sample.id for sample in part], torch.cat(features))
+            self.scan()
+        return len(todo)
+
+    def read(self, samples: Sequence[Sample]) -> Tensor:
+        """f_BNE in fp32. Samples must have been ensured."""
+        out = np.empty((len(samples), *self.shape), dtype=NUMPY[self.dtype])
+        for index, sample in enumerate(samples):
+            path, row = self._rows[sample.id]
+            if path not in self._maps:
+                self._maps[path] = self._open(path)[1]
+            out[index] = self._maps[path][row]
+        tensor = torch.from_numpy(out)
+        return (tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor).float()
+
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self._known)
+
+    def _write(self, ids: list[str], features: Tensor) -> None:
+        from safetensors.torch import save_file
+
+        if not torch.isfinite(features).all():
+            raise UserError(
+                f"trainer.cache_dtype: features of {self.encoder.fingerprint} overflow {self.dtype}; set data.cache_dtype=float32"
+            )
+        assert tuple(features.shape[1:]) == self.shape, (features.shape, self.shape)
+        name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+        metadata = {"ids": json.dumps(ids), "encoder": self.encoder.fingerprint, "source": self.source.fingerprint}
+        path = self.folder / f"{name}.safetensors"
+        replace_atomic(path, lambda temporary: save_file({"features": features.contiguous()}, temporary, metadata))
+
+    def _open(self, path: Path) -> tuple[list[str], np.ndarray]:
+        """Ids and a memory map of the rows. Raises ValueError where the file is not what its header says."""
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        ids: list[str] = json.loads(header["__metadata__"]["ids"])
+        start, end = header["features"]["data_offsets"]
+        shape = (len(ids), *self.shape)
+        size = int(np.prod(shape)) * NUMPY[self.dtype]().itemsize
+        if end - start != size or path.stat().st_size != 8 + length + end:
+            raise ValueError(f"{path.stat().st_size} bytes where its header says {8 + length + end}")
+        return ids, np.memmap(path, dtype=NUMPY[self.dtype], mode="r", offset=8 + length + start, shape=shape)

@@ -1,0 +1,101 @@
+"""Which samples come when: a schedule that is a pure function of (seed, epoch), a training loader that can resume in
+the middle of an epoch, and an evaluation loader that shows every sample exactly once over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from ima.data.collate import Collate
+from ima.errors import UserError
+from ima.types import Batch, Sample
+
+
+def schedule(num_samples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Global batches of sample indices for one epoch; the last one may be smaller."""
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+    return [order[start : start + batch_size] for start in range(0, num_samples, batch_size)]
+
+
+class _Items:
+    """Dataset view: (sample index, draw) -> (sample, draw)."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
+        index, draw = key
+        return self.samples[index], draw
+
+
+class TrainLoader:
+    """Global batches of `batch_size`, of which rank r takes every world-th sample. Resumable: `state_dict` says how
+    many batches of which epoch were handed out; after `load_state_dict` the next one follows."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        collate: Collate,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        if not samples:
+            raise UserError("data: the train split is empty")
+        if batch_size < world:
+            raise UserError(f"trainer.batch_size: {batch_size} samples cannot be shared by {world} ranks; raise it")
+        self.samples, self.collate = samples, collate
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.num_workers = num_workers
+        self.epoch, self.done = 0, 0
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Each global batch is at least one sample per rank; a smaller rest joins the batch before it."""
+        batches = schedule(len(self.samples), self.batch_size, self.seed, epoch)
+        if len(batches) > 1 and len(batches[-1]) < self.world:
+            batches[-2:] = [np.concatenate(batches[-2:])]
+        return batches
+
+    def __len__(self) -> int:
+        return len(self.batches(0))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.done >= len(self):
+            self.epoch, self.done = self.epoch + 1, 0
+        mine = [
+            [(int(index), self.epoch) for index in batch[self.rank :: self.world]] for batch in self.batches(self.epoch)
+        ]
+        loader = DataLoader(
+            _Items(self.samples),  # type: ignore[arg-type]
+            batch_sampler=mine[self.done :],
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+        )
+        for batch in loader:
+            self.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "done": self.done, "seed": self.seed, "num_samples": len(self.samples)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (state["seed"], state["num_samples"]) != (self.seed, len(self.samples)):
+            raise UserError(
+                f"resume: the checkpoint was trained on {state['num_samples']} samples with seed {state['seed']}, this run "
+                f"has {len(self.samples)} with seed {self.seed}; use the old config or another name"
+            )
+        self.epoch, self.done = state["epoch"], state["done"]
+
+
+def eval_loader(
+    samples: Sequence[Sample], collate: Collate, batch_size: int, rank: int = 0, world: int = 1, num_workers: int = 0
+) -> DataLoader[Batch]:
+    """Every sample once over all ranks, in order; ranks may have different numbers of batches."""
+    keys = [(index, 0) for index in range(rank, len(samples), world)]
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    return DataLoader(_Items(samples), batch_sampler=batches, collate_fn=collate, num_workers=num_workers)  # type: ignore[arg-type]

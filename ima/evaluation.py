@@ -1,0 +1,139 @@
+"""One way to measure a model, used before, during and after training and by evaluate.py, so that numbers agree.
+
+A pass runs over this rank's share of the samples and its results are combined over ranks: sums for the loss and the
+alignment statistics, gathered predictions for tasks. Every example counts once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ima.alignment.stats import AlignmentStats
+from ima.alignment.tap import Tap
+from ima.data.collate import Collate, NoPercepts, Percepts
+from ima.data.loader import eval_loader
+from ima.data.source import Source
+from ima.lit import MappingModule
+from ima.llm.frozen import Generation
+from ima.progress import progress
+from ima.settings import Alignment
+from ima.tasks.base import Metric, Prediction, Task
+from ima.types import Row, Sample, Site
+
+
+class Evaluator:
+    """Measures `module` on samples of one source and task. `batch_size` is this rank's."""
+
+    def __init__(
+        self,
+        module: MappingModule,
+        task: Task,
+        source: Source,
+        percepts: Percepts,
+        batch_size: int,
+        num_workers: int = 0,
+    ) -> None:
+        self.module, self.task, self.source, self.percepts = module, task, source, percepts
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def settings(self) -> Generation:
+        return Generation(self.task.max_new_tokens, self.task.num_beams)
+
+    def teacher_forced(
+        self, samples: Sequence[Sample], alignment: Alignment | None
+    ) -> tuple[float, AlignmentStats | None]:
+        """Mean loss per labelled token, and the statistics of the tap (None where nothing is asked)."""
+        module, llm = self.module, self.module.llm
+        start = time.perf_counter()
+        loader = self._loader(samples, Collate(self.task, llm, self.percepts))
+        total = torch.zeros(2, dtype=torch.float64)
+        stats, tap = None, None
+        if alignment is not None:
+            stats = AlignmentStats(llm.num_blocks + 1, alignment.consecutive)
+            tap = Tap(llm, [stats], tuple(Site(site) for site in alignment.sites), alignment.layers)
+            tap.__enter__()
+        try:
+            with (
+                torch.no_grad(),
+                progress(len(samples), "measure alignment" if tap else "validate", "sample") as advance,
+            ):
+                for batch in loader:
+                    batch = batch.to(module.device)
+                    x_BSD, roles_BS, labels_BS = module.splice(batch)
+                    if tap is None:
+                        h_BSD = llm(x_BSD, roles_BS)
+                    else:
+                        with tap.batch(roles_BS, [sample.id for sample in batch.samples]):
+                            h_BSD = llm(x_BSD, roles_BS)
+                    total[0] += float(llm.loss_sum(h_BSD, labels_BS))
+                    total[1] += int((labels_BS != -100).sum())
+                    advance(len(batch))
+        finally:
+            if tap is not None:
+                tap.__exit__(None, None, None)
+        if num_ranks() > 1:
+            total = total.to(module.device)
+            dist.all_reduce(total)
+        if stats is not None:
+            stats.reduce()
+        self._spent("alignment" if tap else "validate", start)
+        return float(total[0] / total[1]), stats
+
+    def predict(self, samples: Sequence[Sample], blind: bool = False) -> list[Prediction]:
+        """Generated text of every sample, in the order of `samples`, on all ranks. `blind`: no perceptual tokens, so
+        that samples of one prompt share one generation."""
+        start = time.perf_counter()
+        percepts: Percepts = NoPercepts() if blind else self.percepts
+        asked = list(samples)
+        if blind:
+            asked = list({self.task.prompt_for(sample): sample for sample in samples}.values())
+        texts: dict[str, str] = {}
+        loader = self._loader(asked, Collate(self.task, self.module.llm, percepts, answers=False))
+        with progress(len(asked), "generate", "sample") as advance:
+            for batch in loader:
+                generated = self.module.generate(batch.to(self.module.device), self.settings)
+                texts |= {sample.id: text for sample, text in zip(batch.samples, generated, strict=True)}
+                advance(len(batch))
+        if num_ranks() > 1:
+            parts: list[dict[str, str]] = [{} for _ in range(num_ranks())]
+            dist.all_gather_object(parts, texts)
+            texts = {key: text for part in parts for key, text in part.items()}
+        if blind:
+            by_prompt = {self.task.prompt_for(sample): texts[sample.id] for sample in asked}
+            texts = {sample.id: by_prompt[self.task.prompt_for(sample)] for sample in samples}
+        self._spent("blind" if blind else "generate", start)
+        return [Prediction(sample, self.task.clean(texts[sample.id])) for sample in samples]
+
+    def score(self, predictions: Sequence[Prediction], split: str) -> list[Metric]:
+        """Metrics with intervals; idf always from the references of the whole split."""
+        return self.task.score(predictions, [sample.references for sample in self.source.samples(split)])
+
+    def _loader(self, samples: Sequence[Sample], collate: Collate) -> Any:
+        return eval_loader(samples, collate, self.batch_size, rank(), num_ranks(), self.num_workers)
+
+    def _spent(self, what: str, start: float) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+
+def metric_rows(metrics: Sequence[Metric], base: dict[str, Any]) -> Iterator[Row]:
+    """A row per metric; its interval as two more."""
+    for metric in metrics:
+        yield Row(score=metric.name, value=metric.value, n=metric.n, **base)
+        if metric.low == metric.low:  # NaN: too few clusters for an interval
+            yield Row(score=f"{metric.name}_low", value=metric.low, n=metric.n, **base)
+            yield Row(score=f"{metric.name}_high", value=metric.high, n=metric.n, **base)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

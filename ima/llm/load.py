@@ -1,0 +1,102 @@
+"""Ways to get a frozen LLM: the embedded SmolLM2, any Hugging Face checkpoint, a tiny random one.
+
+Hides the choice of dtype: `auto` takes bf16 where this machine multiplies matrices faster in it, by measurement.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ima.errors import UserError
+from ima.llm.frozen import FrozenLLM
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Bos = Literal["auto", "always", "never"]
+MIN_BF16_GAIN = 1.2
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if bf16_gain() > MIN_BF16_GAIN else torch.float32
+
+
+def bf16_gain(size: int = 512, repeats: int = 5) -> float:
+    """Best time of an fp32 matrix product on the CPU over that in bf16 (some ten milliseconds)."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(size, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def reinitialise(model: Any, seed: int) -> None:
+    """The control `random_llm`: the same architecture with random weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = AutoModelForCausalLM.from_config(model.config)
+    model.load_state_dict(fresh.state_dict())
+
+
+def smollm2(dtype: DtypeName = "auto", bos: Bos = "auto", pretrained: bool = True, seed: int = 0) -> FrozenLLM:
+    """SmolLM2-135M-Instruct from its package (Apache-2.0). `pretrained=false`: random weights of `seed`."""
+    from ima.llm.embedded import load_smollm2
+
+    model, tokenizer = load_smollm2(pick_dtype(dtype))
+    if not pretrained:
+        reinitialise(model, seed)
+    return FrozenLLM(model, tokenizer, bos, name="smollm2" if pretrained else f"smollm2-random{seed}")
+
+
+def hf(
+    path: str,
+    dtype: DtypeName = "auto",
+    bos: Bos = "auto",
+    revision: str | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+) -> FrozenLLM:
+    """A causal LM from a local folder or the hub (safetensors only). Raises UserError where it cannot be had."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=pick_dtype(dtype), attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        where = "that folder" if Path(path).exists() else "neither a folder here nor in the local hub cache"
+        raise UserError(
+            f"llm.path: {path!r} cannot be loaded ({where}: {reason}); download it first (hf download {path}) "
+            "or give a local folder with config.json, tokenizer and safetensors"
+        ) from error
+    if not pretrained:
+        reinitialise(model, seed)
+    return FrozenLLM(model, tokenizer, bos, name=Path(path).name)
+
+
+def tiny(
+    family: str = "llama", width: int = 32, num_blocks: int = 3, dtype: DtypeName = "float32", seed: int = 0
+) -> FrozenLLM:
+    """A random model of a few thousand weights: nothing to learn about, but everything runs in seconds."""
+    from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+
+    if family not in FAMILY_NAMES:
+        raise UserError(f"llm.family: {family!r} is not one of {', '.join(FAMILY_NAMES)}")
+    return FrozenLLM(
+        tiny_model(family, width, num_blocks, seed).to(pick_dtype(dtype)), tiny_tokenizer(), name=f"tiny-{family}"
+    )

@@ -1,0 +1,461 @@
+"""Wires the parts of a run: config in, run folder out. The only file that knows them all.
+
+`fit` trains an adapter (resuming where a killed run left off), measures it and writes checkpoints, rows, predictions,
+`result.json` and the page. `evaluate` measures a trained adapter, perhaps under interventions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+
+from ima.adapters import Adapter
+from ima.assets import cache_dir
+from ima.callbacks import (
+    AlignmentLogger,
+    Bar,
+    Checkpointer,
+    EpochMeasure,
+    GenerationScorer,
+    Recorder,
+    StepRecorder,
+    drop_unfinished,
+)
+from ima.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, save_adapter, weight_sum
+from ima.config import config_hash, run_folder
+from ima.data.collate import CachedPercepts, Collate, LivePercepts, NoisePercepts, Percepts
+from ima.data.features import FeatureStore
+from ima.data.loader import TrainLoader
+from ima.data.source import Source
+from ima.encoders.base import Encoder
+from ima.encoders.controls import NoiseEncoder
+from ima.errors import UserError
+from ima.evaluation import Evaluator
+from ima.folders import finished, owned, recorded, run_name
+from ima.interventions import Intervention, stack
+from ima.lit import MappingModule
+from ima.llm.frozen import FrozenLLM
+from ima.provenance import provenance
+from ima.report.build import write_report
+from ima.results import RowWriter, read_result, write_atomic, write_json
+from ima.samples import write_samples
+from ima.settings import Alignment, Training
+from ima.tasks.base import Task
+from ima.types import Sample
+
+TEST_TRACKS = ("T0", "T1")
+NUM_SCALE_SAMPLES = 64
+
+
+@dataclasses.dataclass
+class Parts:
+    """Everything a run is made of, instantiated from its config."""
+
+    encoder: Encoder
+    adapter: Adapter
+    llm: FrozenLLM
+    task: Task
+    source: Source
+    training: Training
+    alignment: Alignment | None
+    interventions: list[Intervention]
+    percepts: Percepts
+    store: FeatureStore | None
+
+    def module(self, num_steps: int = 1) -> MappingModule:
+        t = self.training
+        share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
+        encoder = self.encoder if isinstance(self.percepts, LivePercepts) else None
+        return MappingModule(
+            self.adapter, self.llm, encoder, t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio,
+            num_steps, share, t.clip_norm,
+        )  # fmt: skip
+
+    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
+        if split not in self.source.splits:
+            raise UserError(
+                f"alignment.split: {split!r} is no split of {self.source.name}; it has {', '.join(self.source.splits)}"
+            )
+        return self.source.samples(split)[:limit]
+
+    def tracks(self) -> dict[str, list[Sample]]:
+        names = [track for track in TEST_TRACKS if track in self.source.splits] or ["val"]
+        return {name: samples for name in names if (samples := self.source.samples(name))}
+
+
+def device_of(training: Training) -> torch.device:
+    if training.accelerator == "cpu":
+        return torch.device("cpu")
+    if training.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if training.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if training.accelerator != "auto":
+        raise UserError(f"trainer.accelerator: {training.accelerator!r} is not there; use auto or cpu")
+    return torch.device("cpu")
+
+
+def assemble(config: dict[str, Any]) -> Parts:
+    """Instantiate the parts; the adapter is completed with the encoder's and the LLM's sizes, drawn from the seed."""
+    training = Training(**without_target(config["trainer"]))
+    alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
+    source: Source = instantiate(config["data"])
+    encoder: Encoder = instantiate(config["encoder"])
+    task: Task = instantiate(config["task"])
+    interventions = [instantiate(node) for node in (config.get("intervention") or {}).values()]
+    llm: FrozenLLM = instantiate(config["llm"])
+    for intervention in interventions:
+        with intervention.apply(llm):
+            pass
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    adapter: Adapter = instantiate(config["adapter"])(dim=encoder.dim, width=llm.width)
+    store = None
+    percepts: Percepts
+    if isinstance(encoder, NoiseEncoder):
+        percepts = NoisePercepts(encoder)
+    elif training.cache_features and encoder.deterministic:
+        store = FeatureStore(cache_dir(), source, encoder, training.cache_dtype)
+        percepts = CachedPercepts(store)
+    else:
+        percepts = LivePercepts(source, encoder)
+    return Parts(encoder, adapter, llm, task, source, training, alignment, interventions, percepts, store)
+
+
+def without_target(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "_target_"}
+
+
+def tupled(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+
+
+# -- the scripts' entries ------------------------------------------------------------------------------------------------
+
+
+def fit(config: dict[str, Any]) -> int:
+    """train.py: a run folder from a composed config; the same command again resumes it. Returns the exit code."""
+    quiet()
+    folder = Path(config["output_dir"]) / run_name(config)
+    command = command_line("train.py", config)
+    if not is_main():
+        train(config, folder, command)
+        return 0
+    with owned(folder):
+        if config["resume"] == "must" and not last_checkpoint(folder).is_file():
+            raise UserError(f"resume: must, but there is no {last_checkpoint(folder)}; use resume=auto")
+        result = finished(folder, config)
+        if result is not None:
+            print(f"{folder}: this run is finished already; overwrite=true trains it anew")
+        else:
+            with recorded(folder):
+                result = train(config, folder, command)
+        summarise(folder, result)
+    return 0
+
+
+def evaluate(config: dict[str, Any]) -> int:
+    """evaluate.py: measure a trained adapter into a folder below its run."""
+    quiet()
+    run, checkpoint = find_adapter(config["checkpoint"])
+    folder = (
+        Path(config["output_dir"]) / config["name"] if config.get("name") else run / f"evaluate-{config_hash(config)}"
+    )
+    with owned(folder):
+        result = finished(folder, config)
+        if result is not None:
+            print(f"{folder}: evaluated already; overwrite=true measures again")
+        else:
+            with recorded(folder):
+                result = measure(config, folder, command_line("evaluate.py", config), run, checkpoint)
+        summarise(folder, result)
+    return 0
+
+
+def sweep(config: dict[str, Any]) -> int:
+    """sweep.py: one process per job, finished jobs are skipped, one table."""
+    from ima.sweep import run_jobs
+
+    return run_jobs(config)
+
+
+def command_line(script: str, config: dict[str, Any]) -> str:
+    overrides = (config.get("choices") or {}).get("overrides") or sys.argv[1:]
+    return shlex.join(["python", script, *overrides])
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.safetensors"
+
+
+def find_adapter(checkpoint: str) -> tuple[Path, Path]:
+    """(run folder, adapter file) of what the user named: a run folder or one of its files."""
+    run, path = run_folder(checkpoint), Path(checkpoint)
+    if path.is_file():
+        return run, path
+    for candidate in (path / "adapter.safetensors", last_checkpoint(run)):
+        if candidate.is_file():
+            return run, candidate
+    raise UserError(f"checkpoint: {checkpoint} has no adapter.safetensors and no checkpoint yet; train it first")
+
+
+def summarise(folder: Path, result: dict[str, Any]) -> None:
+    """The headline numbers on the terminal, and the page."""
+    metrics = result["metrics"]
+    for name in sorted(metrics):
+        if name.endswith("noun_accuracy") or name in ("ima", "val/loss"):
+            low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
+            interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+            value = metrics[name]
+            print(f"{name:24s} {'nan' if value is None else f'{value:.3f}'}{interval}")
+    print(f"page: {write_report([folder])}")
+
+
+def quiet() -> None:
+    """Lightning's hints about things that are decided here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*number of training batches.*",
+        ".*No device id.*",
+        ".*module\\(s\\) in eval mode.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+# -- training ------------------------------------------------------------------------------------------------------------
+
+
+class Data(pl.LightningDataModule):
+    """The training loader, made when the ranks are known."""
+
+    def __init__(self, parts: Parts, samples: Sequence[Sample], seed: int) -> None:
+        super().__init__()
+        self.parts, self.samples, self.seed = parts, samples, seed
+
+    def train_dataloader(self) -> TrainLoader:
+        assert self.trainer is not None
+        t = self.parts.training
+        collate = Collate(self.parts.task, self.parts.llm, self.parts.percepts, training=True, loss_on=t.loss_on)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return TrainLoader(self.samples, collate, t.batch_size, self.seed, rank, world, t.num_workers)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device)
+
+
+def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
+    """Train into `folder`; returns the result. `config`: resolved, checked, plain."""
+    started = time.perf_counter()
+    main = is_main()
+    last = last_checkpoint(folder)
+    resume = last.is_file() and config["resume"] != "never"
+    record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
+    record |= {"config_hash": config_hash(config)} | provenance()
+    if main:
+        write_json(folder / "result.json", record | {"metrics": {}, "wall_seconds": None})
+    clock: dict[str, float] = {}
+    with timed(clock, "load"):
+        parts = assemble(config)
+        t = parts.training
+        device = device_of(t)
+        parts.llm.to(device)
+        frozen_before = weight_sum(parts.llm)
+    pool, val, tracks = parts.samples("train"), parts.samples(measured_split(parts), t.eval_samples), parts.tracks()
+    with timed(clock, "encode"):
+        if parts.store is not None:
+            everything = itertools.chain(pool, val, *tracks.values())
+            parts.store.ensure(
+                list({sample.id: sample for sample in everything}.values()), device, t.eval_batch_size, t.num_workers
+            )
+    steps_per_epoch = -(-len(pool) // t.batch_size)
+    module = parts.module(num_steps=steps_per_epoch * t.epochs)
+    facts = run_facts(parts, config)
+    if not resume:
+        facts["start_norm"] = start(parts, pool)
+
+    writer = RowWriter(folder / "rows.jsonl") if main else None
+    recorder = Recorder(
+        folder.name,
+        writer,
+        {"task": parts.task.name, "dataset_a": parts.source.name, "modality_a": parts.source.modality},
+    )
+    if writer is not None:
+        if resume:
+            state = load_checkpoint(last)
+            drop_unfinished(writer, state["global_step"], measured_epoch(state))
+        else:
+            write_atomic(folder / "rows.jsonl", "")
+    evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
+    scorer = GenerationScorer(evaluator, tracks, t, recorder)
+    borders = EpochMeasure([AlignmentLogger(evaluator, val, parts.alignment, recorder), scorer], t.epochs)
+    steps = StepRecorder(recorder, t.log_every_num_steps)
+    checkpointer = Checkpointer(folder, t.save_every_num_steps, steps, facts)
+
+    logger = instantiate(config["logger"])(folder, config) if main and config.get("logger") else None
+    if logger is not None:
+        recorder.mirrors.append(logger.mirror)
+    trainer = pl.Trainer(
+        accelerator="cuda" if device.type == "cuda" else device.type,
+        devices=t.devices, num_nodes=t.num_nodes, strategy=t.strategy, max_epochs=t.epochs,
+        precision="32-true", plugins=[SafetensorsIO()], logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0, limit_val_batches=0, use_distributed_sampler=False,
+        callbacks=[borders, steps, checkpointer, Bar(t.epochs)], deterministic=device.type == "cpu",
+    )  # fmt: skip
+    with timed(clock, "fit"), stack(parts.llm, parts.interventions):
+        trainer.fit(
+            module,
+            datamodule=Data(parts, pool, config["seed"]),
+            ckpt_path=str(last) if resume else None,
+            weights_only=False,
+        )
+    if not trainer.state.finished or trainer.interrupted:
+        raise KeyboardInterrupt
+    assert weight_sum(parts.llm.to(device)) == frozen_before, "the frozen LLM changed during training"
+    if not scorer.final:  # resumed after the last measurement: the run was already over
+        return read_result(folder)
+
+    clock |= {"measure": borders.seconds, "train": clock["fit"] - borders.seconds}
+    facts |= {
+        "seconds": {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()},
+        "num_steps": trainer.global_step,
+    }
+    result = record | {
+        "status": "ok",
+        "metrics": recorder.metrics,
+        "facts": facts,
+        "wall_seconds": round(time.perf_counter() - started, 2),
+    }
+    if main:
+        save_adapter(folder, module.adapter, facts | {"config": config, "metrics": recorder.metrics})
+        write_samples(folder, scorer.final, parts.task, parts.source, t.epochs)
+        write_json(folder / "result.json", result)
+    if logger is not None:
+        logger.finish(recorder.metrics)
+    return result
+
+
+def measured_split(parts: Parts) -> str:
+    return parts.alignment.split if parts.alignment else "val"
+
+
+def measured_epoch(state: dict[str, Any]) -> int:
+    return max((value["measured"] for value in state["callbacks"].values() if "measured" in value), default=-1)
+
+
+@torch.no_grad()
+def start(parts: Parts, pool: Sequence[Sample]) -> dict[str, float]:
+    """Bring a fresh adapter's output to the scale of the LLM's embeddings, on features of the first samples."""
+    samples = list(pool[:: max(1, len(pool) // NUM_SCALE_SAMPLES)])[:NUM_SCALE_SAMPLES]
+    batch = parts.percepts(samples, None)
+    features = batch["features_BNE"] if "features_BNE" in batch else parts.encoder(batch["media"])
+    found = parts.adapter.cpu().start_at_norm(features.float().cpu(), parts.llm.embedding_norm)
+    return {"before": found, "target": parts.llm.embedding_norm}
+
+
+def run_facts(parts: Parts, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "llm": parts.llm.name,
+        "llm_dtype": str(parts.llm.dtype).removeprefix("torch."),
+        "llm_width": parts.llm.width,
+        "llm_blocks": parts.llm.num_blocks,
+        "encoder": type(parts.encoder).__name__,
+        "encoder_fingerprint": parts.encoder.fingerprint,
+        "encoder_dim": parts.encoder.dim,
+        "encoder_tokens": parts.encoder.num_tokens,
+        "adapter": type(parts.adapter).__name__,
+        "num_trainable": sum(p.numel() for p in parts.adapter.parameters()),
+        "num_frozen": sum(p.numel() for p in parts.llm.parameters()),
+        "source": parts.source.name,
+        "source_fingerprint": parts.source.fingerprint,
+        "num_samples": {split: len(parts.source.samples(split)) for split in parts.source.splits},
+        "device": str(device_of(parts.training)),
+        "feature_cache_bytes": parts.store.num_bytes() if parts.store else 0,
+    }
+
+
+# -- evaluation ----------------------------------------------------------------------------------------------------------
+
+
+def measure(config: dict[str, Any], folder: Path, command: str, run: Path, checkpoint: Path) -> dict[str, Any]:
+    """Measure the adapter at `checkpoint` (of the run folder `run`) and write rows and result into `folder`."""
+    started = time.perf_counter()
+    record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
+    record |= {"config_hash": config_hash(config)} | provenance()
+    write_json(folder / "result.json", record | {"metrics": {}, "wall_seconds": None})
+    clock: dict[str, float] = {}
+    trained = read_result(run).get("facts", {})
+    if config["llm"].get("dtype") == "auto" and trained.get("llm_dtype"):
+        config["llm"]["dtype"] = trained["llm_dtype"]  # the same numbers as in training, whatever is fastest here
+    with timed(clock, "load"):
+        parts = assemble(config)
+        t = parts.training
+        load_adapter(checkpoint, parts.adapter)
+        device = device_of(t)
+        module = parts.module().to(device).eval()
+    val, tracks = parts.samples(measured_split(parts), t.eval_samples), parts.tracks()
+    with timed(clock, "encode"):
+        if parts.store is not None:
+            everything = itertools.chain(val, *tracks.values())
+            parts.store.ensure(
+                list({sample.id: sample for sample in everything}.values()), device, t.eval_batch_size, t.num_workers
+            )
+    facts = run_facts(parts, config) | {"evaluated": str(checkpoint)}
+    (folder / "rows.jsonl").unlink(missing_ok=True)
+    recorder = Recorder(
+        folder.name,
+        RowWriter(folder / "rows.jsonl"),
+        {"task": parts.task.name, "dataset_a": parts.source.name, "modality_a": parts.source.modality},
+    )
+    evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
+    scorer = GenerationScorer(evaluator, tracks, t, recorder)
+    epoch = t.epochs
+    with stack(parts.llm, parts.interventions):
+        AlignmentLogger(evaluator, val, parts.alignment, recorder).measure(epoch, 0, last=True)
+        scorer.measure(epoch, 0, last=True)
+    facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}
+    result = record | {
+        "status": "ok",
+        "metrics": recorder.metrics,
+        "facts": facts,
+        "wall_seconds": round(time.perf_counter() - started, 2),
+    }
+    write_samples(folder, scorer.final, parts.task, parts.source, epoch)
+    write_json(folder / "result.json", result)
+    return result
+
+
+# -- small things --------------------------------------------------------------------------------------------------------
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, known before any process group exists."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0")) == 0
+
+
+class timed:  # noqa: N801 (reads as a statement)
+    """Seconds of a phase, added to a clock."""
+
+    def __init__(self, clock: dict[str, float], phase: str) -> None:
+        self.clock, self.phase = clock, phase
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock[self.phase] = self.clock.get(self.phase, 0.0) + time.perf_counter() - self.start

@@ -1,0 +1,79 @@
+"""How a run trains and what it measures: the dataclasses behind the config groups `trainer` and `alignment`.
+
+Nothing is imported here that is not needed to read a config. RANGES: closed limits per field, None for open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+Range = tuple[float | None, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Optimisation, places and times. Batch sizes are global: shared by all ranks.
+
+    `cache_features` keeps encoder features on disk (frozen, deterministic encoders only); `eval_samples` and
+    `generate_samples` limit the samples measured while training (None: all); the last epoch's tasks use all.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "epochs": (1, None),
+        "batch_size": (1, None),
+        "micro_batch_size": (1, None),
+        "eval_batch_size": (1, None),
+        "lr": (0.0, 1.0),
+        "weight_decay": (0.0, 1.0),
+        "warmup_ratio": (0.0, 1.0),
+        "warmup_from": (0.0, 1.0),
+        "final_ratio": (0.0, 1.0),
+        "clip_norm": (0.0, None),
+        "save_every_num_steps": (1, None),
+        "log_every_num_steps": (1, None),
+        "generate_every_num_epochs": (0, None),
+        "eval_samples": (1, None),
+        "generate_samples": (1, None),
+        "num_workers": (0, None),
+        "num_nodes": (1, None),
+    }
+
+    epochs: int = 6
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    eval_batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 0.02
+    warmup_ratio: float = 0.05
+    warmup_from: float = 0.1
+    final_ratio: float = 0.05
+    clip_norm: float = 1.0
+    loss_on: Literal["answer", "text"] = "answer"
+    save_every_num_steps: int = 50
+    log_every_num_steps: int = 1
+    generate_every_num_epochs: int = 1
+    generate_samples: int | None = 64
+    eval_samples: int | None = None
+    cache_features: bool = True
+    cache_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
+    num_workers: int = 0
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    fast: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """What the tap looks at, on `split`: before training and every so many epochs. `sites`: names of `ima.types.Site`;
+    `layers`: None for all."""
+
+    RANGES: ClassVar[dict[str, Range]] = {"every_num_epochs": (1, None)}
+
+    every_num_epochs: int = 1
+    split: str = "val"
+    sites: tuple[str, ...] = ("resid_post",)
+    layers: tuple[int, ...] | None = None
+    consecutive: bool = True
