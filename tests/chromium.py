@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -28,12 +29,13 @@ class Chromium:
         self.read_end, from_browser = os.pipe()
 
         def pipes() -> None:
-            """DevTools reads from 3 and writes to 4; move the ends there without trampling on each other."""
-            source, sink = os.dup(to_browser), os.dup(from_browser)
+            """DevTools reads from 3 and writes to 4. By way of high numbers: dup2(3, 3) would leave 3 to be closed."""
+            source, sink = fcntl.fcntl(to_browser, fcntl.F_DUPFD, 200), fcntl.fcntl(from_browser, fcntl.F_DUPFD, 200)
             os.dup2(source, 3)
             os.dup2(sink, 4)
+            os.close(source)
+            os.close(sink)
 
-        os.set_inheritable(to_browser, True)
         self.process = subprocess.Popen(
             [binary, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
              "--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={self.profile.name}", "about:blank"],

@@ -17,6 +17,9 @@ from report_runs import make_run
 from ima.errors import UserError
 from ima.report import write_report
 from ima.report.__main__ import main
+from ima.report.figures import figures_of
+from ima.report.load import load_run
+from ima.report.page import page
 
 FIGURES = ("ima_by_layer", "ima_heatmap", "training", "ima_by_epoch", "ima_gap", "ima_variants", "norms", "consecutive",
            "tasks")  # fmt: skip
@@ -40,18 +43,20 @@ def rewrite_result(folder: Path, **fields: Any) -> None:
 
 
 def page_of(folder: Path) -> str:
-    return write_report([folder]).read_text(encoding="utf-8")
+    """The page alone, without the files beside it."""
+    run = load_run(folder)
+    return page([run], figures_of(run))
 
 
 def test_page_holds_headlines_with_intervals_figures_samples_and_the_command(demo: Path) -> None:
-    page = (demo / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg ") == len(FIGURES)
-    assert "95 % interval 0.730 to 0.860" in page
-    assert "python train.py encoder=efficientnet-lite0 trainer.seed=0" in page
-    assert page.count('src="data:image/') == 12
-    assert "✓ right" in page
-    assert "SmolLM2-135M-Instruct" in page
-    assert "blind · no picture" in page
+    html = (demo / "report.html").read_text(encoding="utf-8")
+    assert html.count("<svg ") == len(FIGURES)
+    assert "95 % interval 0.730 to 0.860" in html
+    assert "python train.py encoder=efficientnet-lite0 trainer.seed=0" in html
+    assert html.count('src="data:image/') == 12
+    assert "✓ right" in html
+    assert "SmolLM2-135M-Instruct" in html
+    assert "blind · no picture" in html
 
 
 def test_every_figure_is_also_svg_png_and_csv(demo: Path) -> None:
@@ -72,26 +77,26 @@ def test_csv_of_the_layer_figure_has_the_values_of_the_rows(demo: Path) -> None:
 
 
 def test_page_is_self_contained_and_small(demo: Path) -> None:
-    page = (demo / "report.html").read_text(encoding="utf-8")
-    outside = re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*|url\((?!#)[^)]*|@import""", page)
+    html = (demo / "report.html").read_text(encoding="utf-8")
+    outside = re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*|url\((?!#)[^)]*|@import""", html)
     assert outside == []
-    assert len(page.encode()) < 400_000
+    assert len(html.encode()) < 400_000
 
 
 def test_ids_in_the_page_are_unique_and_every_reference_inside_svg_resolves(demo: Path) -> None:
-    page = (demo / "report.html").read_text(encoding="utf-8")
-    ids = re.findall(r'\bid="([^"]+)"', page)
+    html = (demo / "report.html").read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
-    references = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page))
+    references = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', html))
     assert {name for pair in references for name in pair if name} <= set(ids)
 
 
 def test_page_svg_takes_its_colours_from_variables_that_the_page_defines(demo: Path) -> None:
-    page = (demo / "report.html").read_text(encoding="utf-8")
-    used = set(re.findall(r"var\(--([\w]+)\)", page))
-    defined = set(re.findall(r"--([\w]+):", page))
+    html = (demo / "report.html").read_text(encoding="utf-8")
+    used = set(re.findall(r"var\(--([\w]+)\)", html))
+    defined = set(re.findall(r"--([\w]+):", html))
     assert used <= defined
-    assert "#0b0b" not in page
+    assert "#0b0b" not in html
 
 
 def test_shortening_coordinates_leaves_tick_labels_alone() -> None:
@@ -103,8 +108,8 @@ def test_shortening_coordinates_leaves_tick_labels_alone() -> None:
 
 def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = small_run(tmp_path / "run")
-    first = page_of(folder), (folder / "figures" / "ima_by_layer.png").read_bytes()
-    assert (page_of(folder), (folder / "figures" / "ima_by_layer.png").read_bytes()) == first
+    first = [path.read_bytes() for path in (write_report([folder]), folder / "figures" / "ima_by_layer.png")]
+    assert [path.read_bytes() for path in (write_report([folder]), folder / "figures" / "ima_by_layer.png")] == first
 
 
 def test_text_from_a_run_is_escaped_everywhere(tmp_path: Path) -> None:
@@ -117,22 +122,22 @@ def test_text_from_a_run_is_escaped_everywhere(tmp_path: Path) -> None:
     (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     with open(folder / "rows.jsonl", "a") as file:
         file.write(json.dumps({"score": evil, "track": evil, "epoch": 1, "value": 1.0, "run": evil}) + "\n")
-    page = page_of(folder)
-    assert page.count("<script>") == 1
-    assert "<script>alert" not in page
-    assert 'onload="' not in page
-    assert "&lt;script&gt;alert" in page
+    html = page_of(folder)
+    assert html.count("<script>") == 1
+    assert "<script>alert" not in html
+    assert 'onload="' not in html
+    assert "&lt;script&gt;alert" in html
 
 
 def test_page_refuses_scripts_other_than_its_own(demo: Path) -> None:
     import base64
     import hashlib
 
-    page = (demo / "report.html").read_text(encoding="utf-8")
-    script = page.partition("<script>")[2].partition("</script>")[0]
+    html = (demo / "report.html").read_text(encoding="utf-8")
+    script = html.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in page
-    assert "default-src 'none'" in page
+    assert f"script-src 'sha256-{digest}'" in html
+    assert "default-src 'none'" in html
 
 
 def drop_rows(folder: Path) -> None:
@@ -206,9 +211,9 @@ def test_what_is_missing_is_said_on_the_page(tmp_path: Path, damage: Any, said: 
 
 
 def test_one_epoch_gives_a_page_without_the_map(tmp_path: Path) -> None:
-    page = page_of(small_run(tmp_path / "run", epochs=0))
-    assert "only one epoch was measured" in page
-    assert "Implicit alignment by layer" in page
+    html = page_of(small_run(tmp_path / "run", epochs=0))
+    assert "only one epoch was measured" in html
+    assert "Implicit alignment by layer" in html
 
 
 def test_an_evaluation_without_epochs_still_shows_its_layers(tmp_path: Path) -> None:
@@ -223,9 +228,9 @@ def test_picture_outside_the_run_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes((folder / "media" / "0.png").read_bytes())
     line = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
     (folder / "samples.jsonl").write_text(json.dumps({**line, "image": "../secret.png"}) + "\n")
-    page = page_of(folder)
-    assert "picture outside the run folder" in page
-    assert "data:image/" not in page
+    html = page_of(folder)
+    assert "picture outside the run folder" in html
+    assert 'src="data:image/' not in html
 
 
 def test_large_picture_is_shrunk(tmp_path: Path) -> None:

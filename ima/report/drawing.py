@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ima.report.series import Curve
 from ima.report.style import Theme, plain_svg, render, themed_svg
-from ima.results import replace_atomic, write_atomic
+from ima.results import write_atomic
 
 Draw = Callable[[Canvas, Theme], None]
 Table = tuple[Sequence[str], list[Sequence[Any]]]
@@ -41,7 +41,7 @@ class Figure:
     def inline(self) -> str:
         """SVG for the page. Needs a `draw`."""
         assert self.draw is not None
-        raw = render(self.draw, Theme(placeholders=True), "svg")
+        raw = render(self.draw, Theme(placeholders=True), "svg")[0]
         return themed_svg(raw, self.name.replace("_", "-"), f"{self.title}. {self.caption}")
 
     def save(self, folder: Path) -> None:
@@ -54,9 +54,9 @@ class Figure:
             draw(figure, theme)
             figure.axes[0].set_title(self.title)
 
-        write_atomic(folder / f"{self.name}.svg", plain_svg(render(titled, Theme(), "svg"), self.name))
-        png = render(titled, Theme(), "png")
-        replace_atomic(folder / f"{self.name}.png", lambda path: path.write_bytes(png))
+        svg, png = render(titled, Theme(), "svg", "png")
+        write_atomic(folder / f"{self.name}.svg", plain_svg(svg, self.name))
+        write_atomic(folder / f"{self.name}.png", png)
         write_atomic(folder / f"{self.name}.csv", csv_text(*self.table))
 
 
@@ -76,7 +76,9 @@ def table_of(curves: Sequence[tuple[Sequence[Any], Curve]], keys: Sequence[str],
 
 
 def line(ax: Axes, found: Curve, colour: str, label: str | None = None, band: bool = True, **style: Any) -> None:
-    if band and found.has_band:
+    if band and found.has_band and len(found.points) == 1:
+        ax.vlines(found.x, *found.band, color=colour, linewidth=1)
+    elif band and found.has_band:
         ax.fill_between(found.x, *found.band, color=colour, alpha=0.16, linewidth=0)
     ax.plot(found.x, found.y, color=colour, label=label, **style)
 
@@ -100,4 +102,4 @@ def legend(ax: Axes, title: str | None = None, columns: int = 4, handles: Sequen
 
 
 def whole_ticks(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -63,7 +63,7 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
     score = next((score for score in (*HEADLINE_SCORES, *sorted(scores)) if score in scores), None)
     caption = "Generated captions, scored; bars: 95 % interval. Blind: the same questions without a picture."
     if score is None:
-        return Figure(name, title, caption, missing="no task metric rows: was the run evaluated?")
+        return Figure(name, title, caption, missing="no task metric rows, as before the first evaluation")
     tracks = {track: found for track, found in scores[score].items() if any(map(math.isfinite, found.y))}
     if not tracks:
         return Figure(name, title, caption, missing=f"every `{score}` row is without a number")

@@ -131,7 +131,7 @@ def headlines(run: Run) -> str:
 
 def figure_grid(figures: Sequence[Figure]) -> str:
     drawn = "".join(
-        f'<figure class="plot" id="{escape(figure.name)}"><h3>{escape(figure.title)}</h3>{figure.inline()}'
+        f'<figure class="plot" id="plot-{escape(figure.name)}"><h3>{escape(figure.title)}</h3>{figure.inline()}'
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>" for figure in figures if figure.draw)
     missing = "".join(f"<li><b>{escape(figure.title)}</b>: {escape(figure.missing)}.</li>"
                       for figure in figures if figure.draw is None)

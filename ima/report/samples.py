@@ -72,10 +72,10 @@ def picture(folder: Path, image: Any, alt: str) -> str:
     """<img> with the picture inside, or a line that says why there is none."""
     if not image:
         return '<div class="no-picture">no picture</div>'
-    path = (folder / str(image)).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        return '<div class="no-picture">picture outside the run folder</div>'
     try:
+        path = (folder / str(image)).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return '<div class="no-picture">picture outside the run folder</div>'
         kind, data = shrunk(path.read_bytes())
     except (OSError, ValueError, SyntaxError):
         return '<div class="no-picture">picture could not be read</div>'

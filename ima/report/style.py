@@ -91,16 +91,19 @@ def settings(theme: Theme) -> Iterator[None]:
         yield
 
 
-def render(draw: Callable[[Figure, Theme], None], theme: Theme, kind: str) -> bytes:
-    """Run `draw` on an empty figure of the usual size; kind is "svg" or "png". The same input gives the same bytes."""
+def render(draw: Callable[[Figure, Theme], None], theme: Theme, *kinds: str) -> list[bytes]:
+    """Run `draw` on an empty figure of the usual size; a kind is "svg" or "png". Same input, same bytes."""
     with settings(theme):
         figure = Figure(figsize=(NARROW, HEIGHT), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, theme)
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=200 if kind == "png" else 72, metadata=metadata)
-    return buffer.getvalue()
+        pictures = []
+        for kind in kinds:
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(buffer, format=kind, dpi=200 if kind == "png" else 72, metadata=metadata)
+            pictures.append(buffer.getvalue())
+    return pictures
 
 
 LONG = re.compile(r"(\.\d\d)\d+")  # hundredths of a point are enough for a coordinate

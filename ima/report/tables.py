@@ -7,10 +7,12 @@ from html import escape
 from typing import Any
 
 from ima.report import series
+from ima.report.drawing import thinned
 from ima.report.load import Run, differing_keys, flatten, text
 from ima.report.words import HEADLINES, seconds_text, track_name, value_text
 
 MAX_METRIC_COLUMNS = 8
+MAX_EPOCH_COLUMNS = 10
 MAX_REASON = 160
 SIGNS = {"ok": "✓", "failed": "✗", "running": "…"}
 
@@ -75,11 +77,12 @@ def metric_table(run: Run) -> str:
 def task_table(run: Run) -> str:
     """Task metrics: a row per metric and track (blind last), a column per epoch."""
     scores = series.task_scores(run.rows)
-    shown = sorted({epoch for tracks in scores.values() for found in tracks.values() for epoch in found.x})
+    measured = sorted({int(epoch) for tracks in scores.values() for found in tracks.values() for epoch in found.x})
     if not scores:
         return '<p class="missing">No task metric rows: was the run evaluated?</p>'
-    shown = [float(epoch) for epoch in shown]
-    head = "".join(f'<th scope="col" class="number">epoch {int(epoch)}</th>' for epoch in shown)
+    shown = thinned(measured, MAX_EPOCH_COLUMNS)
+    head = "".join(f'<th scope="col" class="number">epoch {epoch}</th>' for epoch in shown)
+    left_out = "" if shown == measured else f" {len(shown)} of {len(measured)} epochs; figures/tasks.csv has all."
     body = ""
     for score, tracks in scores.items():
         for track, found in tracks.items():
@@ -89,7 +92,7 @@ def task_table(run: Run) -> str:
             body += (f'<tr{kind}><th scope="row">{escape(score.replace("_", " "))}</th>'
                      f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>')
     return (f'<div class="scroll"><table><thead><tr><th scope="col">metric</th><th scope="col">track</th>{head}</tr>'
-            f'</thead><tbody>{body}</tbody></table></div><p class="note">± is 1.96 standard errors.</p>')
+            f'</thead><tbody>{body}</tbody></table></div><p class="note">± is 1.96 standard errors.{left_out}</p>')
 
 
 def cell(point: tuple[float, float] | None) -> str:
