@@ -14,7 +14,7 @@ from ima.errors import UserError
 from ima.llm.embedded import convert_llama, llama_key, load_llama, load_smollm2, unpermute
 from ima.llm.gguf import FORMATS, Gguf, GgufTensor
 
-NUM_HEADS, NUM_KV, WIDTH, INNER, NUM_BLOCKS = 4, 2, 16, 24, 2
+NUM_HEADS, NUM_KV, WIDTH, INNER, NUM_BLOCKS = 4, 2, 32, 24, 2
 BYTES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abc012Ċ.", "Ġ", "ab", "ĊĊ", "01"]
 
 
@@ -121,9 +121,10 @@ def test_writing_into_the_weights_never_reaches_the_file(folder: Path) -> None:
     assert torch.equal(again.model.norm.weight, before) and not torch.equal(before, model.model.norm.weight)
 
 
+# Heads are wider than 4 here: with two pairs the order and its inverse are the same, and a mix-up would pass.
 def test_unpermuting_sorts_the_pairs_of_each_head_into_halves() -> None:
-    rows = torch.arange(8.0)[:, None]
-    assert unpermute(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    rows = torch.arange(12.0)[:, None]
+    assert unpermute(rows, 2)[:, 0].tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
 
 
 def test_keys_are_translated() -> None:
