@@ -50,7 +50,7 @@ class WandbMirror:
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 print(
-                    f"warning: logger: W&B {attempt} is not available ({reason[:120]}); the run's files have everything",
+                    f"warning: logger: W&B {attempt} is not there ({reason[:120]}); the run's files have everything",
                     file=sys.stderr,
                 )
         if self.run is not None:

@@ -7,8 +7,6 @@ batch and the schedule. One batch of the loader is one optimiser step on every r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -104,17 +102,17 @@ class MappingModule(pl.LightningModule):
             )
         parts = batch.split(self.micro_batch_size or len(batch))
         total = torch.zeros((), device=self.device)
-        for index, part in enumerate(parts):
-            with self._no_sync(index < len(parts) - 1):
-                loss_sum = self.loss_sum(part)
-                # DDP averages gradients over ranks; the loss is a sum over them divided by the global count.
-                self.manual_backward(loss_sum * (world / num_labels))
+        for part in parts:
+            loss_sum = self.loss_sum(part)
+            # DDP averages gradients over ranks; the loss is a sum over them divided by the global count.
+            self.manual_backward(loss_sum * (world / num_labels))
             total += loss_sum.detach()
         loss = self._sum_over_ranks(total) / num_labels
         self.last_loss = float(loss)
         if not math.isfinite(self.last_loss):
             raise UserError(
-                f"training: the loss is {self.last_loss} at step {self.trainer.global_step}; lower trainer.lr or use llm.dtype=float32"
+                f"training: the loss is {self.last_loss} at step {self.trainer.global_step}; "
+                "lower trainer.lr or use llm.dtype=float32"
             )
         if batch_idx == 0:
             self._check_gradients()
@@ -143,10 +141,6 @@ class MappingModule(pl.LightningModule):
             dist.all_reduce(value)
         return value
 
-    def _no_sync(self, skip: bool) -> AbstractContextManager[Any]:
-        wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if skip and hasattr(wrapped, "no_sync") else nullcontext()
-
     def forward(self, batch: Batch) -> Tensor:
         return self.loss_sum(batch)
 
@@ -172,13 +166,3 @@ class MappingModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {key: value for key, value in self.state_dict().items() if not key.startswith("adapter.")}
         checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
-
-
-def adapter_state(state: dict[str, Tensor], prefixes: Sequence[str] = ("adapter.",)) -> dict[str, Tensor]:
-    """The adapter's own keys of a checkpoint's state."""
-    found = {}
-    for key, value in state.items():
-        for prefix in prefixes:
-            if key.startswith(prefix):
-                found[key.removeprefix(prefix)] = value
-    return found

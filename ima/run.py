@@ -15,7 +15,6 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def tupled(node: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
 
 
-# -- the scripts' entries ------------------------------------------------------------------------------------------------
+# -- the scripts' entries --------------------------------------------------------------------------------------------
 
 
 def fit(config: dict[str, Any]) -> int:
@@ -237,7 +236,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-# -- training ------------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------------------------
 
 
 class Data(pl.LightningDataModule):
@@ -310,12 +309,24 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
     if logger is not None:
         recorder.mirrors.append(logger.mirror)
     trainer = pl.Trainer(
-        accelerator="cuda" if device.type == "cuda" else device.type,
-        devices=t.devices, num_nodes=t.num_nodes, strategy=t.strategy, max_epochs=t.epochs,
-        precision="32-true", plugins=[SafetensorsIO()], logger=False, enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=False, num_sanity_val_steps=0, limit_val_batches=0, use_distributed_sampler=False,
-        callbacks=[borders, steps, checkpointer, Bar(t.epochs)], deterministic=device.type == "cpu",
-    )  # fmt: skip
+        accelerator=device.type,
+        devices=t.devices,
+        num_nodes=t.num_nodes,
+        strategy=t.strategy,
+        max_epochs=t.epochs,
+        precision="32-true",
+        plugins=[SafetensorsIO()],
+        callbacks=[borders, steps, checkpointer, Bar(t.epochs)],
+        deterministic=device.type == "cpu",
+        use_distributed_sampler=False,
+        # what Lightning would add by itself is done by the callbacks above
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
     with timed(clock, "fit"), stack(parts.llm, parts.interventions):
         trainer.fit(
             module,
@@ -388,7 +399,7 @@ def run_facts(parts: Parts, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# -- evaluation ----------------------------------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def measure(config: dict[str, Any], folder: Path, command: str, run: Path, checkpoint: Path) -> dict[str, Any]:
@@ -439,7 +450,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     return result
 
 
-# -- small things --------------------------------------------------------------------------------------------------------
+# -- small things ----------------------------------------------------------------------------------------------------
 
 
 def is_main() -> bool:

@@ -81,14 +81,14 @@ class Batch:
     media: Tensor | None = None
 
     def to(self, device: Any) -> Batch:
-        moved = {name: value.to(device, non_blocking=True) for name, value in self._tensors().items()}
+        moved: dict[str, Any] = {k: value.to(device, non_blocking=True) for k, value in self._tensors().items()}
         return dataclasses.replace(self, **moved)
 
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of at most `size` samples, text columns that are PAD for all of them cut off."""
         parts = []
         for start in range(0, len(self), size):
-            part = {name: value[start : start + size] for name, value in self._tensors().items()}
+            part: dict[str, Any] = {k: value[start : start + size] for k, value in self._tensors().items()}
             length = int((part["roles_BT"] != Role.PAD).sum(1).max())
             part |= {name: part[name][:, :length] for name in ("ids_BT", "roles_BT", "labels_BT")}
             parts.append(dataclasses.replace(self, samples=self.samples[start : start + size], **part))

@@ -58,7 +58,9 @@ class SiteStats:
     token_count_GR: cosine between layer l and l + n of the same token.
     """
 
-    def __init__(self, num_layers: int, width: int, device: torch.device | str = "cpu", consecutive: bool = True) -> None:
+    def __init__(
+        self, num_layers: int, width: int, device: torch.device | str = "cpu", consecutive: bool = True
+    ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float32, device=device)
 
@@ -186,7 +188,9 @@ class _Pass:
         flat_LBS = bins_LBS + layers[:, None, None] * NUM_BINS
         for index in range(len(NORM_VIEWS)):
             chosen = flat_LBS[:, mask_BRS[:, index]].flatten()
-            stats.norm_hist_LRH[:, index] += torch.bincount(chosen, minlength=stats.num_layers * NUM_BINS).view(-1, NUM_BINS)
+            stats.norm_hist_LRH[:, index] += torch.bincount(chosen, minlength=stats.num_layers * NUM_BINS).view(
+                -1, NUM_BINS
+            )
 
         mask = mask_BRS.float()
         stats.token_count_GR += onehot_GB @ mask.sum(-1)

@@ -70,7 +70,9 @@ class Tap:
     def _hook(self, stack: ExitStack, layer: int, site: Site, place: Place) -> None:
         stack.enter_context(observe(place, lambda x: self._see(layer, site, x)))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._stack is not None
         self._stack.close()
         self._stack = None
@@ -101,7 +103,9 @@ class TapBatch:
         for sink in self.tap.sinks:
             sink.begin(self.roles_BS, self.sample_ids)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.tap._open = False
         if kind is None:
             for sink in self.tap.sinks:

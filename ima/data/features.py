@@ -124,7 +124,7 @@ class FeatureStore:
 
         if not torch.isfinite(features).all():
             raise UserError(
-                f"trainer.cache_dtype: features of {self.encoder.fingerprint} overflow {self.dtype}; set data.cache_dtype=float32"
+                f"trainer.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; set it to float32"
             )
         assert tuple(features.shape[1:]) == self.shape, (features.shape, self.shape)
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
@@ -140,7 +140,7 @@ class FeatureStore:
         ids: list[str] = json.loads(header["__metadata__"]["ids"])
         start, end = header["features"]["data_offsets"]
         shape = (len(ids), *self.shape)
-        size = int(np.prod(shape)) * NUMPY[self.dtype]().itemsize
+        size = int(np.prod(shape)) * np.dtype(NUMPY[self.dtype]).itemsize
         if end - start != size or path.stat().st_size != 8 + length + end:
             raise ValueError(f"{path.stat().st_size} bytes where its header says {8 + length + end}")
         return ids, np.memmap(path, dtype=NUMPY[self.dtype], mode="r", offset=8 + length + start, shape=shape)

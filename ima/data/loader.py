@@ -70,7 +70,7 @@ class TrainLoader:
         mine = [
             [(int(index), self.epoch) for index in batch[self.rank :: self.world]] for batch in self.batches(self.epoch)
         ]
-        loader = DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             _Items(self.samples),  # type: ignore[arg-type]
             batch_sampler=mine[self.done :],
             collate_fn=self.collate,
@@ -86,8 +86,8 @@ class TrainLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if (state["seed"], state["num_samples"]) != (self.seed, len(self.samples)):
             raise UserError(
-                f"resume: the checkpoint was trained on {state['num_samples']} samples with seed {state['seed']}, this run "
-                f"has {len(self.samples)} with seed {self.seed}; use the old config or another name"
+                f"resume: the checkpoint was trained on {state['num_samples']} samples with seed {state['seed']}, "
+                f"this run has {len(self.samples)} with seed {self.seed}; use the old config or another name"
             )
         self.epoch, self.done = state["epoch"], state["done"]
 
