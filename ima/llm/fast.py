@@ -1,0 +1,231 @@
+"""Reversible acceleration of a frozen Llama-type decoder when only the gradient of its input embeddings is wanted.
+
+`with accelerate(model):` lets each stock block that is understood run as one autograd node (`ima.llm.fast_block`).
+Modules keep their identity and nothing in them is changed: the block's `forward` is shadowed on the instance while the
+context is open. Whenever a call needs more than that node gives (hooks inside the block, a cache, training mode, long
+sequences, weights with gradients, another device ...) the stock forward runs, block by block. Positions that nobody may
+attend to (padding) are passed through unchanged instead of computed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from ima.llm.fast_block import FrozenBlock, Layout
+from ima.llm.fast_weights import Stamp, Weights, block_shape, stamp_of
+
+log = logging.getLogger(__name__)
+
+MAX_SCORE_BYTES = 64 * 2**20  # fp32 attention probabilities of one block; beyond, a fused kernel pays
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+def watched(layer: nn.Module) -> bool:
+    """Somebody wants to see or change what happens inside the block (hooks, replaced forwards)."""
+    for inner in layer.modules():
+        if inner is layer:
+            continue
+        hooks = [hook for name in HOOKS for hook in vars(inner)[name].values()]
+        if "forward" in vars(inner) or not all(idle(hook) for hook in hooks):
+            return True
+    return nn_module._has_any_global_hook()
+
+
+def idle(hook: Any) -> bool:
+    """transformers leaves its recording hooks in place for ever once attentions or states were asked for."""
+    if getattr(hook, "__module__", "") != "transformers.utils.output_capturing":
+        return False
+    from transformers.utils.output_capturing import _active_collector
+
+    return not set(_active_collector.get() or {}) - {"hidden_states", "_hidden_states_layers"}
+
+
+class Fast:
+    """The accelerated forward of one block and the packed copy of its weights."""
+
+    def __init__(self, layer: nn.Module, layouts: Layouts) -> None:
+        self.layer = layer
+        self.layouts = layouts
+        self.shape = block_shape(layer)
+        self.stamp: Stamp | None = None
+        self.weights: Weights | None = None
+
+    def current(self) -> Weights | None:
+        """Packed weights, made anew when the block's own have changed; None when the block is no longer of the kind."""
+        stamp = stamp_of(self.layer)
+        if stamp != self.stamp:
+            self.stamp, self.weights = stamp, None
+            try:
+                self.shape = block_shape(self.layer)
+                self.weights = Weights(self.layer, self.shape)
+            except ValueError as reason:
+                log.debug("block back to stock: %s", reason)
+        return self.weights
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.fits(args, kwargs):
+            weights = self.current()
+            if weights is not None:
+                x_BSD = args[0]
+                layout = self.layouts.of(x_BSD, kwargs.get("attention_mask"), kwargs["position_embeddings"])
+                return FrozenBlock.apply(x_BSD, weights, layout)
+        return type(self.layer).forward(self.layer, *args, **kwargs)
+
+    def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """This call asks for nothing but the block's output."""
+        if len(args) != 1 or kwargs.get("position_embeddings") is None or self.layer.training:
+            return False
+        x, mask = args[0], kwargs.get("attention_mask")
+        allowed = ("attention_mask", "position_embeddings", "position_ids")
+        if any(value is not None and value is not False for key, value in kwargs.items() if key not in allowed):
+            return False
+        attn: Any = self.layer.self_attn
+        kind = attn.config._attn_implementation
+        if kind not in ("sdpa", "eager") or x.dim() != 3 or x.device.type != "cpu":
+            return False
+        if x.dtype != attn.q_proj.weight.dtype:
+            return False
+        num_rows, length = x.shape[:2]
+        if mask is None:
+            if kind != "sdpa" or not getattr(attn, "is_causal", True):
+                return False
+        elif mask.dim() != 4 or mask.shape[1:] != (1, length, length):
+            return False
+        if num_rows * self.shape.num_kv * self.shape.group * length * length * 4 > MAX_SCORE_BYTES:
+            return False
+        if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return False
+        return not (watched(self.layer) or any(p.requires_grad for p in self.layer.parameters()))
+
+
+class Layouts:
+    """The layouts of the running pass: its blocks are handed the same rotation and one of at most a few masks."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor | None, int, tuple[Tensor, Tensor], torch.Size, Layout]] = []
+
+    def forget(self) -> None:
+        self._kept = []
+
+    def of(self, x_BSD: Tensor, mask: Tensor | None, rotation: tuple[Tensor, Tensor]) -> Layout:
+        version = 0 if mask is None else mask._version
+        cos, sin = rotation
+        for known_mask, known_version, known, size, layout in self._kept:
+            unchanged = known_mask is mask and known_version == version and size == x_BSD.shape
+            if unchanged and known[0] is cos and known[1] is sin:
+                return layout
+        layout = Layout(x_BSD, mask, cos, sin)
+        same_pass = [kept for kept in self._kept if kept[2][0] is cos]
+        self._kept = [*same_pass[-3:], (mask, version, rotation, x_BSD.shape, layout)]
+        return layout
+
+
+@contextmanager
+def without_hooks(layer: nn.Module) -> Iterator[None]:
+    """A check must not show up in anybody's records."""
+    kept = [(inner, name, vars(inner)[name]) for inner in layer.modules() for name in HOOKS]
+    try:
+        for inner, name, _ in kept:
+            vars(inner)[name] = OrderedDict()
+        yield
+    finally:
+        for inner, name, hooks in kept:
+            vars(inner)[name] = hooks
+
+
+def self_check(fast: Fast) -> None:
+    """Output and input gradient against the stock block on random input with padding. Raises ValueError when off."""
+    layer: Any = fast.layer
+    dtype, width = layer.input_layernorm.weight.dtype, layer.input_layernorm.weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    x_BSD, grad_BSD = (torch.randn(2, 5, width, generator=generator).to(dtype) for _ in range(2))
+    angle = torch.rand(2, 5, fast.shape.width // 2, generator=generator).repeat(1, 1, 2) * 6
+    real_BS = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    seen = torch.ones(5, 5, dtype=torch.bool).tril()[None, None] & real_BS[:, None, None]
+    call: dict[str, Any] = {
+        "attention_mask": torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min),
+        "position_embeddings": (angle.cos().to(dtype), angle.sin().to(dtype)),
+    }
+    grad_BSD[~real_BS] = 0
+    results = []
+    weights = fast.current()
+    if weights is None or any("forward" in vars(inner) for inner in layer.modules()):
+        raise ValueError("a forward was replaced already")
+    layout = Layout(x_BSD, call["attention_mask"], *call["position_embeddings"])
+    for run in (lambda x: type(layer).forward(layer, x, **call), lambda x: FrozenBlock.apply(x, weights, layout)):
+        x = x_BSD.clone().requires_grad_(True)
+        with torch.enable_grad(), without_hooks(layer):
+            y = run(x)
+        results.append((y.detach()[real_BS].float(), torch.autograd.grad(y, x, grad_BSD)[0][real_BS].float()))
+    for name, stock, ours in zip(("output", "gradient"), *results, strict=True):
+        error = float((ours - stock).norm() / stock.norm())
+        if not error <= TOLERANCE[dtype]:
+            raise ValueError(f"{name} is {error:.1e} off the stock block's")
+
+
+class Acceleration:
+    """Context manager; may be entered again and again (packed weights are kept). `num_fast` blocks are accelerated, the
+    others are stock; `reasons` says why. On leaving, also by an exception, the model is exactly what it was."""
+
+    def __init__(self, model: Any, max_bytes: int = 2 * 2**30) -> None:
+        from ima.llm.sites import block_list
+
+        self.reasons: dict[int, str] = {}
+        self._fast: dict[int, Fast] = {}
+        self._layouts = Layouts()
+        self._entered: list[nn.Module] = []
+        blocks = block_list(model)
+        size = 2 * sum(p.numel() * p.element_size() for p in blocks.parameters())
+        for index, layer in enumerate(blocks):
+            try:
+                if size > max_bytes:
+                    raise ValueError(f"packed weights would take {size} bytes, more than {max_bytes}")
+                fast = Fast(layer, self._layouts)
+                self_check(fast)
+                self._fast[index] = fast
+            except (ValueError, AttributeError, TypeError, RuntimeError) as reason:
+                self.reasons[index] = str(reason)
+                log.debug("block %d keeps its stock forward: %s", index, reason)
+        self._layouts.forget()
+
+    @property
+    def num_fast(self) -> int:
+        return len(self._fast)
+
+    def refresh(self) -> None:
+        """Forget all packed weights (after writes that autograd cannot see, such as through `.data`)."""
+        for fast in self._fast.values():
+            fast.stamp = None
+
+    def __enter__(self) -> Acceleration:
+        assert not self._entered, "entered already"
+        for fast in self._fast.values():
+            if "forward" not in vars(fast.layer):  # somebody else's replacement stays
+                forward: Callable[..., Any] = fast
+                fast.layer.forward = forward
+                self._entered.append(fast.layer)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for layer in self._entered:
+            vars(layer).pop("forward", None)
+        self._entered = []
+        self._layouts.forget()
+
+
+def accelerate(model: Any, max_bytes: int = 2 * 2**30) -> Acceleration:
+    """Acceleration of a frozen HF decoder in eval mode; not entered yet. `max_bytes`: the most memory that the packed
+    copies of the block weights (twice their size) may take, else everything stays stock."""
+    return Acceleration(model, max_bytes)
