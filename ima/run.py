@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from ima.evaluation import Evaluator
 from ima.folders import finished, owned, recorded, run_name
 from ima.interventions import Intervention, stack
 from ima.lit import MappingModule
+from ima.llm.fast import accelerate
 from ima.llm.frozen import FrozenLLM
 from ima.provenance import provenance
 from ima.report.build import write_report
@@ -327,7 +329,7 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    with timed(clock, "fit"), stack(parts.llm, parts.interventions):
+    with timed(clock, "fit"), stack(parts.llm, parts.interventions), fast(parts):
         trainer.fit(
             module,
             datamodule=Data(parts, pool, config["seed"]),
@@ -358,6 +360,11 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
     if logger is not None:
         logger.finish(recorder.metrics)
     return result
+
+
+def fast(parts: Parts) -> AbstractContextManager[object]:
+    """Blocks as single autograd nodes where they are of a kind that is understood; entered after interventions."""
+    return accelerate(parts.llm.model) if parts.training.fast else nullcontext()
 
 
 def measured_split(parts: Parts) -> str:
@@ -435,7 +442,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
     scorer = GenerationScorer(evaluator, tracks, t, recorder)
     epoch = t.epochs
-    with stack(parts.llm, parts.interventions):
+    with stack(parts.llm, parts.interventions), fast(parts):
         AlignmentLogger(evaluator, val, parts.alignment, recorder).measure(epoch, 0, last=True)
         scorer.measure(epoch, 0, last=True)
     facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}

@@ -124,7 +124,7 @@ class FeatureStore:
 
         if not torch.isfinite(features).all():
             raise UserError(
-                f"trainer.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; set it to float32"
+                f"trainer.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; use float32"
             )
         assert tuple(features.shape[1:]) == self.shape, (features.shape, self.shape)
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

@@ -1,0 +1,31 @@
+"""`python -m ima.bench train [--rounds N] [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+NAMES = ("train",)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m ima.bench", description=__doc__)
+    parser.add_argument("name", choices=NAMES, help="which benchmark")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
+    arguments = parser.parse_args()
+    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(name, value)
+    from ima.errors import UserError
+
+    try:
+        importlib.import_module(f"ima.bench.{arguments.name}").main(arguments.rounds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
