@@ -7,6 +7,7 @@ the small published form: weights and a JSON beside them that says what they fit
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,26 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: unpack(item, tensors) for key, item in value.items()}
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all. Raises UserError where the disk is full."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # its own kind even for a full disk
+            if "os error 28" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, str(error)) from error
+
+    replace_atomic(path, write)
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     structure = pack(checkpoint, tensors)
-    metadata = {"format": FORMAT, "structure": json.dumps(structure)}
-    replace_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
+    write_tensors(path, tensors, {"format": FORMAT, "structure": json.dumps(structure)})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -76,7 +90,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of a run (format {metadata.get('format')!r}, expected {FORMAT})")
-    loaded: dict[str, Any] = unpack(json.loads(metadata["structure"]), tensors)
+    try:
+        loaded: dict[str, Any] = unpack(json.loads(metadata["structure"]), tensors)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); delete it, the run starts anew") from error
     return loaded
 
 
@@ -95,10 +112,8 @@ class SafetensorsIO(CheckpointIO):
 
 def save_adapter(folder: Path, adapter: nn.Module, facts: dict[str, Any], stem: str = "adapter") -> None:
     """`<stem>.safetensors` and `<stem>.json`."""
-    from safetensors.torch import save_file
-
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}
-    replace_atomic(folder / f"{stem}.safetensors", lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    write_tensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
     write_json(folder / f"{stem}.json", facts)
 
 
@@ -132,7 +147,7 @@ def weight_sum(module: nn.Module) -> str:
     bits, plain and weighted by position."""
     plain, weighted = 0, 0
     for tensor in module.state_dict().values():
-        bits = tensor.detach().contiguous().view(torch.uint8).flatten()
+        bits = tensor.detach().contiguous().flatten().view(torch.uint8)
         bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 4)).view(torch.int32).long()
         plain += int(bits.sum())
         weighted += int((bits * (torch.arange(bits.numel(), device=bits.device) % 65521 + 1)).sum())

@@ -73,17 +73,9 @@ class Skip:
         def replace(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             value: Tensor = output[0] if isinstance(output, tuple) else output
             instead = (args[0] if args else kwargs["hidden_states"]) if whole else torch.zeros_like(value)
-            shaped = value if value.dim() == 3 else value.view(*self._shape(llm, value), -1)
-            skip_BS = torch.isin(llm.roles_of(shaped), torch.tensor(self._ids, device=value.device))
-            new = torch.where(skip_BS[..., None], instead.view_as(shaped), shaped).view_as(value)
+            roles_BS = llm.roles_of(value)  # OPT flattens (B, S) inside its FFN
+            skip_BS = torch.isin(roles_BS, torch.tensor(self._ids, device=value.device))
+            new = torch.where(skip_BS.view(*value.shape[:-1], 1), instead, value)
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return place.module.register_forward_hook(replace, with_kwargs=True)
-
-    @staticmethod
-    def _shape(llm: FrozenLLM, value: Tensor) -> tuple[int, int]:
-        """OPT flattens (B, S) inside its FFN: a whole pass has S positions a row, cached decoding one."""
-        roles = llm._roles
-        assert roles is not None
-        num_rows, length = value.shape[0], roles.shape[1]
-        return (num_rows // length, length) if num_rows % length == 0 and num_rows >= roles.numel() else (num_rows, 1)

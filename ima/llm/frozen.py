@@ -94,7 +94,7 @@ class FrozenLLM(nn.Module):
         """h_BSD after the final norm. PAD positions are invisible to all others; their outputs mean nothing."""
         mask_BS = (roles_BS != Role.PAD).long()
         positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
-        with self.with_roles(roles_BS):
+        with self._running(roles_BS):
             output = self.model.base_model(
                 inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, position_ids=positions_BS, use_cache=False
             )
@@ -118,31 +118,51 @@ class FrozenLLM(nn.Module):
         return F.cross_entropy(self.logits(rows_ND), target_BS[chosen], reduction="sum")
 
     @contextmanager
-    def with_roles(self, roles_BS: Tensor) -> Iterator[None]:
+    def _running(self, roles_BS: Tensor) -> Iterator[None]:
         before, self._roles = self._roles, roles_BS
         try:
             yield
         finally:
             self._roles = before
 
-    def roles_of(self, x_BSD: Tensor) -> Tensor:
-        """Roles of the positions of `x` (block input or output) in the running pass.
+    @contextmanager
+    def _decoding(self, roles_BS: Tensor) -> Iterator[None]:
+        """The first pass inside sees the prompt, repeated for beams; every later one sees GENERATED tokens. Passes are
+        counted, since lengths do not tell a prompt of one token from a decoding step."""
+        num_passes = 0
 
-        A pass over the whole sequence has the roles it was given, repeated for beams; a pass over fewer positions is
-        cached decoding and sees GENERATED tokens.
-        """
+        def before_pass(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            nonlocal num_passes
+            x = kwargs.get("inputs_embeds")
+            num_rows, length = (kwargs["input_ids"] if x is None else x).shape[:2]  # always named by `generate`
+            if num_passes == 0:
+                assert length == roles_BS.shape[1], "the first pass of decoding is over the whole prompt"
+                self._roles = roles_BS.repeat_interleave(num_rows // roles_BS.shape[0], dim=0)
+            else:
+                self._roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
+            num_passes += 1
+
+        with self._running(roles_BS):
+            handle = self.model.register_forward_pre_hook(before_pass, with_kwargs=True)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def roles_of(self, x: Tensor) -> Tensor:
+        """roles_BS of the positions of `x` in the running pass; x: (B, S, ...) or flattened to (B * S, ...), as inside
+        OPT's FFN. Prompt positions have the roles they were given (repeated for beams), decoded ones are GENERATED."""
         assert self._roles is not None, "roles are known only while a pass runs"
-        num_rows, length = x_BSD.shape[:2]
-        if length != self._roles.shape[1]:
-            return torch.full((num_rows, length), int(Role.GENERATED), device=x_BSD.device)
-        return self._roles.repeat_interleave(num_rows // self._roles.shape[0], dim=0)
+        num_rows, length = self._roles.shape
+        assert x.shape[:2] == (num_rows, length) or x.shape[0] == num_rows * length, "not of the running pass"
+        return self._roles
 
     @torch.no_grad()
     def generate(self, x_BSD: Tensor, roles_BS: Tensor, settings: Generation) -> list[list[int]]:
         """New token ids per example, EOS and what follows cut off. Sequences are padded on the LEFT as a whole."""
         mask_BS = (roles_BS != Role.PAD).long()
         assert bool((mask_BS.diff(dim=1) >= 0).all()), "generation pads on the left"
-        with self.with_roles(roles_BS), contiguous_head(self.model):
+        with self._decoding(roles_BS), contiguous_head(self.model):
             ids_BT = self.model.generate(
                 inputs_embeds=x_BSD.to(self.dtype),
                 attention_mask=mask_BS,

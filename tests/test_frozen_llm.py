@@ -1,0 +1,229 @@
+"""The frozen LLM behaves as the stock model: from embeddings, under padding, in cached decoding and in the loss."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ima.checkpoint import weight_sum
+from ima.llm.frozen import FrozenLLM, Generation, contiguous_head
+from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+from ima.types import Role
+
+families = pytest.mark.parametrize("family", FAMILY_NAMES)
+P, Q, A = int(Role.PERCEPT), int(Role.PROMPT), int(Role.ANSWER)
+
+
+@cache
+def tiny(family: str) -> FrozenLLM:
+    return FrozenLLM(tiny_model(family, seed=1), tiny_tokenizer())
+
+
+@pytest.fixture
+def llm(family: str) -> FrozenLLM:
+    return tiny(family)
+
+
+def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, 259, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def hidden(llm: FrozenLLM, ids: torch.Tensor) -> torch.Tensor:
+    return llm(llm.embed(ids), torch.full_like(ids, Q))
+
+
+@families
+def test_a_pass_from_embeddings_is_the_stock_pass_from_ids(llm: FrozenLLM) -> None:
+    ids_BT = random_ids(3, 9)
+    with torch.no_grad():
+        stock = llm.model(input_ids=ids_BT).logits
+    ours = llm.logits(hidden(llm, ids_BT).flatten(0, 1)).view_as(stock)
+    torch.testing.assert_close(ours, stock.float(), rtol=1e-5, atol=1e-5)
+
+
+@families
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_output_of_a_real_position(llm: FrozenLLM, side: str) -> None:
+    lengths = (3, 8, 5)
+    rows = [random_ids(1, length, seed=length) for length in lengths]
+    x_BSD = torch.full((3, 10, llm.width), 7.0)  # what stands at pads must not matter
+    roles_BS = torch.full((3, 10), int(Role.PAD))
+    spans = [slice(10 - n, 10) if side == "left" else slice(0, n) for n in lengths]
+    for index, (ids, span) in enumerate(zip(rows, spans, strict=True)):
+        x_BSD[index, span] = llm.embed(ids)[0]
+        roles_BS[index, span] = Q
+    with torch.no_grad():
+        h_BSD = llm(x_BSD, roles_BS)
+    for index, (ids, span) in enumerate(zip(rows, spans, strict=True)):
+        torch.testing.assert_close(h_BSD[index, span], hidden(llm, ids)[0], rtol=1e-4, atol=1e-5)
+
+
+def greedy_by_whole_passes(llm: FrozenLLM, x_SD: torch.Tensor, num: int) -> list[int]:
+    """The slow twin of cached decoding: the whole sequence again for every token."""
+    found: list[int] = []
+    x_BSD = x_SD[None]
+    for _ in range(num):
+        h_BSD = llm(x_BSD, torch.full(x_BSD.shape[:2], Q))
+        token = int(llm.logits(h_BSD[:, -1]).argmax())
+        if token == llm.eos_id:
+            break
+        found.append(token)
+        x_BSD = torch.cat([x_BSD, llm.embed(torch.tensor([[token]]))], dim=1)
+    return found
+
+
+def left_padded(llm: FrozenLLM, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    width = max(lengths)
+    x_BSD, roles_BS = torch.zeros(len(lengths), width, llm.width), torch.zeros(len(lengths), width, dtype=torch.long)
+    rows = [llm.embed(random_ids(length, seed=17 + index)) for index, length in enumerate(lengths)]
+    for index, x_SD in enumerate(rows):
+        x_BSD[index, width - len(x_SD) :] = x_SD
+        roles_BS[index, width - len(x_SD) :] = Q
+    return x_BSD, roles_BS, rows
+
+
+@families
+def test_cached_decoding_is_the_argmax_of_whole_passes(llm: FrozenLLM) -> None:
+    x_BSD, roles_BS, rows = left_padded(llm, (6, 2, 4))
+    with torch.no_grad():
+        found = llm.generate(x_BSD, roles_BS, Generation(max_new_tokens=5))
+        assert found == [greedy_by_whole_passes(llm, x_SD, 5) for x_SD in rows]
+
+
+def beams_by_whole_passes(llm: FrozenLLM, x_SD: torch.Tensor, num: int, num_beams: int) -> list[int]:
+    """The slow twin of beam search, for texts in which the end never comes near the top."""
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    for _ in range(num):
+        grown = []
+        for total, ids in beams:
+            whole_BSD = torch.cat([x_SD, llm.embed(torch.tensor(ids, dtype=torch.long))])[None]
+            h_BSD = llm(whole_BSD, torch.full(whole_BSD.shape[:2], Q))
+            log_p = llm.logits(h_BSD[:, -1])[0].log_softmax(-1)
+            grown += [(total + float(value), [*ids, token]) for token, value in enumerate(log_p.tolist())]
+        best = sorted(grown, reverse=True)[: 2 * num_beams]
+        assert all(ids[-1] != llm.eos_id for _, ids in best), "choose another seed"
+        beams = best[:num_beams]
+    return beams[0][1]
+
+
+@families
+def test_beam_search_is_that_of_whole_passes(llm: FrozenLLM) -> None:
+    x_BSD, roles_BS, rows = left_padded(llm, (6, 2))
+    with torch.no_grad():
+        found = llm.generate(x_BSD, roles_BS, Generation(4, num_beams=2))
+        assert found == [beams_by_whole_passes(llm, x_SD, 4, 2) for x_SD in rows]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_roles_are_known_in_every_pass_of_decoding(llm: FrozenLLM, length: int, num_beams: int) -> None:
+    x_BSD, roles_BS, _ = left_padded(llm, (length, length))
+    roles_BS = torch.tensor([[P] + [Q] * (length - 1), [Q] * (length - 1) + [A]])
+    seen: list[torch.Tensor] = []
+    block = llm.table.blocks[0]
+    handle = block.register_forward_hook(lambda *_: seen.append(llm.roles_of(last[0])))
+    last: list[torch.Tensor] = []
+    before = block.register_forward_pre_hook(
+        lambda _m, args, kwargs: last.insert(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    try:
+        llm.generate(x_BSD, roles_BS, Generation(4, num_beams))
+    finally:
+        handle.remove()
+        before.remove()
+    assert torch.equal(seen[0], roles_BS.repeat_interleave(num_beams, 0))
+    assert len(seen) > 1
+    for roles in seen[1:]:
+        assert roles.shape == (2 * num_beams, 1) and bool((roles == Role.GENERATED).all())
+
+
+def test_roles_are_not_known_outside_a_pass() -> None:
+    llm = tiny("llama")
+    hidden(llm, random_ids(1, 3))
+    with pytest.raises(AssertionError, match="while a pass runs"):
+        llm.roles_of(torch.zeros(1, 3, llm.width))
+
+
+def labels_for(ids_BS: torch.Tensor) -> torch.Tensor:
+    labels_BS = ids_BS.clone()
+    labels_BS[:, :3] = -100
+    labels_BS[1, -2:] = -100
+    return labels_BS
+
+
+@families
+def test_the_loss_is_the_cross_entropy_over_full_logits_and_only_labelled_rows_reach_the_head(llm: FrozenLLM) -> None:
+    ids_BS = random_ids(2, 8)
+    labels_BS = labels_for(ids_BS)
+    with torch.no_grad():
+        full = llm.model(input_ids=ids_BS).logits.float()
+        stock = F.cross_entropy(full[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten(), reduction="sum")
+        h_BSD = hidden(llm, ids_BS)
+        seen: list[torch.Tensor] = []
+        handle = llm.model.get_output_embeddings().register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        ours = llm.loss_sum(h_BSD, labels_BS)
+        handle.remove()
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-4)
+    (rows_ND,) = seen
+    assert torch.equal(rows_ND, h_BSD[:, :-1][labels_BS[:, 1:] != -100])
+    assert len(rows_ND) == 5 + 3
+
+
+@families
+def test_gradients_reach_the_inputs_and_nothing_else(llm: FrozenLLM) -> None:
+    ids_BS = random_ids(2, 8)
+    x_BSD = llm.embed(ids_BS).detach().requires_grad_()
+    before = weight_sum(llm)
+    llm.loss_sum(llm(x_BSD, torch.full_like(ids_BS, Q)), labels_for(ids_BS)).backward()
+    assert x_BSD.grad is not None and bool((x_BSD.grad[:, :3].abs().sum(-1) > 0).all())
+    assert all(not p.requires_grad and p.grad is None for p in llm.parameters())
+    assert weight_sum(llm) == before
+
+
+def test_train_keeps_eval_mode() -> None:
+    model = tiny_model("opt")
+    model.config.dropout = 0.5
+    llm = FrozenLLM(model, tiny_tokenizer())
+    torch.nn.Sequential(llm).train()
+    assert not any(module.training for module in llm.modules())
+
+
+@families
+def test_a_contiguous_head_changes_no_output_and_leaves_no_hook(llm: FrozenLLM) -> None:
+    h_BSD = torch.randn(2, 5, llm.width, generator=torch.Generator().manual_seed(0))
+    head = llm.model.get_output_embeddings()
+    plain = head(h_BSD[:, -1:])
+    with contiguous_head(llm.model):
+        torch.testing.assert_close(head(h_BSD[:, -1:]), plain, rtol=1e-6, atol=1e-6)
+        seen: list[bool] = []
+        handle = head.register_forward_pre_hook(lambda _m, args: seen.append(args[0].is_contiguous()))
+        head(h_BSD[:, -1:])
+        handle.remove()
+    assert seen == [True]
+    assert not head._forward_pre_hooks
+
+
+@families
+def test_a_flipped_bit_of_any_weight_changes_the_fingerprint(family: str) -> None:
+    llm = FrozenLLM(tiny_model(family), tiny_tokenizer())
+    before = weight_sum(llm)
+    for index, (name, parameter) in enumerate(llm.named_parameters()):
+        flat = parameter.data.view(-1).view(torch.int32)
+        position = (7919 * (index + 1)) % len(flat)
+        flat[position] ^= 1
+        assert weight_sum(llm) != before, name
+        flat[position] ^= 1
+    assert weight_sum(llm) == before
+
+
+def test_two_swapped_weights_change_the_fingerprint() -> None:
+    llm = FrozenLLM(tiny_model(), tiny_tokenizer())
+    before = weight_sum(llm)
+    weight = next(llm.parameters()).data
+    weight[0, 0], weight[0, 1] = weight[0, 1].clone(), weight[0, 0].clone()
+    assert weight_sum(llm) != before
