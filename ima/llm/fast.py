@@ -4,7 +4,7 @@
 Modules keep their identity and nothing in them is changed: the block's `forward` is shadowed on the instance while the
 context is open. Whenever a call needs more than that node gives (hooks inside the block, a cache, training mode, long
 sequences, weights with gradients, another device ...) the stock forward runs, block by block. Positions that nobody may
-attend to (padding) are passed through unchanged instead of computed.
+attend to (padding) are computed once, not each: their states mean nothing, and no loss may rest on them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One pre-norm decoder block (RMSNorm, grouped attention with rotary positions, SwiGLU) as a single autograd node.
 
-Forward and hand-written backward with respect to the block's input only: the weights are frozen. Hidden here: that
-padded positions are not computed at all (they pass through unchanged), and that attention is a handful of small batched
-products in fp32 (torch's fused CPU kernel is slow for short bf16 sequences, above all backward). `ima.llm.fast` decides
-when it is used.
+Forward and hand-written backward with respect to the block's input only: the weights are frozen. Hidden here: that all
+padded positions share one row instead of being computed each, and that attention is a handful of small batched products
+in fp32 (torch's fused CPU kernel is slow for short bf16 sequences, above all backward). `ima.llm.fast` decides when it
+is used.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ MASKED = -1e9  # finite, so that a row which sees nothing stays finite; exp(MASK
 class Layout:
     """What all blocks of one pass share: which rows are real, the additive mask, the rotation.
 
-    real_N: flat indices of real positions, None when all are; place_R (R = B*S): for each position its row among the
-    real ones. mask: as the model hands it to attention, None (causal), bool or additive, (B or 1, 1, S, S).
+    row_N: flat indices of the computed rows, None when all positions are: the real ones, then one padded position that
+    stands for all; place_R (R = B*S): for each position its row. mask: as the model hands it to attention, None
+    (causal), bool or additive, (B or 1, 1, S, S).
     """
 
     def __init__(self, x_BSD: Tensor, mask: Tensor | None, cos_BSW: Tensor, sin_BSW: Tensor) -> None:
         self.batch, self.length = x_BSD.shape[:2]
         device, (B, S) = x_BSD.device, x_BSD.shape[:2]
-        self.real_N: Tensor | None = None
+        self.row_N: Tensor | None = None
         if mask is None:
             seen = torch.ones(S, S, dtype=torch.bool, device=device).tril()[None]
             bias_BSS = torch.zeros(seen.shape, device=device).masked_fill_(~seen, MASKED)
@@ -42,9 +43,11 @@ class Layout:
             # A position that nobody sees, not even itself, is padding.
             dead_BS = (bias_BSS <= MASKED).all(1).expand(B, S)
             if bool(dead_BS.any()) and not bool(dead_BS.all()):
-                alive_R = ~dead_BS.reshape(-1)
-                self.real_N = alive_R.nonzero()[:, 0]
-                self.place_R = (alive_R.cumsum(0) - 1).clamp_min_(0)
+                dead_R = dead_BS.reshape(-1)
+                real_N = (~dead_R).nonzero()[:, 0]
+                self.row_N = torch.cat([real_N, dead_R.nonzero()[0]])
+                self.place_R = torch.full(dead_R.shape, len(real_N), device=device)
+                self.place_R[real_N] = torch.arange(len(real_N), device=device)
         half = cos_BSW.shape[-1] // 2
         self.turn = torch.complex(cos_BSW[..., :half].float(), sin_BSW[..., :half].float())[:, None, None]
         self.turn_back = self.turn.conj().resolve_conj()
@@ -59,22 +62,19 @@ class Layout:
         return self._biases[key]
 
     def pick(self, x_RD: Tensor) -> Tensor:
-        """Rows of real positions."""
-        return x_RD if self.real_N is None else x_RD.index_select(0, self.real_N)
+        """The computed rows of all positions."""
+        return x_RD if self.row_N is None else x_RD.index_select(0, self.row_N)
 
     def spread(self, x_ND: Tensor) -> Tensor:
-        """All positions; what padding holds is arbitrary but finite (some real row)."""
-        return x_ND if self.real_N is None else x_ND.index_select(0, self.place_R)
-
-    def put(self, x_ND: Tensor, elsewhere_RD: Tensor) -> Tensor:
-        """All positions; padding takes the rows of `elsewhere`."""
-        return x_ND if self.real_N is None else elsewhere_RD.index_copy(0, self.real_N, x_ND)
+        """All positions from the computed rows."""
+        return x_ND if self.row_N is None else x_ND.index_select(0, self.place_R)
 
 
 def normalise(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMSNorm with one rounding: (y in x's dtype, 1/rms fp32)."""
     x32_ND = x_ND.float()
-    inverse_N1 = x32_ND.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    length_N1 = torch.linalg.vector_norm(x32_ND, dim=-1, keepdim=True)
+    inverse_N1 = length_N1.square_().div_(x_ND.shape[-1]).add_(eps).rsqrt_()
     return (x32_ND * inverse_N1).mul_(weight_D).to(x_ND.dtype), inverse_N1
 
 
@@ -110,10 +110,8 @@ def split_heads(heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def attend_backward(grad_NE: Tensor, heads: Tensor, probabilities: Tensor, shape: Shape, layout: Layout) -> Tensor:
     """Gradient of the fused q, k, v product's output, (N, (group+2)*num_kv*W), in grad's dtype."""
     B, S, K, G, W = layout.batch, layout.length, shape.num_kv, shape.group, shape.width
-    if layout.real_N is not None:  # padding must bring no gradient to the keys and values
-        grad_NE = grad_NE.new_zeros(B * S, K * G * W).index_copy_(0, layout.real_N, grad_NE)
     grad_out = torch.empty(B, K, G, S, W, device=heads.device)
-    grad_out.copy_(grad_NE.view(B, S, K, G, W).permute(0, 2, 3, 1, 4))
+    grad_out.copy_(layout.spread(grad_NE).view(B, S, K, G, W).permute(0, 2, 3, 1, 4))
     grad_out = grad_out.view(B * K, G * S, W)
     q, k, v = split_heads(heads)
     grad_p = torch.bmm(grad_out, v.transpose(1, 2))
@@ -165,16 +163,16 @@ class FrozenBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BSD: Tensor, weights: Weights, layout: Layout) -> Tensor:
-        x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        out_ND, saved = block_forward(layout.pick(x_RD), weights, layout)
+        x_ND = layout.pick(x_BSD.reshape(-1, x_BSD.shape[-1]))
+        out_ND, saved = block_forward(x_ND, weights, layout)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(*saved)
             ctx.weights, ctx.layout = weights, layout
-        return layout.put(out_ND, x_RD).view(x_BSD.shape)
+        return layout.spread(out_ND).view(x_BSD.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BSD: Tensor) -> tuple[Tensor, None, None]:
         grad_RD = grad_BSD.reshape(-1, grad_BSD.shape[-1])
         grad_ND = block_backward(ctx.layout.pick(grad_RD), ctx.saved_tensors, ctx.weights, ctx.layout)
-        return ctx.layout.put(grad_ND, grad_RD).view(grad_BSD.shape), None, None
+        return ctx.layout.spread(grad_ND).view(grad_BSD.shape), None, None
