@@ -1,7 +1,8 @@
 """What the three scripts share: environment, composition, help, and the border where mistakes become one line.
 
 `run_script` composes and checks the config first, in about a second and without torch; only then is `ima.run`
-imported. A UserError is printed as `error: ...` and gives exit code 2; errors of the program keep their traceback.
+imported (for sweep.py `ima.sweep`, which needs no torch either). A UserError is printed as `error: ...` and gives
+exit code 2; errors of the program keep their traceback.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ima.errors import UserError, nearest
 
 # Before torch and huggingface_hub are imported: they read these once. A value that is set already wins.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-ENTRIES = {"train": "fit", "evaluate": "evaluate", "sweep": "sweep"}
+ENTRIES = {"train": "ima.run.fit", "evaluate": "ima.run.evaluate", "sweep": "ima.sweep.run_jobs"}
 PURPOSE = {
     "train": "Train an adapter into a frozen LLM and measure the alignment inside.",
     "evaluate": "Evaluate a checkpoint, with interventions and alignment measures as chosen.",
@@ -39,7 +40,7 @@ SHORT = {"-h": "--help", "-c": "--cfg", "-m": "--multirun"}
 
 
 def run_script(root: str, argv: Sequence[str], entry: Callable[[Any], Any] | None = None) -> int:
-    """The whole of a script; returns its exit code. `entry` replaces `ima.run`'s function (tests)."""
+    """The whole of a script; returns its exit code. `entry` replaces the function of ENTRIES (tests)."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -83,7 +84,8 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
     if "--cfg" in flags:
         print(OmegaConf.to_yaml(config), end="")
         return 0
-    run = entry or getattr(importlib.import_module("ima.run"), ENTRIES[root])
+    module, _, function = ENTRIES[root].rpartition(".")
+    run = entry or getattr(importlib.import_module(module), function)
     result = run(OmegaConf.to_container(config))  # plain values: a DictConfig in a checkpoint cannot be read back
     return result if isinstance(result, int) else 0
 

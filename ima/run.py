@@ -186,13 +186,6 @@ def evaluate(config: dict[str, Any]) -> int:
     return 0
 
 
-def sweep(config: dict[str, Any]) -> int:
-    """sweep.py: one process per job, finished jobs are skipped, one table."""
-    from ima.sweep import run_jobs
-
-    return run_jobs(config)
-
-
 def command_line(script: str, config: dict[str, Any]) -> str:
     overrides = (config.get("choices") or {}).get("overrides") or sys.argv[1:]
     return shlex.join(["python", script, *overrides])

@@ -26,7 +26,8 @@ def write_samples(
         for prediction, score in zip(predictions, scores, strict=True):
             sample = prediction.sample
             line: dict[str, Any] = {"id": sample.id, "track": track, "cluster": sample.cluster, "epoch": epoch}
-            line |= {"references": list(sample.references), "prediction": prediction.text} | score
+            line |= {"references": list(sample.references), "prediction": prediction.text}
+            line = score | line  # the blind row's samples are those of another track: `track` is not theirs
             lines.append(line)
         if track != "blind":
             num = min(NUM_SHOWN, len(predictions))

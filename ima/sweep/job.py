@@ -1,0 +1,186 @@
+"""A job of a sweep: its folder, its command, and what became of it once its process has ended.
+
+Hides how a state is read from a run folder, how a reason is found (signal, result, log) and that a run which could
+not write its own end gets it written: a failed run is a row with a reason, never a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ima.compose import compose
+from ima.errors import UserError
+from ima.folders import owned
+from ima.provenance import provenance
+from ima.results import read_result, write_json
+
+TRAIN = Path(__file__).resolve().parent.parent.parent / "train.py"
+PLAIN = re.compile(r"[\w./-]+")
+ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Exit|Interrupt)\b")
+REFUSED = "another process is writing there"  # what ima.folders says
+Spot = tuple[float, int]  # (time, epoch)
+
+
+@dataclasses.dataclass
+class Job:
+    """One training. state: waiting, elsewhere, running, ok, finished (before this sweep), failed, interrupted."""
+
+    overrides: list[str]
+    hash: str
+    varied: dict[str, str]
+    folder: Path
+    log: Path
+    overwrite: bool = False
+    state: str = "waiting"
+    reason: str = ""
+    seconds: float = 0.0
+    started: float = 0.0
+    slot: int = 0
+    seen: int | None = None
+    retry_at: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
+    num_epochs: int | None = None
+    first: Spot | None = None  # the first and the latest epoch seen by this process
+    latest: Spot | None = None
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.varied.items())
+
+    @property
+    def result_path(self) -> Path:
+        return self.folder / "result.json"
+
+    def result(self) -> dict[str, Any] | None:
+        """`result.json` if it can be read and belongs to this config."""
+        with contextlib.suppress(UserError, TypeError, ValueError):
+            result = read_result(self.folder)
+            return result if result.get("config_hash") == self.hash else None
+        return None
+
+    def is_done(self) -> bool:
+        result = self.result()
+        return result is not None and result.get("status") == "ok"
+
+    def stamp(self) -> int | None:
+        """Tells a result.json that was written by this process from an older one."""
+        with contextlib.suppress(OSError):
+            return self.result_path.stat().st_mtime_ns
+        return None
+
+
+def jobs_of(config: dict[str, Any], folder: Path) -> list[Job]:
+    """The jobs of a composed sweep, equal ones once."""
+    shared = len(config.get("overrides") or [])
+    jobs: dict[str, Job] = {}
+    for entry in config["jobs"]:
+        name, overrides = str(entry["hash"]), [str(text) for text in entry["overrides"]]
+        varied = dict(text.split("=", 1) for text in overrides[shared:])
+        overwrite = last_value(overrides, "overwrite") in ("true", "True", "1")
+        jobs.setdefault(
+            name, Job(overrides, name, varied, folder / name, folder / "logs" / f"{name}.txt", overwrite=overwrite)
+        )
+    return list(jobs.values())
+
+
+def last_value(overrides: list[str], name: str) -> str | None:
+    return next((text.split("=", 1)[1] for text in reversed(overrides) if text.split("=", 1)[0] == name), None)
+
+
+def command_of(job: Job, name: str, output_dir: str) -> list[str]:
+    """train.py as its own process. Tests put something quicker here."""
+    place = [f"name={quoted(f'{name}/{job.hash}')}", f"output_dir={quoted(output_dir)}"]
+    return [sys.executable, str(TRAIN), *job.overrides, *place]
+
+
+def quoted(text: str) -> str:
+    """A value as the override grammar reads it back."""
+    if PLAIN.fullmatch(text):
+        return text
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
+
+
+def settle(job: Job, code: int) -> None:
+    """The state of a job whose process has ended. A failed one always leaves a result.json with its reason."""
+    if code == 0 and job.is_done():
+        job.state = "ok"
+        return
+    job.state = "failed"
+    result = job.result()
+    told = result is not None and result.get("status") == "failed" and job.stamp() != job.seen
+    if code < 0:
+        job.reason = f"killed by {signal_name(-code)}"
+    elif told and result is not None:
+        job.reason = str(result.get("reason"))
+        return
+    elif code == 0:
+        job.reason = "ended without a result"
+    else:
+        job.reason = last_words(job.log) or f"exit code {code}"
+    record(job, "failed", job.reason)
+
+
+def signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name} (out of memory?)" if name == "SIGKILL" else name
+
+
+def last_words(log: Path) -> str:
+    """The line of a log that tells why the process ended: its last error line, else its last line."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        text = file.read().decode(errors="replace").rpartition("\n--- ")[2]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text)[1:] if line.strip()]
+    errors = [line for line in lines if ERROR_LINE.match(line)]
+    return (errors or lines or [""])[-1].removeprefix("error: ")[:500]
+
+
+def record(job: Job, status: str, reason: str) -> None:
+    """Write what the process could not write itself. Leaves a folder alone that belongs to somebody else."""
+    result = job.result()
+    if result is None and job.result_path.exists():
+        return
+    if result is not None and result.get("status") == status and status == "interrupted":
+        return
+    if result is None:
+        config = plain(job)
+        result = {"config": config, "command": shlex.join(["python", "train.py", *job.overrides])}
+        result |= {"seeds": {"seed": config.get("seed")}, "config_hash": job.hash, "metrics": {}}
+        result |= provenance() | {"wall_seconds": None}
+    with contextlib.suppress(UserError), owned(job.folder):
+        write_json(job.result_path, {"status": None} | result | {"status": status, "reason": reason})
+
+
+def plain(job: Job) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(compose(job.overrides, "train"))
+    assert isinstance(config, dict)
+    return {str(name): value for name, value in config.items()}
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing into the run folder now."""
+    lock = folder / "lock"
+    if not lock.exists():
+        return False
+    probe = FileLock(lock)
+    try:
+        probe.acquire(timeout=0)
+    except Timeout:
+        return True
+    probe.release()
+    return False

@@ -1,0 +1,68 @@
+"""The table of a sweep: every run as a line of table.csv (all columns), and the few columns that a person compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ima.report import collect, write_csv
+from ima.report.load import number
+from ima.sweep.job import Job
+from ima.sweep.view import MEANING, seconds_text
+
+HEADLINES = ("noun_accuracy", "cider_d")  # the first of these that a run has is shown, for each track
+ALONE = ("ima", "val/loss")
+
+
+def finish_table(folder: Path, jobs: Sequence[Job]) -> None:
+    """Write <folder>/table.csv and print the short table. Jobs that never started are in the short one only."""
+    folders = [job.folder for job in jobs if job.result() is not None]
+    if folders:
+        rows = collect(folders)
+        states = {str(job.folder): job for job in jobs}
+        for row in rows:
+            job = states[row["folder"]]
+            if job.state == "failed" and row["status"] != "failed":
+                row |= {"status": "failed", "reason": job.reason}
+        write_csv(rows, folder / "table.csv")
+    for line in aligned(short_table(jobs)):
+        print(line)
+    if folders:
+        print(f"table: {folder / 'table.csv'}")
+
+
+def short_table(jobs: Sequence[Job]) -> list[list[str]]:
+    """Header and one row a job: what varies, state, accuracy with interval per track, IMA, seconds."""
+    results = [job.result() or {} for job in jobs]
+    metrics: list[dict[str, Any]] = [result.get("metrics") or {} for result in results]
+    axes = list(dict.fromkeys(name for job in jobs for name in job.varied))
+    shown = headlines(metrics)
+    out = [[*axes, "state", *shown, "time"]]
+    for job, result, found in zip(jobs, results, metrics, strict=True):
+        state = f"{job.state}: {job.reason}" if job.reason else MEANING.get(job.state, job.state)
+        seconds = number(result.get("wall_seconds")) if job.state in ("ok", "finished") else job.seconds or None
+        time = "" if seconds is None else seconds_text(seconds)
+        values = [job.varied.get(name, "") for name in axes]
+        out.append([*values, state, *(with_interval(found, name) for name in shown), time])
+    return out
+
+
+def headlines(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(name for found in metrics for name in found))
+    for last in HEADLINES:
+        if tracks := [name for name in names if name.endswith(f"/{last}") and not name.startswith("blind/")]:
+            return [*tracks, *(name for name in ALONE if name in names)]
+    return [name for name in ALONE if name in names]
+
+
+def with_interval(metrics: dict[str, Any], name: str) -> str:
+    value, low, high = (number(metrics.get(key)) for key in (name, f"{name}/low", f"{name}/high"))
+    if value is None:
+        return ""
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
