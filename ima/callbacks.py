@@ -176,20 +176,19 @@ class StepRecorder(Callback):
         step = trainer.global_step
         if step % self.every == 0:
             base = self.recorder.base(epoch=trainer.current_epoch, step=step, split="train")
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows += [
                 Row(score="train_loss", value=pl_module.last_loss, **base),
-                Row(score="lr", value=rate, **base),
+                Row(score="lr", value=pl_module.last_lr, **base),
             ]
-        self.recorder.metrics["train/loss"] = pl_module.last_loss
         if len(self.rows) >= 64:
             self.flush()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.flush()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.flush()
+        self.recorder.metrics["train/loss"] = pl_module.last_loss
 
     def flush(self) -> None:
         self.recorder.write(self.rows)

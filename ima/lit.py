@@ -7,12 +7,14 @@ batch and the schedule. One batch of the loader is one optimiser step on every r
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ima.adapters import Adapter
 from ima.encoders.base import Encoder
@@ -46,7 +48,7 @@ class MappingModule(pl.LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_ratio, self.warmup_from, self.final_ratio = warmup_ratio, warmup_from, final_ratio
         self.num_steps, self.micro_batch_size, self.clip_norm = num_steps, micro_batch_size, clip_norm
-        self.last_loss = math.nan
+        self.last_loss, self.last_lr = math.nan, math.nan
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
@@ -102,10 +104,11 @@ class MappingModule(pl.LightningModule):
             )
         parts = batch.split(self.micro_batch_size or len(batch))
         total = torch.zeros((), device=self.device)
-        for part in parts:
+        for index, part in enumerate(parts):
             loss_sum = self.loss_sum(part)
-            # DDP averages gradients over ranks; the loss is a sum over them divided by the global count.
-            self.manual_backward(loss_sum * (world / num_labels))
+            with self._synchronised(last=index == len(parts) - 1):
+                # DDP averages gradients over ranks; the loss is a sum over them divided by the global count.
+                self.manual_backward(loss_sum * (world / num_labels))
             total += loss_sum.detach()
         loss = self._sum_over_ranks(total) / num_labels
         self.last_loss = float(loss)
@@ -117,6 +120,7 @@ class MappingModule(pl.LightningModule):
         if batch_idx == 0:
             self._check_gradients()
         torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.clip_norm)
+        self.last_lr = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         scheduler.step()  # type: ignore[union-attr]
@@ -141,6 +145,11 @@ class MappingModule(pl.LightningModule):
             dist.all_reduce(value)
         return value
 
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks talk in the last micro-batch of a step only: they may have different numbers of them."""
+        model = self.trainer.strategy.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
     def forward(self, batch: Batch) -> Tensor:
         return self.loss_sum(batch)
 
@@ -162,7 +171,9 @@ class MappingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {f"adapter.{key}": value for key, value in self.adapter.state_dict().items()}
+        checkpoint["last_loss"] = self.last_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {key: value for key, value in self.state_dict().items() if not key.startswith("adapter.")}
         checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
+        self.last_loss = checkpoint["last_loss"]

@@ -260,8 +260,9 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
     resume = last.is_file() and config["resume"] != "never"
     record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
     record |= {"config_hash": config_hash(config)} | provenance()
+    earlier = read_result(folder).get("facts", {}) if resume else {}
     if main:
-        write_json(folder / "result.json", record | {"metrics": {}, "wall_seconds": None})
+        write_json(folder / "result.json", record | {"metrics": {}, "facts": earlier, "wall_seconds": None})
     clock: dict[str, float] = {}
     with timed(clock, "load"):
         parts = assemble(config)
@@ -279,9 +280,13 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
     steps_per_epoch = -(-len(pool) // t.batch_size)
     module = parts.module(num_steps=steps_per_epoch * t.epochs)
     facts = run_facts(parts, config)
-    if not resume:
+    if resume:
+        facts |= {"start_norm": earlier["start_norm"]} if "start_norm" in earlier else {}
+    else:
         facts["start_norm"] = start(parts, pool)
 
+    if main:
+        write_json(folder / "result.json", record | {"metrics": {}, "facts": facts, "wall_seconds": None})
     writer = RowWriter(folder / "rows.jsonl") if main else None
     recorder = Recorder(
         folder.name,
@@ -455,8 +460,10 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
 
 def is_main() -> bool:
     """Whether this process is rank 0, known before any process group exists."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return int(next((os.environ[name] for name in names if name in os.environ), "0")) == 0
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    # Lightning starts its own processes with LOCAL_RANK, perhaps inside a Slurm job of one task.
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 class timed:  # noqa: N801 (reads as a statement)

@@ -97,9 +97,8 @@ def slow_twin(llm: FrozenLLM, x: Tensor, part: str, blocks: list[int], skipped: 
         mid = h + attention_adds(h, attend) * keep_attention
         parallel = type(layer).__name__ == "GPTNeoXLayer"
         h = mid + ffn_adds(h if parallel else mid) * keep_ffn
-    base: Any = llm.model.base_model
-    last = next(m for m in (getattr(base, "norm", None), getattr(base, "final_layer_norm", None),
-                            getattr(getattr(base, "decoder", None), "final_layer_norm", None)) if m is not None)  # fmt: skip
+    base: Any = getattr(llm.model.base_model, "decoder", llm.model.base_model)
+    last = base.norm if hasattr(base, "norm") else base.final_layer_norm
     out: Tensor = last(h)
     return out
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ima.checkpoint import write_tensors
 from ima.data.source import Source
 from ima.encoders.base import Encoder
 from ima.errors import UserError
 from ima.progress import progress
-from ima.results import replace_atomic
 from ima.types import Sample
 
 SHARD_SIZE = 256
@@ -70,7 +69,7 @@ class FeatureStore:
                 continue
             try:
                 ids, _ = self._open(path)
-            except (ValueError, KeyError, OSError) as error:
+            except (ValueError, KeyError, TypeError, OSError) as error:
                 print(f"warning: {path}: damaged feature shard ({error}); it is computed again", file=sys.stderr)
                 path.unlink(missing_ok=True)
                 continue
@@ -90,6 +89,8 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
             todo = self.missing(samples)
+            for leftover in self.folder.glob(".*"):  # of a writer that was killed; who holds the lock is the only one
+                leftover.unlink(missing_ok=True)
             encoder = self.encoder.to(device)
             with progress(len(todo), f"encode {self.source.name}", "sample") as advance:
                 for start in range(0, len(todo), SHARD_SIZE):
@@ -120,8 +121,6 @@ class FeatureStore:
         return sum(path.stat().st_size for path in self._known)
 
     def _write(self, ids: list[str], features: Tensor) -> None:
-        from safetensors.torch import save_file
-
         if not torch.isfinite(features).all():
             raise UserError(
                 f"trainer.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; use float32"
@@ -129,13 +128,14 @@ class FeatureStore:
         assert tuple(features.shape[1:]) == self.shape, (features.shape, self.shape)
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
         metadata = {"ids": json.dumps(ids), "encoder": self.encoder.fingerprint, "source": self.source.fingerprint}
-        path = self.folder / f"{name}.safetensors"
-        replace_atomic(path, lambda temporary: save_file({"features": features.contiguous()}, temporary, metadata))
+        write_tensors(self.folder / f"{name}.safetensors", {"features": features.contiguous()}, metadata)
 
     def _open(self, path: Path) -> tuple[list[str], np.ndarray]:
         """Ids and a memory map of the rows. Raises ValueError where the file is not what its header says."""
         with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
+            length = int.from_bytes(file.read(8), "little")
+            if 8 + length > path.stat().st_size:
+                raise ValueError("no safetensors file, or the beginning of one")
             header = json.loads(file.read(length))
         ids: list[str] = json.loads(header["__metadata__"]["ids"])
         start, end = header["features"]["data_offsets"]
