@@ -26,11 +26,10 @@ setup:  ## make .venv with the pinned packages and fetch the embedded models and
 	@$(PYTHON) -m ima.install
 
 demo: setup  ## train the demo (minutes) and print the path of its page
-	@start=$$(date +%s) && $(PY) train.py experiment=demo $(ARGS) && \
-	$(PYTHON) -m ima.install times --run-seconds $$(($$(date +%s) - start)) && echo outputs/demo/report.html
+	@$(PY) -m ima.demo demo $(ARGS)
 
-demo-control: setup  ## train the demo's twin on a noise encoder and print the difference with its interval
-	@$(PY) train.py experiment=demo_control $(ARGS)
+demo-control: setup  ## train the demo and its twin on noise, print the difference with its interval
+	@$(PY) -m ima.demo control $(ARGS)
 
 test: setup  ## run all tests
 	@IMA_REQUIRE_REAL=1 $(PY) -m pytest $(TEST_ARGS)

@@ -302,16 +302,17 @@ def test_the_printed_table_has_a_cell_for_every_column(tmp_path: Path) -> None:
     assert len(aligned(rows)) == 3
 
 
-def test_a_real_sweep_of_tiny_trainings(tmp_path: Path) -> None:
-    """Two true trainings: table, page and exit code, then a second call that skips."""
+def test_a_real_sweep_of_a_tiny_training(tmp_path: Path) -> None:
+    """A true training through train.py: table, page and exit code, then a second call that skips it."""
     small = ["llm=tiny", "data=shapes", "encoder=noise", "encoder.num_tokens=4", "encoder.dim=8", "logger=none",
-             "trainer.epochs=1", "data.num_train=16", "data.num_test=4", "data.size=32"]  # fmt: skip
-    command = [sys.executable, "sweep.py", *small, "adapter=linear", "seed=0,1", "name=tiny", f"output_dir={tmp_path}"]
+             "trainer.epochs=1", "data.num_train=16", "data.num_test=4", "data.size=32", "adapter=linear"]  # fmt: skip
+    command = [sys.executable, "sweep.py", *small, "params.seed=[3]", "name=tiny", f"output_dir='{tmp_path}/a b'"]
     environment = {**os.environ, "IMA_CACHE": str(tmp_path / "cache")}
     first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
-    rows = list(csv.DictReader(open(tmp_path / "tiny" / "table.csv", newline="")))  # noqa: SIM115
-    assert [row["status"] for row in rows] == ["ok", "ok"] and {row["config.seed"] for row in rows} == {"0", "1"}
-    assert "<html" in (tmp_path / "tiny" / "report.html").read_text()
+    folder = tmp_path / "a b" / "tiny"
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert [(row["status"], row["config.seed"]) for row in rows] == [("ok", "3")]
+    assert "<html" in (folder / "report.html").read_text()
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert second.returncode == 0 and second.stdout.count("finished before: seed=") == 2
+    assert second.returncode == 0 and second.stdout.count("finished before: seed=3") == 1

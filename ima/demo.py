@@ -1,0 +1,104 @@
+"""`make demo` and `make demo-control`: which data there are here, the trainings, and the last lines on the terminal.
+
+Where the stamps are not available, the demo of procedural shapes runs instead (experiment=demo_shapes): said in one
+line and written in the run's name, so that its numbers are never taken for the demo's. Further arguments go to
+train.py as they are. No torch here: trainings are processes of their own.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ima.assets import locate
+from ima.compose import compose
+from ima.errors import UserError
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+CHOICES = ("demo", "control")
+
+
+def calls_of(which: str, has_stamps: bool, given: Sequence[str]) -> list[list[str]]:
+    """What train.py is called with, once or twice. A name that is given is the demo's; its twin's gets a tail."""
+    demo = "demo" if has_stamps or names_key("data", given) else "demo_shapes"
+    if which == "demo":
+        return [[f"experiment={demo}", *given]]
+    if names_key("encoder", given):
+        raise UserError("encoder: the control differs from the demo in nothing but its encoder; leave it out")
+    twin = [f"{text}-control" if text.startswith("name=") else text for text in given]
+    return [[f"experiment={demo}", *given], [f"experiment={demo}_control", *twin]]
+
+
+def names_key(name: str, given: Sequence[str]) -> bool:
+    return any(text.split("=", 1)[0] == name for text in given)
+
+
+def stamps_missing() -> str:
+    """Why the stamps cannot be used here; empty where they can."""
+    try:
+        locate("stamps")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def folder_of(overrides: Sequence[str]) -> Path:
+    """The run folder that train.py will use; refuses a mistake in the arguments before anything runs."""
+    config = compose(overrides, "train")
+    return Path(config["output_dir"]) / config["name"]
+
+
+def train(overrides: Sequence[str]) -> int:
+    """Exit code of train.py. Ctrl-C is its to answer: it puts its state down before it ends."""
+    before = signal.getsignal(signal.SIGINT)
+    process = subprocess.Popen([sys.executable, str(TRAIN), *overrides])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def run(which: str, given: Sequence[str]) -> int:
+    from ima.install import read_record, times_line
+
+    reason = stamps_missing()
+    calls = calls_of(which, not reason, given)
+    if calls[0][0] == "experiment=demo_shapes":
+        print(f"StampWorld is not available, the demo runs on procedural shapes instead: {reason}", flush=True)
+    folders = [folder_of(overrides) for overrides in calls]
+    start = time.monotonic()
+    for overrides in calls:
+        if code := train(overrides):
+            return code
+    seconds = time.monotonic() - start
+    if which == "control":
+        from ima.compare import main as compare
+
+        if code := compare([str(folder) for folder in folders]):
+            return code
+    print(times_line(read_record(), seconds))
+    for folder in folders:
+        print(folder / "report.html")
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    which, *given = arguments or ["demo"]
+    if which not in CHOICES:
+        print(f"error: {which}: allowed: {', '.join(CHOICES)}, then overrides of train.py", file=sys.stderr)
+        return 2
+    try:
+        return run(which, given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
