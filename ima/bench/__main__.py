@@ -1,4 +1,4 @@
-"""`python -m ima.bench train [--rounds N] [--quick]`."""
+"""`python -m ima.bench train|fast [--rounds N]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-NAMES = ("train",)
+NAMES = ("train", "fast")
 
 
 def main() -> int:
