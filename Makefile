@@ -13,6 +13,8 @@ TEST_ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Without compiled bytecode every start would compile torch and its kin again (tens of seconds).
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-control test test-fast check lint type train evaluate sweep bench bench-train report clean
