@@ -109,7 +109,7 @@ class AlignmentLogger(EpochPart):
         self.recorder.metrics |= {"val/loss": loss}
         for row in rows:
             if row.score in ("ima", "ima_p0", "ima_matched", "ima_gap") and row.layer_a is None:
-                name = f"{row.score}/{row.variant}" if row.variant != "raw" else row.score
+                name = f"{row.score}/mean" + ("" if row.variant == "raw" else f"/{row.variant}")
                 self.recorder.metrics |= {name: row.value} | ({f"{name}/se": row.se} if row.se is not None else {})
 
 
@@ -214,6 +214,19 @@ class Checkpointer(Callback):
         if epoch_done and trainer.is_global_zero:
             epoch = trainer.current_epoch + 1
             save_adapter(self.folder, pl_module.adapter, self.facts | {"epoch": epoch}, f"epoch-{epoch:03d}")
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """After an epoch's last step: as if the next epoch were about to begin. From Lightning's own state of that
+        moment a resumed run would not call `on_train_epoch_start`, and would count an epoch too few from then on. (After
+        the very last epoch its state is right: training is over, `on_train_end` is still to come.)"""
+        loop = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+        if not batches["is_last_batch"] or trainer.current_epoch + 1 == trainer.max_epochs:
+            return
+        for counts in (epochs["total"], epochs["current"], batches["total"]):
+            counts.update(dict.fromkeys(counts, counts["ready"]))
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
 
 
 class Bar(Callback):

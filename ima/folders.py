@@ -64,6 +64,9 @@ def owned(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"{folder}: another process is writing there; wait for it or give another name=...") from error
     try:
+        for place in (folder, folder / "checkpoints", folder / "media"):
+            for leftover in place.glob(".*"):  # of a process that was killed while it wrote a file
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

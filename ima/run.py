@@ -210,7 +210,7 @@ def summarise(folder: Path, result: dict[str, Any]) -> None:
     """The headline numbers on the terminal, and the page."""
     metrics = result["metrics"]
     for name in sorted(metrics):
-        if name.endswith("noun_accuracy") or name in ("ima", "val/loss"):
+        if name.endswith("noun_accuracy") or name in ("ima/mean", "val/loss"):
             low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
             interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
             value = metrics[name]
@@ -235,18 +235,30 @@ def quiet() -> None:
 
 
 class Data(pl.LightningDataModule):
-    """The training loader, made when the ranks are known."""
+    """The training loader, made when the ranks are known. Its place in the epoch travels in the checkpoint as the data
+    module's state: Lightning restores that of a loader only when it counts the epoch as unfinished."""
 
     def __init__(self, parts: Parts, samples: Sequence[Sample], seed: int) -> None:
         super().__init__()
         self.parts, self.samples, self.seed = parts, samples, seed
+        self.loader: TrainLoader | None = None
+        self.resumed: dict[str, Any] = {}
 
     def train_dataloader(self) -> TrainLoader:
         assert self.trainer is not None
         t = self.parts.training
         collate = Collate(self.parts.task, self.parts.llm, self.parts.percepts, training=True, loss_on=t.loss_on)
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        return TrainLoader(self.samples, collate, t.batch_size, self.seed, rank, world, t.num_workers)
+        self.loader = TrainLoader(self.samples, collate, t.batch_size, self.seed, rank, world, t.num_workers)
+        if self.resumed:
+            self.loader.load_state_dict(self.resumed)
+        return self.loader
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict() if self.loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed = state_dict
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device)
@@ -328,18 +340,19 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         limit_val_batches=0,
     )
     with timed(clock, "fit"), stack(parts.llm, parts.interventions), fast(parts):
-        trainer.fit(
-            module,
-            datamodule=Data(parts, pool, config["seed"]),
-            ckpt_path=str(last) if resume else None,
-            weights_only=False,
-        )
+        try:
+            trainer.fit(
+                module,
+                datamodule=Data(parts, pool, config["seed"]),
+                ckpt_path=str(last) if resume else None,
+                weights_only=False,
+            )
+        except SystemExit as leave:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from leave
     if not trainer.state.finished or trainer.interrupted:
         raise KeyboardInterrupt
     assert weight_sum(parts.llm.to(device)) == frozen_before, "the frozen LLM changed during training"
-    if not scorer.final:  # resumed after the last measurement: the run was already over
-        return read_result(folder)
-
+    assert borders.measured == t.epochs, "the last measurement is missing"
     clock |= {"measure": borders.seconds, "train": clock["fit"] - borders.seconds}
     facts |= {
         "seconds": {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
+from launcher import Launcher
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,3 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if reason := missing_assets():
         for item in real:
             item.add_marker(pytest.mark.skip(reason=f"not set up: {reason} (make setup)"))
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Runs of the scripts by one process that has imported everything."""
+    started = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield started
+    started.close()

@@ -72,7 +72,8 @@ def similarity(stats: SiteStats, view_a: str, view_b: str, layer_a: int | None =
         matched_sum = with_leave_outs(stats.matched_LGQ[:, :, q].double().cpu(), used_G)
         matched_n = with_leave_outs(stats.matched_count_GQ[None, :, q].double().cpu(), used_G)
         curves["sim_matched"] = matched_sum / matched_n
-        curves["sim_gap"] = curves["sim_matched"] - (product - matched_sum) / (count_a * count_b - matched_n)
+        others = count_a * count_b - matched_n  # a pair needs two examples; rounding over no pairs would be infinite
+        curves["sim_gap"] = curves["sim_matched"] - (product - matched_sum) / others.where(others > 0, torch.nan)
     n = int(count_GR[:, [a, b]].sum(0).min())
     return {name: Curve(values[0], values[1:], n) for name, values in curves.items()}
 
@@ -108,7 +109,7 @@ def alignment_rows(stats: AlignmentStats, base: dict[str, Any]) -> Iterator[Row]
 
 def site_rows(stats: SiteStats, site: Site, base: dict[str, Any]) -> Iterator[Row]:
     def row(score: str, value: float, **fields: Any) -> Row:
-        note = None if value == value else "no tokens of this role"
+        note = None if value == value else "no tokens of this role, or no pair of examples"
         return Row(score=score, value=value, site=site.value, note=note, **(base | fields))
 
     first = 0 if site is Site.RESID_POST else 1

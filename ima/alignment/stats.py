@@ -130,6 +130,13 @@ class AlignmentStats:
         import torch.distributed as dist
 
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            widths: list[dict[Site, int]] = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(widths, {site: stats.width for site, stats in self.sites.items()})
+            device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+            for site, width in sorted({item for known in widths for item in known.items()}):
+                # A rank without samples takes part with zeros, and all go through the sites in one order.
+                empty = SiteStats(self.num_layers, width, device, self.consecutive)
+                self.sites[site] = self.sites.pop(site, empty)
             counts = torch.tensor([self.num_examples, self.num_state_bytes_seen], dtype=torch.float64)
             for stats in self.sites.values():
                 for value in stats.tensors().values():
