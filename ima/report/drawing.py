@@ -70,9 +70,13 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def table_of(curves: Sequence[tuple[Sequence[Any], Curve]], keys: Sequence[str], x: str
              ) -> Table:
-    """CSV content: one line per point, the curve's own keys first."""
-    rows: list[Sequence[Any]] = [[*key, int(at), value, se] for key, found in curves for at, value, se in found.points]
-    return [*keys, x, "value", "se"], rows
+    """CSV content: one line per point, the curve's own keys first; low and high are 95 % limits."""
+    rows: list[Sequence[Any]] = [
+        [*key, int(at), value, se, low, high]
+        for key, found in curves
+        for (at, value, se), low, high in zip(found.points, *found.band, strict=True)
+    ]
+    return [*keys, x, "value", "se", "low", "high"], rows
 
 
 def line(ax: Axes, found: Curve, colour: str, label: str | None = None, band: bool = True, **style: Any) -> None:

@@ -14,7 +14,7 @@ from ima.report.series import Curve
 from ima.report.style import DASHES, MARKERS, Theme
 
 MAX_POINTS = 300
-HEADLINE_SCORES = ("noun_accuracy", "slot_f1", "cider")
+HEADLINE_SCORES = ("noun_accuracy", "noun_f1", "cider_d")
 
 
 def smooth(found: Curve, share: float = 0.03) -> Curve:

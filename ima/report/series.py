@@ -21,10 +21,12 @@ Z95 = 1.959964
 
 @dataclasses.dataclass
 class Curve:
-    """Points (x, y, se) with x rising; y NaN where there is no number, se 0 where there is no error."""
+    """Points (x, y, se) with x rising; y NaN where there is no number, se 0 where there is no error. `limits`: measured
+    95 % intervals by x, which need not be symmetric; they stand before 1.96 se."""
 
     label: str
     points: list[tuple[float, float, float]]
+    limits: dict[float, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def x(self) -> list[float]:
@@ -36,12 +38,13 @@ class Curve:
 
     @property
     def band(self) -> tuple[list[float], list[float]]:
-        """95 % limits, value -+ 1.96 se."""
-        return [y - Z95 * se for _, y, se in self.points], [y + Z95 * se for _, y, se in self.points]
+        """95 % limits: as measured, else value -+ 1.96 se."""
+        pairs = [self.limits.get(x, (y - Z95 * se, y + Z95 * se)) for x, y, se in self.points]
+        return [low for low, _ in pairs], [high for _, high in pairs]
 
     @property
     def has_band(self) -> bool:
-        return any(se > 0 for _, _, se in self.points)
+        return bool(self.limits) or any(se > 0 for _, _, se in self.points)
 
 
 def finite(value: Any, default: float = math.nan) -> float:
@@ -156,14 +159,22 @@ def training(rows: Sequence[Row]) -> dict[str, Curve]:
 
 
 def task_scores(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
-    """Task metrics: score -> track -> curve over epochs. A task metric is a row that has a track and no layer."""
+    """Task metrics: score -> track -> curve over epochs. A task metric is a row that has a track and no layer; its
+    interval are the rows `<score>_low` and `<score>_high`."""
     kept = [row for row in rows if row["track"] is not None and row["layer_a"] is None and row["layer_b"] is None
             and row["role_a"] is None and row["variant"] is None and not row["score"].endswith("loss")]
     table: dict[str, dict[str, list[Row]]] = {}
     for row in kept:
         table.setdefault(row["score"], {}).setdefault(row["track"], []).append(row)
-    return {score: {track: curve(tracks[track], track, lambda row: row["epoch"] or 0)
-                    for track in sorted(tracks, key=track_rank)} for score, tracks in table.items()}
+    curves = {score: {track: curve(tracks[track], track, lambda row: row["epoch"] or 0)
+                      for track in sorted(tracks, key=track_rank)} for score, tracks in table.items()}
+    for score in [name for name in curves if f"{name}_low" in curves and f"{name}_high" in curves]:
+        lows, highs = curves.pop(f"{score}_low"), curves.pop(f"{score}_high")
+        for track, found in curves[score].items():
+            if track in lows and track in highs:
+                low, high = dict(zip(lows[track].x, lows[track].y, strict=True)), highs[track]
+                found.limits = {x: (low[x], y) for x, y in zip(high.x, high.y, strict=True) if x in low}
+    return curves
 
 
 def track_rank(track: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -86,19 +87,21 @@ def task_table(run: Run) -> str:
     body = ""
     for score, tracks in scores.items():
         for track, found in tracks.items():
-            points = {at: (value, se) for at, value, se in found.points}
+            points = {at: (value, se, found.limits.get(at)) for at, value, se in found.points}
             cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
             kind = ' class="blind"' if track == "blind" else ""
             body += (f'<tr{kind}><th scope="row">{escape(score.replace("_", " "))}</th>'
                      f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>')
     return (f'<div class="scroll"><table><thead><tr><th scope="col">metric</th><th scope="col">track</th>{head}</tr>'
-            f'</thead><tbody>{body}</tbody></table></div><p class="note">± is 1.96 standard errors.{left_out}</p>')
+            f'</thead><tbody>{body}</tbody></table></div><p class="note">Small: 95 % interval.{left_out}</p>')
 
 
-def cell(point: tuple[float, float] | None) -> str:
+def cell(point: tuple[float, float, tuple[float, float] | None] | None) -> str:
     if point is None:
         return "–"
-    value, se = point
+    value, se, limits = point
+    if limits is not None and all(map(math.isfinite, limits)):
+        return f"{value_text(value)} <small>{value_text(limits[0])} – {value_text(limits[1])}</small>"
     return value_text(value) + (f'<small> ± {value_text(series.Z95 * se)}</small>' if se > 0 else "")
 
 
