@@ -10,6 +10,7 @@ without the sink (the first position that is not PAD; BOS is SPECIAL and in no v
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -90,11 +91,12 @@ class SiteStats:
 
 
 class AlignmentStats:
-    """A tap's sink that feeds one `SiteStats` per site. `tokens` widths are taken from the first state seen."""
+    """A tap's sink that feeds one `SiteStats` per site (widths are taken from the first state seen). The states of a
+    pass are stacked where they fit into `max_stack_bytes`, else looked at layer by layer; both give the same sums."""
 
-    def __init__(self, num_layers: int, consecutive: bool = True) -> None:
-        self.num_layers = num_layers
-        self.consecutive = consecutive
+    def __init__(self, num_layers: int, consecutive: bool = True, max_stack_bytes: int = 2**28) -> None:
+        self.num_layers, self.consecutive, self.max_stack_bytes = num_layers, consecutive, max_stack_bytes
+        self._buffers: dict[Site, Tensor] = {}
         self.sites: dict[Site, SiteStats] = {}
         self.num_examples = 0
         self.num_state_bytes_seen = 0
@@ -107,19 +109,30 @@ class AlignmentStats:
         self._has_BR = (count_BR > 0).float()
         groups = torch.tensor([group_of(sample_id) for sample_id in sample_ids], device=roles_BS.device)
         self._onehot_GB = torch.nn.functional.one_hot(groups, NUM_GROUPS).T.float()
-        self._seen: dict[Site, _Pass] = {}
+        self._seen: dict[Site, LayerByLayer | Stacked] = {}
         self.num_examples += len(sample_ids)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
         self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
-        self._seen.setdefault(site, _Pass(self._weight_BRS, self.consecutive)).see(layer, x_BSD)
+        if site not in self._seen:
+            self._seen[site] = self._pass(site, x_BSD)
+        self._seen[site].see(layer, x_BSD)
+
+    def _pass(self, site: Site, x_BSD: Tensor) -> LayerByLayer | Stacked:
+        size = x_BSD.numel() * self.num_layers
+        if 4 * size > self.max_stack_bytes:
+            return LayerByLayer(self._weight_BRS, self.consecutive)
+        if site not in self._buffers or self._buffers[site].numel() < size:
+            self._buffers[site] = torch.empty(size, dtype=torch.float32, device=x_BSD.device)
+        return Stacked(self._weight_BRS, self.consecutive, self._buffers[site], self.num_layers, x_BSD.shape[-1])
 
     def end(self) -> None:
-        for site, seen in self._seen.items():
+        for site, passed in self._seen.items():
+            seen = passed.finish()
             if site not in self.sites:
-                example = seen.means_BRD[seen.layers[0]]
-                self.sites[site] = SiteStats(self.num_layers, example.shape[-1], example.device, self.consecutive)
-            seen.add_to(self.sites[site], self._mask_BRS, self._has_BR, self._onehot_GB)
+                means = seen.means_LBRD
+                self.sites[site] = SiteStats(self.num_layers, means.shape[-1], means.device, self.consecutive)
+            accumulate(self.sites[site], seen, self._mask_BRS, self._has_BR, self._onehot_GB)
         self._seen = {}
 
     def num_bytes(self) -> int:
@@ -146,21 +159,27 @@ class AlignmentStats:
             self.num_examples, self.num_state_bytes_seen = (int(value) for value in counts.tolist())
 
 
-class _Pass:
-    """The states of one site during one pass: a mean token per view and layer is kept, the rest is looked at in
-    passing (the last max(STEPS) states are alive for the consecutive similarity)."""
+@dataclasses.dataclass
+class Seen:
+    """What a pass leaves of one site: mean tokens per view, token norms, and the cosine between layers l and l + n of
+    each token (`cosines[n]`: the l and their cosines)."""
+
+    layers: list[int]
+    means_LBRD: Tensor
+    norms_LBS: Tensor
+    cosines: dict[int, tuple[list[int], Tensor]]
+
+
+class LayerByLayer:
+    """Looks at each state in passing; only the last max(STEPS) are alive. The definition, and the way for large
+    models, where it costs little beside the blocks."""
 
     def __init__(self, weight_BRS: Tensor, consecutive: bool) -> None:
-        self.weight_BRS = weight_BRS
-        self.consecutive = consecutive
+        self.weight_BRS, self.consecutive = weight_BRS, consecutive
         self.means_BRD: dict[int, Tensor] = {}
         self.norms_BS: dict[int, Tensor] = {}
         self.recent: dict[int, Tensor] = {}
         self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in STEPS}
-
-    @property
-    def layers(self) -> list[int]:
-        return sorted(self.means_BRD)
 
     def see(self, layer: int, x_BSD: Tensor) -> None:
         x_BSD = x_BSD.float()
@@ -171,38 +190,83 @@ class _Pass:
         for n in STEPS:
             if layer - n in self.recent:
                 dot_BS = (x_BSD * self.recent[layer - n]).sum(-1)
-                scale_BS = self.norms_BS[layer] * self.norms_BS[layer - n]
-                self.cosines_BS[n][layer - n] = dot_BS / scale_BS.clamp_min(torch.finfo(torch.float32).tiny)
+                self.cosines_BS[n][layer - n] = cosine(dot_BS, self.norms_BS[layer], self.norms_BS[layer - n])
         self.recent[layer] = x_BSD
         self.recent.pop(layer - max(STEPS), None)
 
-    def add_to(self, stats: SiteStats, mask_BRS: Tensor, has_BR: Tensor, onehot_GB: Tensor) -> None:
-        layers = torch.tensor(self.layers, device=has_BR.device)
-        unit_LBRD = unit(torch.stack([self.means_BRD[layer] for layer in self.layers])) * has_BR[None, :, :, None]
-        num_layers, num_examples = unit_LBRD.shape[:2]
-        summed_LGX = torch.matmul(onehot_GB, unit_LBRD.reshape(num_layers, num_examples, -1))
-        stats.unit_sum_LGRD.index_add_(0, layers, summed_LGX.reshape(num_layers, NUM_GROUPS, *unit_LBRD.shape[2:]))
-        stats.count_GR += onehot_GB @ has_BR
+    def finish(self) -> Seen:
+        layers = sorted(self.means_BRD)
+        means = torch.stack([self.means_BRD[layer] for layer in layers])
+        norms = torch.stack([self.norms_BS[layer] for layer in layers])
+        cosines = {n: (list(found), torch.stack(list(found.values()))) for n, found in self.cosines_BS.items() if found}
+        return Seen(layers, means, norms, cosines)
 
-        first, second = ([VIEWS.index(pair[side]) for pair in PAIRS] for side in (0, 1))
-        cosine_LBQ = (unit_LBRD[:, :, first] * unit_LBRD[:, :, second]).sum(-1)
-        stats.matched_LGQ.index_add_(0, layers, torch.matmul(onehot_GB, cosine_LBQ))
-        stats.matched_count_GQ += onehot_GB @ (has_BR[:, first] * has_BR[:, second])
 
-        mask_BRS = mask_BRS[:, : len(NORM_VIEWS)]
-        norms_LBS = torch.stack([self.norms_BS[layer] for layer in self.layers])
-        bins_LBS = ((norms_LBS.clamp_min(1e-30).log() - LOG_LOW) / BIN_WIDTH + 1).long().clamp(0, NUM_BINS - 1)
-        flat_LBS = bins_LBS + layers[:, None, None] * NUM_BINS
-        for index in range(len(NORM_VIEWS)):
-            chosen = flat_LBS[:, mask_BRS[:, index]].flatten()
-            stats.norm_hist_LRH[:, index] += torch.bincount(chosen, minlength=stats.num_layers * NUM_BINS).view(
-                -1, NUM_BINS
-            )
+class Stacked:
+    """Copies the states of all layers side by side and gets everything from two batched products: the weighted means,
+    and per token the inner products between its layers. Several times faster where kernels are small."""
 
-        mask = mask_BRS.float()
-        stats.token_count_GR += onehot_GB @ mask.sum(-1)
-        for n, cosines in self.cosines_BS.items():
-            if cosines and n in stats.step_sum_LGR:
-                starts = torch.tensor(list(cosines), device=layers.device)
-                summed_LBR = torch.einsum("lbs,brs->lbr", torch.stack(list(cosines.values())), mask)
-                stats.step_sum_LGR[n].index_add_(0, starts, torch.matmul(onehot_GB, summed_LBR))
+    def __init__(self, weight_BRS: Tensor, consecutive: bool, buffer: Tensor, num_layers: int, width: int) -> None:
+        self.weight_BRS, self.consecutive = weight_BRS, consecutive
+        num_examples, _, length = weight_BRS.shape
+        shape = (num_examples, length, num_layers, width)
+        self.x_BSLD = buffer[: math.prod(shape)].view(shape)
+        self.layers: list[int] = []
+
+    def see(self, layer: int, x_BSD: Tensor) -> None:
+        self.x_BSLD[:, :, len(self.layers)].copy_(x_BSD)
+        self.layers.append(layer)
+
+    def finish(self) -> Seen:
+        layers = self.layers
+        x_BSLD = self.x_BSLD[:, :, : len(layers)]
+        num_examples, length, num_layers, width = x_BSLD.shape
+        means_BRLD = torch.bmm(self.weight_BRS, x_BSLD.reshape(num_examples, length, -1))
+        means_LBRD = means_BRLD.view(num_examples, -1, num_layers, width).permute(2, 0, 1, 3)
+        x_TLD = x_BSLD.reshape(-1, num_layers, width)
+        gram_TLL = torch.bmm(x_TLD, x_TLD.transpose(1, 2))
+        norms_LBS = gram_TLL.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().T.reshape(num_layers, num_examples, length)
+        cosines: dict[int, tuple[list[int], Tensor]] = {}
+        index = {layer: place for place, layer in enumerate(layers)}
+        for n in STEPS if self.consecutive else ():
+            starts = [layer for layer in layers if layer + n in index]
+            if starts:
+                low, high = [index[layer] for layer in starts], [index[layer + n] for layer in starts]
+                dot_LBS = gram_TLL[:, low, high].T.reshape(-1, num_examples, length)
+                cosines[n] = (starts, cosine(dot_LBS, norms_LBS[low], norms_LBS[high]))
+        return Seen(layers, means_LBRD, norms_LBS, cosines)
+
+
+def cosine(dot: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
+    return dot / (norm_a * norm_b).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def accumulate(stats: SiteStats, seen: Seen, mask_BRS: Tensor, has_BR: Tensor, onehot_GB: Tensor) -> None:
+    """Add one pass to the sums."""
+    layers = torch.tensor(seen.layers, device=has_BR.device)
+    unit_LBRD = unit(seen.means_LBRD) * has_BR[None, :, :, None]
+    num_layers, num_examples = unit_LBRD.shape[:2]
+    summed_LGX = torch.matmul(onehot_GB, unit_LBRD.reshape(num_layers, num_examples, -1))
+    stats.unit_sum_LGRD.index_add_(0, layers, summed_LGX.reshape(num_layers, NUM_GROUPS, *unit_LBRD.shape[2:]))
+    stats.count_GR += onehot_GB @ has_BR
+
+    first, second = ([VIEWS.index(pair[side]) for pair in PAIRS] for side in (0, 1))
+    cosine_LBQ = (unit_LBRD[:, :, first] * unit_LBRD[:, :, second]).sum(-1)
+    stats.matched_LGQ.index_add_(0, layers, torch.matmul(onehot_GB, cosine_LBQ))
+    stats.matched_count_GQ += onehot_GB @ (has_BR[:, first] * has_BR[:, second])
+
+    mask_BRS = mask_BRS[:, : len(NORM_VIEWS)]
+    bins_LBS = ((seen.norms_LBS.clamp_min(1e-30).log() - LOG_LOW) / BIN_WIDTH + 1).long().clamp(0, NUM_BINS - 1)
+    flat_LBS = bins_LBS + layers[:, None, None] * NUM_BINS
+    for index in range(len(NORM_VIEWS)):
+        chosen = flat_LBS[:, mask_BRS[:, index]].flatten()
+        counts = torch.bincount(chosen, minlength=stats.num_layers * NUM_BINS)
+        stats.norm_hist_LRH[:, index] += counts.view(-1, NUM_BINS)
+
+    mask = mask_BRS.float()
+    stats.token_count_GR += onehot_GB @ mask.sum(-1)
+    for n, (starts, cosines_LBS) in seen.cosines.items():
+        if n in stats.step_sum_LGR:
+            summed_LBR = torch.einsum("lbs,brs->lbr", cosines_LBS, mask)
+            where = torch.tensor(starts, device=layers.device)
+            stats.step_sum_LGR[n].index_add_(0, where, torch.matmul(onehot_GB, summed_LBR))
