@@ -217,8 +217,8 @@ class Checkpointer(Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """After an epoch's last step: as if the next epoch were about to begin. From Lightning's own state of that
-        moment a resumed run would not call `on_train_epoch_start`, and would count an epoch too few from then on. (After
-        the very last epoch its state is right: training is over, `on_train_end` is still to come.)"""
+        moment a resumed run would not call `on_train_epoch_start`, and would count an epoch too few from then on.
+        (After the very last epoch its state is right: training is over, `on_train_end` is still to come.)"""
         loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
         if not batches["is_last_batch"] or trainer.current_epoch + 1 == trainer.max_epochs:

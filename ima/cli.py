@@ -23,8 +23,10 @@ from ima.compose import CONF, PARSER, choices_of, compose, default_groups
 from ima.config import ROOTS, config_hash
 from ima.errors import UserError, nearest
 
-# Before torch and huggingface_hub are imported: they read these once. A value that is set already wins.
+# Before torch, huggingface_hub and wandb are imported: they read these once. A value that is set already wins.
+# W&B reports errors and timings to its makers even when it is offline, unless told not to.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT["WANDB_ERROR_REPORTING"] = "false"
 ENTRIES = {"train": "ima.run.fit", "evaluate": "ima.run.evaluate", "sweep": "ima.sweep.run_jobs"}
 PURPOSE = {
     "train": "Train an adapter into a frozen LLM and measure the alignment inside.",

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +19,7 @@ from typing import Any, Literal
 from ima.types import ROW_FIELDS, Row
 
 INIT_SECONDS = 20.0
+REACH_SECONDS = 3.0
 TABLE_FIELDS = tuple(field for field in ROW_FIELDS if field not in ("run", "schema"))
 
 
@@ -36,6 +40,7 @@ class WandbMirror:
         os.environ.setdefault("WANDB_SILENT", "true")
         self.run: Any = None
         self.table: Any = None
+        self.unlogged = False
         arguments: dict[str, Any] = {
             "dir": str(folder), "project": project, "entity": entity, "group": group, "job_type": job_type,
             "tags": list(tags), "name": folder.name, "config": dict(config), "reinit": "create_new",
@@ -44,6 +49,8 @@ class WandbMirror:
             try:
                 import wandb
 
+                if attempt == "online":
+                    reach(wandb.Settings().base_url)
                 settings = wandb.Settings(init_timeout=INIT_SECONDS, console="off", x_disable_stats=True)
                 self.run = wandb.init(mode=attempt, settings=settings, **arguments)
                 break
@@ -75,17 +82,34 @@ class WandbMirror:
             self.table.add_data(*(values[field] for field in TABLE_FIELDS))
         for (epoch, step), scalars in by_step.items():
             self.run.log(scalars | {"epoch": epoch, "trainer/global_step": step})
+        self.unlogged = self.unlogged or bool(rows)
         if any(row.split != "train" for row in rows):
+            self._log_table()
+
+    def _log_table(self) -> None:
+        """Once per increment: a table without new rows would repeat its last ones."""
+        if self.unlogged:
             self.run.log({"rows": self.table})
+        self.unlogged = False
 
     def finish(self, metrics: Mapping[str, float] | None = None, failed: bool = False) -> None:
         if self.run is None:
             return
         if metrics:
             self.run.summary.update(dict(metrics))
-        self.run.log({"rows": self.table})
+        self._log_table()
         self.run.finish(exit_code=1 if failed else 0)
         self.run = None
+
+
+def reach(url: str) -> None:
+    """Raises OSError at once where nobody answers at `url`: W&B itself tries again until its time is over. Behind a
+    proxy nothing can be said."""
+    if urllib.request.getproxies():
+        return
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    socket.create_connection((parts.hostname or "", port), timeout=REACH_SECONDS).close()
 
 
 def scalar_name(row: Row) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import os
 import shlex
 import sys
@@ -52,11 +53,11 @@ from ima.llm.fast import accelerate
 from ima.llm.frozen import FrozenLLM
 from ima.provenance import provenance
 from ima.report.build import write_report
-from ima.results import RowWriter, read_result, write_atomic, write_json
+from ima.results import RowWriter, read_result, read_rows, write_atomic, write_json
 from ima.samples import write_samples
 from ima.settings import Alignment, Training
 from ima.tasks.base import Task
-from ima.types import Sample
+from ima.types import Row, Sample
 
 TEST_TRACKS = ("T0", "T1")
 NUM_SCALE_SAMPLES = 64
@@ -319,6 +320,7 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
 
     logger = instantiate(config["logger"])(folder, config) if main and config.get("logger") else None
     if logger is not None:
+        logger.mirror(kept_rows(folder))  # a resumed run is a new one there, and begins with what is known
         recorder.mirrors.append(logger.mirror)
     trainer = pl.Trainer(
         accelerator=device.type,
@@ -384,6 +386,11 @@ def measured_split(parts: Parts) -> str:
 
 def measured_epoch(state: dict[str, Any]) -> int:
     return max((value["measured"] for value in state["callbacks"].values() if "measured" in value), default=-1)
+
+
+def kept_rows(folder: Path) -> list[Row]:
+    rows = read_rows(folder / "rows.jsonl")
+    return [Row(**row | {"value": math.nan if row["value"] is None else row["value"]}) for row in rows]
 
 
 @torch.no_grad()

@@ -56,7 +56,8 @@ class Launcher:
         self.folder = folder
         self.num_started = 0
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-        environment |= {"TOKENIZERS_PARALLELISM": "false", "IMA_CACHE": str(folder / "cache")}
+        environment |= {"TOKENIZERS_PARALLELISM": "false", "WANDB_ERROR_REPORTING": "false"}
+        environment |= {"IMA_CACHE": str(folder / "cache")}
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve())],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

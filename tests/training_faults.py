@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import traceback
 from typing import Any
 
 from launcher import find
@@ -86,3 +87,4 @@ def note(what: str) -> None:
     if path := os.environ.get("REFUSED"):
         with open(path, "a") as file:
             file.write(what + "\n")
+            traceback.print_stack(file=file)

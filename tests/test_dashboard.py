@@ -1,0 +1,125 @@
+"""W&B holds what the files hold, and neither it nor anything else needs a network."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launcher import ROOT, Launcher
+from test_training import CACHED, NOISE
+
+from ima.dashboard import INIT_SECONDS, TABLE_FIELDS, scalar_name
+from ima.results import read_result, read_rows
+from ima.types import Row
+
+MIRRORED = [item for item in NOISE if item != "logger=none"] + ["trainer.epochs=2", "trainer.generate_samples=3"]
+REFUSE = "training_faults.refuse_the_network"
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The newest offline run as W&B's own reader shows it."""
+    run = sorted((folder / "wandb").glob("offline-run-*"))[-1]
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def table_rows(folder: Path, found: list[dict[str, Any]]) -> list[list[Any]]:
+    """The increments of the table put together, in the order in which they were logged."""
+    run = sorted((folder / "wandb").glob("offline-run-*"))[-1]
+    paths = [
+        record["history"]["item"]["rows.path"]
+        for record in found
+        if record["type"] == "history" and "rows.path" in record["history"]["item"]
+    ]
+    tables = [json.loads((run / "files" / path).read_text()) for path in paths]
+    assert all(table["columns"] == list(TABLE_FIELDS) for table in tables)
+    return [row for table in tables for row in table["data"]]
+
+
+def number(value: Any) -> Any:
+    return None if value == "NaN" or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def assert_mirrored(folder: Path) -> None:
+    found = records(folder)
+    rows = list(read_rows(folder / "rows.jsonl"))
+    assert [[number(cell) for cell in row] for row in table_rows(folder, found)] == [
+        [row[field] for field in TABLE_FIELDS] for row in rows
+    ]
+    charts = [record["history"]["item"] for record in found if record["type"] == "history"]
+    for row in rows:
+        name = scalar_name(Row(**row))
+        if name is not None:
+            points = [
+                number(item[name])
+                for item in charts
+                if name in item and (item.get("epoch"), item["trainer/global_step"]) == (row["epoch"], row["step"])
+            ]
+            assert points == [row["value"]], (name, row["step"])
+    summary: dict[str, Any] = {}
+    for record in found:
+        if record["type"] == "summary":
+            summary |= record["summary"].get("update", {})
+    metrics = read_result(folder)["metrics"]
+    assert {name: number(summary.get(name)) for name in metrics} == metrics
+    (run,) = (record["run"] for record in found if record["type"] == "run")
+    assert run["config"]["update"]["trainer"]["epochs"] == 2
+    assert [record["exit"]["exit_code"] for record in found if record["type"] == "exit"] == [0]
+
+
+@pytest.mark.slow
+def test_an_offline_run_holds_what_the_rows_hold_also_when_it_was_killed(launcher: Launcher, tmp_path: Path) -> None:
+    argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}"]
+    done = launcher.run("train", [*argv, "name=run"], patch=REFUSE)
+    assert done.code == 0 and done.stderr == "", done.stderr
+    assert_mirrored(tmp_path / "run")
+    killed = launcher.run("train", [*argv, "name=k"], die="ima.callbacks.StepRecorder.on_train_batch_end", call=6)
+    assert killed.code == -9
+    assert launcher.run("train", [*argv, "name=k"]).code == 0
+    assert_mirrored(tmp_path / "k")
+
+
+KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [{}, KEY, KEY | {"WANDB_BASE_URL": "http://127.0.0.1:9"}], ids=["nokey", "dns", "port"])
+def test_wandb_online_without_a_network_costs_one_line(launcher: Launcher, tmp_path: Path, env: dict[str, str]) -> None:
+    argv = [*MIRRORED, "logger=wandb", f"output_dir={tmp_path}", "name=run"]
+    done = launcher.run("train", argv, env=env, patch=REFUSE)
+    assert done.code == 0 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "W&B online is not there" in done.stderr
+    assert read_result(tmp_path / "run")["wall_seconds"] < INIT_SECONDS, "it was waited for"
+    assert_mirrored(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_real_scripts_work_with_the_network_refused(tmp_path: Path) -> None:
+    """From a shell, the page included: nobody even asks for a name or a connection, and nothing is said on stderr."""
+    (tmp_path / "sitecustomize.py").write_text("import training_faults\ntraining_faults.refuse_the_network()\n")
+    search = os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)])
+    refused = tmp_path / "refused"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HF_"))}
+    environment |= {"PYTHONPATH": search, "REFUSED": str(refused), "IMA_CACHE": str(tmp_path / "cache")}
+    train = [*[item for item in CACHED if item != "logger=none"], f"output_dir={tmp_path}", "name=run"]
+    train += ["trainer.epochs=1", "data.num_train=8", "data.num_test=2"]
+    for script, argv in (("train", train), ("evaluate", [f"checkpoint={tmp_path / 'run'}", "intervention=skip_ffn",
+                                                         "intervention.skip_ffn.start=1"])):  # fmt: skip
+        command = [sys.executable, str(ROOT / f"{script}.py"), *argv]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert "page:" in done.stdout
+    assert not refused.exists(), refused.read_text()
+    (evaluated,) = (tmp_path / "run").glob("evaluate-*")
+    for folder in (tmp_path / "run", evaluated):
+        assert read_result(folder)["status"] == "ok" and (folder / "report.html").is_file()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names <= {"sitecustomize.py", "__pycache__", "cache", "run"}, "files outside the run folder and the cache"
