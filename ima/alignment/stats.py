@@ -45,12 +45,6 @@ def group_of(sample_id: str) -> int:
     return hashlib.sha256(sample_id.encode()).digest()[0] % NUM_GROUPS
 
 
-def unit(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension; 0 for a zero vector."""
-    norm = x.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0, x / norm.clamp_min(torch.finfo(x.dtype).tiny), torch.zeros_like(x))
-
-
 class SiteStats:
     """Sums of one site. Layers are 0..num_layers - 1, width D is that of the site.
 
@@ -91,12 +85,11 @@ class SiteStats:
 
 
 class AlignmentStats:
-    """A tap's sink that feeds one `SiteStats` per site (widths are taken from the first state seen). The states of a
-    pass are stacked where they fit into `max_stack_bytes`, else looked at layer by layer; both give the same sums."""
+    """A tap's sink that feeds one `SiteStats` per site; widths are taken from the first state seen."""
 
-    def __init__(self, num_layers: int, consecutive: bool = True, max_stack_bytes: int = 2**28) -> None:
-        self.num_layers, self.consecutive, self.max_stack_bytes = num_layers, consecutive, max_stack_bytes
-        self._buffers: dict[Site, Tensor] = {}
+    def __init__(self, num_layers: int, consecutive: bool = True) -> None:
+        self.num_layers, self.consecutive = num_layers, consecutive
+        self._scratch: dict[Site, dict[str, Tensor]] = {}
         self.sites: dict[Site, SiteStats] = {}
         self.num_examples = 0
         self.num_state_bytes_seen = 0
@@ -109,29 +102,22 @@ class AlignmentStats:
         self._has_BR = (count_BR > 0).float()
         groups = torch.tensor([group_of(sample_id) for sample_id in sample_ids], device=roles_BS.device)
         self._onehot_GB = torch.nn.functional.one_hot(groups, NUM_GROUPS).T.float()
-        self._seen: dict[Site, LayerByLayer | Stacked] = {}
+        self._seen: dict[Site, Pass] = {}
         self.num_examples += len(sample_ids)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
         self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
         if site not in self._seen:
-            self._seen[site] = self._pass(site, x_BSD)
+            scratch = self._scratch.setdefault(site, {})
+            self._seen[site] = Pass(self._weight_BRS, self.consecutive, self.num_layers, scratch)
         self._seen[site].see(layer, x_BSD)
-
-    def _pass(self, site: Site, x_BSD: Tensor) -> LayerByLayer | Stacked:
-        size = x_BSD.numel() * self.num_layers
-        if 4 * size > self.max_stack_bytes:
-            return LayerByLayer(self._weight_BRS, self.consecutive)
-        if site not in self._buffers or self._buffers[site].numel() < size:
-            self._buffers[site] = torch.empty(size, dtype=torch.float32, device=x_BSD.device)
-        return Stacked(self._weight_BRS, self.consecutive, self._buffers[site], self.num_layers, x_BSD.shape[-1])
 
     def end(self) -> None:
         for site, passed in self._seen.items():
             seen = passed.finish()
             if site not in self.sites:
-                means = seen.means_LBRD
-                self.sites[site] = SiteStats(self.num_layers, means.shape[-1], means.device, self.consecutive)
+                width, device = seen.means_LBRD.shape[-1], seen.means_LBRD.device
+                self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive)
             accumulate(self.sites[site], seen, self._mask_BRS, self._has_BR, self._onehot_GB)
         self._seen = {}
 
@@ -170,71 +156,50 @@ class Seen:
     cosines: dict[int, tuple[list[int], Tensor]]
 
 
-class LayerByLayer:
-    """Looks at each state in passing; only the last max(STEPS) are alive. The definition, and the way for large
-    models, where it costs little beside the blocks."""
+class Pass:
+    """Looks at the states of one site in passing. Kept are a mean token per view and layer, and references to the last
+    max(STEPS) states as the model made them. Scratch memory is reused: fresh pages cost more than the arithmetic."""
 
-    def __init__(self, weight_BRS: Tensor, consecutive: bool) -> None:
-        self.weight_BRS, self.consecutive = weight_BRS, consecutive
-        self.means_BRD: dict[int, Tensor] = {}
+    def __init__(self, weight_BRS: Tensor, consecutive: bool, num_layers: int, scratch: dict[str, Tensor]) -> None:
+        self.weight_BRS, self.consecutive, self.num_layers = weight_BRS, consecutive, num_layers
+        self.scratch = scratch
+        self.width = 0
+        self.layers: list[int] = []
         self.norms_BS: dict[int, Tensor] = {}
         self.recent: dict[int, Tensor] = {}
         self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in STEPS}
 
+    def room(self, name: str, *shape: int) -> Tensor:
+        """Scratch of this shape; its content is what was left there."""
+        size = math.prod(shape)
+        if name not in self.scratch or self.scratch[name].numel() < size:
+            self.scratch[name] = torch.empty(size, dtype=torch.float32, device=self.weight_BRS.device)
+        return self.scratch[name][:size].view(shape)
+
     def see(self, layer: int, x_BSD: Tensor) -> None:
-        x_BSD = x_BSD.float()
-        self.means_BRD[layer] = torch.bmm(self.weight_BRS, x_BSD)
+        state_BSD, self.width = x_BSD, x_BSD.shape[-1]
+        x_BSD = self.room("x", *state_BSD.shape).copy_(state_BSD)
+        torch.bmm(self.weight_BRS, x_BSD, out=self.means_LBRD()[len(self.layers)])
+        self.layers.append(layer)
         self.norms_BS[layer] = torch.linalg.vector_norm(x_BSD, dim=-1)
         if not self.consecutive:
             return
         for n in STEPS:
             if layer - n in self.recent:
-                dot_BS = (x_BSD * self.recent[layer - n]).sum(-1)
-                self.cosines_BS[n][layer - n] = cosine(dot_BS, self.norms_BS[layer], self.norms_BS[layer - n])
-        self.recent[layer] = x_BSD
+                product_BSD = torch.mul(x_BSD, self.recent[layer - n], out=self.room("product", *x_BSD.shape))
+                norms = self.norms_BS[layer], self.norms_BS[layer - n]
+                self.cosines_BS[n][layer - n] = cosine(product_BSD.sum(-1), *norms)
+        self.recent[layer] = state_BSD
         self.recent.pop(layer - max(STEPS), None)
 
+    def means_LBRD(self) -> Tensor:
+        return self.room("means", self.num_layers, *self.weight_BRS.shape[:2], self.width)
+
     def finish(self) -> Seen:
-        layers = sorted(self.means_BRD)
-        means = torch.stack([self.means_BRD[layer] for layer in layers])
-        norms = torch.stack([self.norms_BS[layer] for layer in layers])
+        self.recent = {}
+        norms = torch.stack([self.norms_BS[layer] for layer in self.layers])
         cosines = {n: (list(found), torch.stack(list(found.values()))) for n, found in self.cosines_BS.items() if found}
-        return Seen(layers, means, norms, cosines)
-
-
-class Stacked:
-    """Copies the states of all layers side by side and gets everything from two batched products: the weighted means,
-    and per token the inner products between its layers. Several times faster where kernels are small."""
-
-    def __init__(self, weight_BRS: Tensor, consecutive: bool, buffer: Tensor, num_layers: int, width: int) -> None:
-        self.weight_BRS, self.consecutive = weight_BRS, consecutive
-        num_examples, _, length = weight_BRS.shape
-        shape = (num_examples, length, num_layers, width)
-        self.x_BSLD = buffer[: math.prod(shape)].view(shape)
-        self.layers: list[int] = []
-
-    def see(self, layer: int, x_BSD: Tensor) -> None:
-        self.x_BSLD[:, :, len(self.layers)].copy_(x_BSD)
-        self.layers.append(layer)
-
-    def finish(self) -> Seen:
-        layers = self.layers
-        x_BSLD = self.x_BSLD[:, :, : len(layers)]
-        num_examples, length, num_layers, width = x_BSLD.shape
-        means_BRLD = torch.bmm(self.weight_BRS, x_BSLD.reshape(num_examples, length, -1))
-        means_LBRD = means_BRLD.view(num_examples, -1, num_layers, width).permute(2, 0, 1, 3)
-        x_TLD = x_BSLD.reshape(-1, num_layers, width)
-        gram_TLL = torch.bmm(x_TLD, x_TLD.transpose(1, 2))
-        norms_LBS = gram_TLL.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().T.reshape(num_layers, num_examples, length)
-        cosines: dict[int, tuple[list[int], Tensor]] = {}
-        index = {layer: place for place, layer in enumerate(layers)}
-        for n in STEPS if self.consecutive else ():
-            starts = [layer for layer in layers if layer + n in index]
-            if starts:
-                low, high = [index[layer] for layer in starts], [index[layer + n] for layer in starts]
-                dot_LBS = gram_TLL[:, low, high].T.reshape(-1, num_examples, length)
-                cosines[n] = (starts, cosine(dot_LBS, norms_LBS[low], norms_LBS[high]))
-        return Seen(layers, means_LBRD, norms_LBS, cosines)
+        return Seen(self.layers, self.means_LBRD()[: len(self.layers)], norms, cosines)
 
 
 def cosine(dot: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
@@ -242,18 +207,26 @@ def cosine(dot: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
 
 
 def accumulate(stats: SiteStats, seen: Seen, mask_BRS: Tensor, has_BR: Tensor, onehot_GB: Tensor) -> None:
-    """Add one pass to the sums."""
+    """Add one pass to the sums. A mean of norm zero (also of an empty view) has the unit vector zero."""
     layers = torch.tensor(seen.layers, device=has_BR.device)
-    unit_LBRD = unit(seen.means_LBRD) * has_BR[None, :, :, None]
-    num_layers, num_examples = unit_LBRD.shape[:2]
-    summed_LGX = torch.matmul(onehot_GB, unit_LBRD.reshape(num_layers, num_examples, -1))
-    stats.unit_sum_LGRD.index_add_(0, layers, summed_LGX.reshape(num_layers, NUM_GROUPS, *unit_LBRD.shape[2:]))
-    stats.count_GR += onehot_GB @ has_BR
+    means_LBRD = seen.means_LBRD
+    norms_LBR = torch.linalg.vector_norm(means_LBRD, dim=-1)
+    cosines_LBQ = []
+    for q, (view_a, view_b) in enumerate(PAIRS):
+        a, b = VIEWS.index(view_a), VIEWS.index(view_b)
+        dot_LB = (means_LBRD[:, :, a] * means_LBRD[:, :, b]).sum(-1)
+        cosines_LBQ.append(cosine(dot_LB, norms_LBR[:, :, a], norms_LBR[:, :, b]))
+        stats.matched_count_GQ[:, q] += onehot_GB @ (has_BR[:, a] * has_BR[:, b])
+    stats.matched_LGQ.index_add_(0, layers, onehot_GB @ torch.stack(cosines_LBQ, dim=-1))
 
-    first, second = ([VIEWS.index(pair[side]) for pair in PAIRS] for side in (0, 1))
-    cosine_LBQ = (unit_LBRD[:, :, first] * unit_LBRD[:, :, second]).sum(-1)
-    stats.matched_LGQ.index_add_(0, layers, torch.matmul(onehot_GB, cosine_LBQ))
-    stats.matched_count_GQ += onehot_GB @ (has_BR[:, first] * has_BR[:, second])
+    means_LBRD *= torch.where(norms_LBR > 0, 1 / norms_LBR.clamp_min(torch.finfo(torch.float32).tiny), 0.0)[..., None]
+    onehot_LGB = onehot_GB.expand(len(seen.layers), -1, -1)
+    if len(seen.layers) == stats.num_layers:
+        stats.unit_sum_LGRD.flatten(2).baddbmm_(onehot_LGB, means_LBRD.flatten(2))
+    else:
+        summed_LGRD = torch.bmm(onehot_LGB, means_LBRD.flatten(2)).unflatten(2, means_LBRD.shape[2:])
+        stats.unit_sum_LGRD.index_add_(0, layers, summed_LGRD)
+    stats.count_GR += onehot_GB @ has_BR
 
     mask_BRS = mask_BRS[:, : len(NORM_VIEWS)]
     bins_LBS = ((seen.norms_LBS.clamp_min(1e-30).log() - LOG_LOW) / BIN_WIDTH + 1).long().clamp(0, NUM_BINS - 1)
