@@ -290,7 +290,7 @@ def test_rows_and_result_have_the_fields_that_others_rely_on(whole: Path) -> Non
     result = read_result(whole)
     keys = {"status", "config", "metrics", "versions", "git", "seeds", "wall_seconds"}
     assert keys <= result.keys() and result["status"] == "ok" and result["seeds"] == {"seed": 0}
-    headline = {"ima", "val/loss", "train/loss", "T0/noun_accuracy", "T1/cider_d", "blind/cider_d"}
+headline/loss", "train/loss", "T0/noun_accuracy", "T1/cider_d", "blind/cider_d"}
     assert headline <= result["metrics"].keys()
     files = {path.name for path in (whole / "checkpoints").iterdir()}
     kinds = ("safetensors", "json")
