@@ -88,9 +88,7 @@ class Launcher:
         return Done(code, started.out.read_text(), started.err.read_text())
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(10)
+        self.process.communicate(timeout=10)
 
 
 # -- the launcher's own side -------------------------------------------------------------------------------------------
