@@ -30,14 +30,25 @@ def write_samples(
             line = score | line  # the blind row's samples are those of another track: `track` is not theirs
             lines.append(line)
         if track != "blind":
-            num = min(NUM_SHOWN, len(predictions))
             offset = len(lines) - len(predictions)
-            for index in range(num):
-                position = index * len(predictions) // num
+            for index, position in enumerate(varied(predictions, NUM_SHOWN)):
                 image = picture(folder, source, predictions[position], f"{track}-{index:02d}")
                 shown.append(lines[offset + position] | {"image": image})
     for name, content in (("predictions.jsonl", lines), ("samples.jsonl", shown)):
         write_atomic(folder / name, "".join(json.dumps(to_json(line)) + "\n" for line in content))
+
+
+def varied(predictions: Sequence[Prediction], num: int) -> list[int]:
+    """Positions of up to `num` predictions, spread over what there is to say: one of each first reference before a
+    second of any. Chosen by the references alone, never by the answers."""
+    rounds: dict[str, list[int]] = {}
+    for position, prediction in enumerate(predictions):
+        rounds.setdefault(prediction.sample.references[0] if prediction.sample.references else "", []).append(position)
+    firsts = [positions[0] for positions in rounds.values()]
+    if len(firsts) >= num:
+        return [firsts[index * len(firsts) // num] for index in range(num)]
+    rest = [position for positions in rounds.values() for position in positions[1:]]
+    return sorted(firsts + rest[: num - len(firsts)])
 
 
 def picture(folder: Path, source: Source, prediction: Prediction, stem: str) -> str | None:

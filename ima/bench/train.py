@@ -65,7 +65,8 @@ def main(num_rounds: int) -> None:
         "plain": lambda: evaluator.teacher_forced(val, None),
         "ima": lambda: evaluator.teacher_forced(val, Alignment()),
     }
-    seconds |= rounds(passes, num_rounds, "validation passes")
+    with accelerate(parts.llm.model):
+        seconds |= rounds(passes, num_rounds, "validation passes")
     ratios = {
         "step_vs_bare": ratio(seconds, "ours", "bare"),
         "vs_stock_uncached": ratio(seconds, "stock", "ours_uncached"),
@@ -88,12 +89,13 @@ def our_step(parts: Parts, module: MappingModule, samples: list[Sample], live: b
     items = [(sample, 0) for sample in samples]
     pixels = LivePercepts(parts.source, parts.encoder)(samples, 0) if live else {}
     runner = MappingModule(module.adapter, parts.llm, parts.encoder)
+    fast = accelerate(parts.llm.model)  # packed once, as in a run
 
     def step() -> None:
         batch = collate(items)
         if live:
             batch.features_BNE, batch.media = None, pixels["media"]
-        with accelerate(parts.llm.model):
+        with fast:
             num_labels = (batch.labels_BT != -100).sum()
             (runner.loss_sum(batch) / num_labels).backward()
         torch.nn.utils.clip_grad_norm_(module.adapter.parameters(), 1.0)

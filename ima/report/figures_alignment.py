@@ -50,7 +50,7 @@ def layer_figure(run_rows: Sequence[series.Row], name: str, title: str, caption:
 
 def heat_map(rows: Sequence[series.Row]) -> Figure:
     title, name = "IMA by layer and epoch", "ima_heatmap"
-    caption = "The same similarity as a map: how far up the stack, and when in training, the two modalities meet."
+    caption = "The same similarity as a map: where in the stack, and when in training, it rises or falls."
     curves = series.by_layer(rows, "sim")
     values = [y for found in curves.values() for y in found.y if math.isfinite(y)]
     if not values:
