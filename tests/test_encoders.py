@@ -262,6 +262,7 @@ def lite() -> EfficientNetLite:
 
 
 @pytest.mark.real
+@pytest.mark.stamps
 def test_lite0_equals_timm_with_the_strictly_loaded_weights_and_knows_stamps(lite: EfficientNetLite) -> None:
     import timm
 
@@ -282,6 +283,7 @@ def test_lite0_equals_timm_with_the_strictly_loaded_weights_and_knows_stamps(lit
 
 
 @pytest.mark.real
+@pytest.mark.stamps
 @pytest.mark.parametrize("make", [EfficientNetLite, FocusViT])
 def test_real_features_do_not_depend_on_the_batch(make: type[Encoder]) -> None:
     encoder = make()

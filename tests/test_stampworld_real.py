@@ -9,7 +9,7 @@ from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.scenes import StampScenes
 from ima.data.stampworld.single import StampSingle
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.stamps]
 
 
 @pytest.mark.parametrize("svg", [False, True])
