@@ -77,14 +77,12 @@ def assert_mirrored(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_an_offline_run_holds_what_the_rows_hold_also_when_it_was_killed(launcher: Launcher, tmp_path: Path) -> None:
-    argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}"]
-    done = launcher.run("train", [*argv, "name=run"], patch=REFUSE)
+    argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}", "name=run"]
+    killed = launcher.run("train", argv, die="ima.callbacks.StepRecorder.on_train_batch_end", call=6)
+    assert killed.code == -9
+    done = launcher.run("train", argv, patch=REFUSE)
     assert done.code == 0 and done.stderr == "", done.stderr
     assert_mirrored(tmp_path / "run")
-    killed = launcher.run("train", [*argv, "name=k"], die="ima.callbacks.StepRecorder.on_train_batch_end", call=6)
-    assert killed.code == -9
-    assert launcher.run("train", [*argv, "name=k"]).code == 0
-    assert_mirrored(tmp_path / "k")
 
 
 KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567"}
@@ -102,24 +100,26 @@ def test_wandb_online_without_a_network_costs_one_line(launcher: Launcher, tmp_p
 
 
 @pytest.mark.slow
-def test_the_real_scripts_work_with_the_network_refused(tmp_path: Path) -> None:
-    """From a shell, the page included: nobody even asks for a name or a connection, and nothing is said on stderr."""
+def test_scripts_work_with_the_network_refused(launcher: Launcher, tmp_path: Path) -> None:
+    """Training from a shell, evaluation, their pages: nobody even asks for a name or a connection, nothing is said on
+    stderr."""
     (tmp_path / "sitecustomize.py").write_text("import training_faults\ntraining_faults.refuse_the_network()\n")
-    search = os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)])
     refused = tmp_path / "refused"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HF_"))}
-    environment |= {"PYTHONPATH": search, "REFUSED": str(refused), "IMA_CACHE": str(tmp_path / "cache")}
-    train = [*[item for item in CACHED if item != "logger=none"], f"output_dir={tmp_path}", "name=run"]
-    train += ["trainer.epochs=1", "data.num_train=8", "data.num_test=2"]
-    for script, argv in (("train", train), ("evaluate", [f"checkpoint={tmp_path / 'run'}", "intervention=skip_ffn",
-                                                         "intervention.skip_ffn.start=1"])):  # fmt: skip
-        command = [sys.executable, str(ROOT / f"{script}.py"), *argv]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-        assert "page:" in done.stdout
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)])
+    seen = {"REFUSED": str(refused), "IMA_CACHE": str(tmp_path / "cache")}
+    argv = [*[item for item in CACHED if item != "logger=none"], f"output_dir={tmp_path}", "name=run"]
+    argv += ["trainer.epochs=1", "data.num_train=8", "data.num_test=2"]
+    command = [sys.executable, str(ROOT / "train.py"), *argv]
+    train = subprocess.run(command, capture_output=True, text=True, env=environment | seen, cwd=tmp_path, timeout=300)
+    assert train.returncode == 0 and train.stderr == "", train.stderr
+    skip = [f"checkpoint={tmp_path / 'run'}", "intervention=skip_ffn", "intervention.skip_ffn.start=1"]
+    evaluate = launcher.run("evaluate", skip, env=seen, patch=REFUSE, report=True, cwd=tmp_path)
+    assert evaluate.code == 0 and evaluate.stderr == "", evaluate.stderr
     assert not refused.exists(), refused.read_text()
     (evaluated,) = (tmp_path / "run").glob("evaluate-*")
-    for folder in (tmp_path / "run", evaluated):
-        assert read_result(folder)["status"] == "ok" and (folder / "report.html").is_file()
+    for folder, stdout in ((tmp_path / "run", train.stdout), (evaluated, evaluate.stdout)):
+        assert read_result(folder)["status"] == "ok"
+        assert stdout.splitlines()[-1] == f"page: {folder / 'report.html'}" and (folder / "report.html").is_file()
     names = {path.name for path in tmp_path.iterdir()}
     assert names <= {"sitecustomize.py", "__pycache__", "cache", "run"}, "files outside the run folder and the cache"
