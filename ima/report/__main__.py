@@ -16,10 +16,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ima.report",
         description="Draws run folders as one HTML page that works offline; figures go beside it as SVG, PNG and CSV.",
     )
-    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR",
-                        help="a run folder (outputs/<run>) or a folder of runs")
-    parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="where the page goes (default: report.html in the run's folder, or in the folder of runs)")
+    parser.add_argument(
+        "dirs", nargs="+", type=Path, metavar="DIR", help="a run folder (outputs/<run>) or a folder of runs"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where the page goes (default: report.html in the run's folder, or in the folder of runs)",
+    )
     options = parser.parse_args(arguments)
     try:
         print(write_report(options.dirs, options.out))

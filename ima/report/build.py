@@ -27,8 +27,9 @@ def write_report(paths: Iterable[str | Path], out: str | Path | None = None) -> 
     try:
         return write_files(runs, target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error}); give another place with --out") \
-            from error
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}); give another place with --out"
+        ) from error
 
 
 def default_place(paths: list[Path], runs: list[Run]) -> Path:

@@ -68,8 +68,7 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-def table_of(curves: Sequence[tuple[Sequence[Any], Curve]], keys: Sequence[str], x: str
-             ) -> Table:
+def table_of(curves: Sequence[tuple[Sequence[Any], Curve]], keys: Sequence[str], x: str) -> Table:
     """CSV content: one line per point, the curve's own keys first; low and high are 95 % limits."""
     rows: list[Sequence[Any]] = [
         [*key, int(at), value, se, low, high]
@@ -100,8 +99,14 @@ def legend(ax: Axes, title: str | None = None, columns: int = 4, handles: Sequen
     assert isinstance(figure, Canvas)
     shown = handles if handles is not None else ax.get_legend_handles_labels()[0]
     length = 1.4 if len(shown) > 5 else 2.2
-    found = figure.legend(handles=shown, title=title, loc="outside lower center", ncols=min(columns, len(shown)),
-                          handlelength=length, columnspacing=1.3)
+    found = figure.legend(
+        handles=shown,
+        title=title,
+        loc="outside lower center",
+        ncols=min(columns, len(shown)),
+        handlelength=length,
+        columnspacing=1.3,
+    )
     found.get_title().set_fontsize(9)
 
 

@@ -30,8 +30,11 @@ def epoch_lines(ax: Axes, curves: dict[int, Curve], theme: Theme) -> None:
 
 
 def layer_figure(run_rows: Sequence[series.Row], name: str, title: str, caption: str, score: str, label: str) -> Figure:
-    curves = {epoch: found for epoch, found in series.by_layer(run_rows, score).items()
-              if any(math.isfinite(y) for y in found.y)}
+    curves = {
+        epoch: found
+        for epoch, found in series.by_layer(run_rows, score).items()
+        if any(math.isfinite(y) for y in found.y)
+    }
     if not curves:
         return Figure(name, title, caption, missing=f"no `{score}` rows with numbers on the validation split")
 
@@ -64,8 +67,15 @@ def heat_map(rows: Sequence[series.Row]) -> Figure:
         ax = figure.add_subplot()
         points = {(epoch, int(x)): y for epoch, found in curves.items() for x, y, _ in found.points}
         cells = [[points.get((epoch, layer), math.nan) for epoch in shown] for layer in layers]
-        image = ax.imshow(cells, aspect="auto", origin="lower", cmap="viridis", interpolation="none",
-                          vmin=min(values), vmax=max(values))
+        image = ax.imshow(
+            cells,
+            aspect="auto",
+            origin="lower",
+            cmap="viridis",
+            interpolation="none",
+            vmin=min(values),
+            vmax=max(values),
+        )
         ax.grid(False)
         step = max(1, round(len(layers) / 6))
         ax.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
@@ -75,16 +85,23 @@ def heat_map(rows: Sequence[series.Row]) -> Figure:
         bar = figure.colorbar(image, ax=ax, label="mean cosine, P against T", pad=0.02)
         bar.outline.set_visible(False)
 
-    return Figure(name, title, caption, draw, table_of([([epoch], curves[epoch]) for epoch in shown], ["epoch"],
-                                                       "layer"))
+    return Figure(
+        name, title, caption, draw, table_of([([epoch], curves[epoch]) for epoch in shown], ["epoch"], "layer")
+    )
 
 
 def variants(rows: Sequence[series.Row]) -> Figure:
     title, name = "What the similarity is made of", "ima_variants"
-    caption = ("Last epoch. Raw: all pairs of picture and text. Own text: a picture against its own text only. No"
-               " sinks: without the first position and BOS. Layer-0 pictures: perceptual tokens as they enter the LLM.")
-    wanted = (("raw, all pairs", "sim", "raw"), ("own text", "sim_matched", "raw"), ("no sinks", "sim", "nosink"),
-              ("layer-0 pictures", "sim_p0", "raw"))
+    caption = (
+        "Last epoch. Raw: all pairs of picture and text. Own text: a picture against its own text only. No"
+        " sinks: without the first position and BOS. Layer-0 pictures: perceptual tokens as they enter the LLM."
+    )
+    wanted = (
+        ("raw, all pairs", "sim", "raw"),
+        ("own text", "sim_matched", "raw"),
+        ("no sinks", "sim", "nosink"),
+        ("layer-0 pictures", "sim_p0", "raw"),
+    )
     curves: list[tuple[str, Curve]] = []
     for label, score, variant in wanted:
         found = series.by_layer(rows, score, variant)
@@ -100,16 +117,18 @@ def variants(rows: Sequence[series.Row]) -> Figure:
         ax.set(xlabel="layer", ylabel="mean cosine, P against T")
         legend(ax, columns=2)
 
-    return Figure(name, title, caption, draw, table_of([([label], found) for label, found in curves], ["variant"],
-                                                       "layer"))
+    return Figure(
+        name, title, caption, draw, table_of([([label], found) for label, found in curves], ["variant"], "layer")
+    )
 
 
 def ima_by_epoch(rows: Sequence[series.Row]) -> Figure:
     title, name = "IMA score by epoch", "ima_by_epoch"
     caption = "The similarity pooled over all layers: one number per epoch, with its 95 % interval."
     wanted = (("IMA", "ima", "raw"), ("no sinks", "ima", "nosink"), ("layer-0 pictures", "ima_p0", "raw"))
-    curves = [(label, found) for label, score, variant in wanted
-              if (found := series.by_epoch(rows, score, variant)).points]
+    curves = [
+        (label, found) for label, score, variant in wanted if (found := series.by_epoch(rows, score, variant)).points
+    ]
     if not curves:
         return Figure(name, title, caption, missing="no pooled `ima` rows")
 
@@ -121,14 +140,17 @@ def ima_by_epoch(rows: Sequence[series.Row]) -> Figure:
         whole_ticks(ax)
         legend(ax)
 
-    return Figure(name, title, caption, draw, table_of([([label], found) for label, found in curves], ["score"],
-                                                       "epoch"))
+    return Figure(
+        name, title, caption, draw, table_of([([label], found) for label, found in curves], ["score"], "epoch")
+    )
 
 
 def norms(rows: Sequence[series.Row]) -> Figure:
     title, name = "Token norms by layer", "norms"
-    caption = ("Median L2 norm of perceptual (P) and textual (T) tokens at the last epoch, band: quartiles; dotted:"
-               " the untrained adapter.")
+    caption = (
+        "Median L2 norm of perceptual (P) and textual (T) tokens at the last epoch, band: quartiles; dotted:"
+        " the untrained adapter."
+    )
     roles = series.roles_of(rows, "norm_q50")
     curves = {}
     for role in roles:
@@ -158,21 +180,35 @@ def norms(rows: Sequence[series.Row]) -> Figure:
         ax.set(xlabel="layer", ylabel="L2 norm (log scale)")
         legend(ax)
 
-    header, table = table_of([([role, epoch, quartile], curve) for (role, epoch), found in curves.items()
-                              for quartile, curve in found.items()], ["role", "epoch", "quartile"], "layer")
+    header, table = table_of(
+        [
+            ([role, epoch, quartile], curve)
+            for (role, epoch), found in curves.items()
+            for quartile, curve in found.items()
+        ],
+        ["role", "epoch", "quartile"],
+        "layer",
+    )
     return Figure(name, title, caption, draw, (header, table))
 
 
 def consecutive(rows: Sequence[series.Row]) -> Figure:
     title, name = "Consecutive similarity", "consecutive"
-    caption = ("Last epoch: cosine of a token with itself one and eight blocks on. Near 1: the blocks in between change"
-               " little, a candidate for skipping.")
+    caption = (
+        "Last epoch: cosine of a token with itself one and eight blocks on. Near 1: the blocks in between change"
+        " little, a candidate for skipping."
+    )
     kept = series.where(rows, score="consecutive")
     measured = series.epochs(kept)
-    steps = sorted({row["layer_b"] - row["layer_a"] for row in kept
-                    if row["layer_a"] is not None and row["layer_b"] is not None})
-    curves = [(role, step, found) for role in series.roles_of(rows, "consecutive") for step in steps
-              if any(map(math.isfinite, (found := series.consecutive(rows, role, step, measured[-1])).y))]
+    steps = sorted(
+        {row["layer_b"] - row["layer_a"] for row in kept if row["layer_a"] is not None and row["layer_b"] is not None}
+    )
+    curves = [
+        (role, step, found)
+        for role in series.roles_of(rows, "consecutive")
+        for step in steps
+        if any(map(math.isfinite, (found := series.consecutive(rows, role, step, measured[-1])).y))
+    ]
     if not curves:
         return Figure(name, title, caption, missing="no `consecutive` rows with numbers")
 
@@ -184,5 +220,10 @@ def consecutive(rows: Sequence[series.Row]) -> Figure:
         ax.set(xlabel="layer from which it starts", ylabel="cosine")
         legend(ax)
 
-    return Figure(name, title, caption, draw, table_of([([role, step], found) for role, step, found in curves],
-                                                       ["role", "blocks_on"], "layer"))
+    return Figure(
+        name,
+        title,
+        caption,
+        draw,
+        table_of([([role, step], found) for role, step, found in curves], ["role", "blocks_on"], "layer"),
+    )

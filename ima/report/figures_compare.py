@@ -17,20 +17,37 @@ from ima.report.style import DASHES, MARKERS, Theme
 MAX_OVERLAID = 8
 
 
-def overlay(runs: Sequence[Run], name: str, title: str, caption: str, x: tuple[str, str], ylabel: str,
-            choose: Callable[[Run], Curve | None]) -> Figure:
+def overlay(
+    runs: Sequence[Run],
+    name: str,
+    title: str,
+    caption: str,
+    x: tuple[str, str],
+    ylabel: str,
+    choose: Callable[[Run], Curve | None],
+) -> Figure:
     """One line per run. `x`: the axis label and the name of its CSV column."""
     curves = [(run.name, found) for run in runs if (found := choose(run)) and any(map(math.isfinite, found.y))]
     if not curves:
-        why = ("no run has the rows for it" if any(run.rows for run in runs) else
-               f"curves are laid over each other for up to {MAX_OVERLAID} runs; give fewer folders to see them")
+        why = (
+            "no run has the rows for it"
+            if any(run.rows for run in runs)
+            else f"curves are laid over each other for up to {MAX_OVERLAID} runs; give fewer folders to see them"
+        )
         return Figure(name, title, caption, missing=why)
 
     def draw(figure: Canvas, theme: Theme) -> None:
         ax = figure.add_subplot()
         for index, (label, found) in enumerate(curves):
-            line(ax, found, theme.category(index), shortened(label), linestyle=DASHES[index % len(DASHES)],
-                 marker=MARKERS[index % len(MARKERS)], markevery=max(1, len(found.points) // 7))
+            line(
+                ax,
+                found,
+                theme.category(index),
+                shortened(label),
+                linestyle=DASHES[index % len(DASHES)],
+                marker=MARKERS[index % len(MARKERS)],
+                markevery=max(1, len(found.points) // 7),
+            )
         ax.set(xlabel=x[0], ylabel=ylabel)
         legend(ax, columns=2)
 
@@ -63,27 +80,44 @@ def scatter(runs: Sequence[Run]) -> Figure:
     title, name = "IMA against performance", "ima_vs_task"
     caption = "Every run that has both numbers is a point; a relation seen here holds within one LLM only."
     score = headline_scores(runs, ("T1/noun_accuracy", "T0/noun_accuracy", "T1/cider", "T0/cider"))
-    points = [(run.name, a, b) for run in runs if score
-              if (a := run.metrics.get("ima/mean")) is not None and (b := run.metrics.get(score)) is not None]
+    points = [
+        (run.name, a, b)
+        for run in runs
+        if score
+        if (a := run.metrics.get("ima/mean")) is not None and (b := run.metrics.get(score)) is not None
+    ]
     if len(points) < 2 or score is None:
         return Figure(name, title, caption, missing="needs two runs with `ima/mean` and a task metric")
 
     def draw(figure: Canvas, theme: Theme) -> None:
         ax = figure.add_subplot()
         size = 34 if len(points) <= 60 else 9
-        ax.scatter([a for _, a, _ in points], [b for _, _, b in points], s=size, color=theme["c0"], alpha=0.75,
-                   linewidth=0)
+        ax.scatter(
+            [a for _, a, _ in points], [b for _, _, b in points], s=size, color=theme["c0"], alpha=0.75, linewidth=0
+        )
         if len(points) <= MAX_OVERLAID:
             middle = (min(a for _, a, _ in points) + max(a for _, a, _ in points)) / 2
             for label, a, b in points:
                 side, shift = ("right", -5) if a > middle else ("left", 5)
-                ax.annotate(shortened(label, 20), (a, b), xytext=(shift, 4), textcoords="offset points", fontsize=8,
-                            color=theme["muted"], horizontalalignment=side)
+                ax.annotate(
+                    shortened(label, 20),
+                    (a, b),
+                    xytext=(shift, 4),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=theme["muted"],
+                    horizontalalignment=side,
+                )
             ax.margins(0.12)
         ax.set(xlabel="IMA (mean over the layers)", ylabel=score.replace("_", " ").replace("/", ", "))
 
-    return Figure(name, title, f"{caption} n = {len(points)}.", draw,
-                  (["run", "ima/mean", score], [list(point) for point in points]))
+    return Figure(
+        name,
+        title,
+        f"{caption} n = {len(points)}.",
+        draw,
+        (["run", "ima/mean", score], [list(point) for point in points]),
+    )
 
 
 def comparison_figures(runs: Sequence[Run]) -> list[Figure]:

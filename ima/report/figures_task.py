@@ -44,8 +44,13 @@ def training(rows: Sequence[series.Row]) -> Figure:
     def draw(figure: Canvas, theme: Theme) -> None:
         ax = figure.add_subplot()
         if "train" in curves:
-            ax.plot(*zip(*[(x, y) for x, y, _ in thin(curves["train"]).points], strict=True), color=theme["c0"],
-                    alpha=0.35, linewidth=0.9, label="training, step")
+            ax.plot(
+                *zip(*[(x, y) for x, y, _ in thin(curves["train"]).points], strict=True),
+                color=theme["c0"],
+                alpha=0.35,
+                linewidth=0.9,
+                label="training, step",
+            )
             line(ax, smooth(curves["train"]), theme["c0"], "training, mean")
         if "val" in curves:
             line(ax, curves["val"], theme["c1"], "validation", marker="o", linestyle=DASHES[1])
@@ -53,8 +58,9 @@ def training(rows: Sequence[series.Row]) -> Figure:
         whole_ticks(ax)
         ax.legend(loc="upper right")
 
-    return Figure(name, title, caption, draw, table_of([([key], found) for key, found in curves.items()], ["curve"],
-                                                       "step"))
+    return Figure(
+        name, title, caption, draw, table_of([([key], found) for key, found in curves.items()], ["curve"], "step")
+    )
 
 
 def tasks(rows: Sequence[series.Row]) -> Figure:
@@ -75,12 +81,22 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
             blind = track == "blind"
             x = [float(index)] if single else found.x
             low, high = found.band
-            error = [[y - a for y, a in zip(found.y, low, strict=True)],
-                     [b - y for y, b in zip(found.y, high, strict=True)]]
-            ax.errorbar(x, found.y, yerr=error if found.has_band else None, label=track, capsize=2.5,
-                        color=theme["before"] if blind else theme.category(index), elinewidth=1,
-                        linestyle="none" if single else DASHES[1 if blind else 0], marker=MARKERS[index % len(MARKERS)],
-                        markersize=7 if single else 4.5)
+            error = [
+                [y - a for y, a in zip(found.y, low, strict=True)],
+                [b - y for y, b in zip(found.y, high, strict=True)],
+            ]
+            ax.errorbar(
+                x,
+                found.y,
+                yerr=error if found.has_band else None,
+                label=track,
+                capsize=2.5,
+                color=theme["before"] if blind else theme.category(index),
+                elinewidth=1,
+                linestyle="none" if single else DASHES[1 if blind else 0],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=7 if single else 4.5,
+            )
         ax.set(ylabel=score.replace("_", " "))
         values = [y for found in tracks.values() for y in found.y if math.isfinite(y)]
         ax.set_ylim(bottom=min(0.0, *values), top=None if max(values) > 1 else 1.02)
@@ -91,12 +107,23 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
         else:
             ax.set_xlabel("epoch")
             whole_ticks(ax)
-            handles = [Line2D([], [], color=theme["before"] if track == "blind" else theme.category(index),
-                              marker=MARKERS[index % len(MARKERS)], linestyle=DASHES[1 if track == "blind" else 0],
-                              label=track) for index, track in enumerate(tracks)]
+            handles = [
+                Line2D(
+                    [],
+                    [],
+                    color=theme["before"] if track == "blind" else theme.category(index),
+                    marker=MARKERS[index % len(MARKERS)],
+                    linestyle=DASHES[1 if track == "blind" else 0],
+                    label=track,
+                )
+                for index, track in enumerate(tracks)
+            ]
             legend(ax, handles=handles)
 
-    table = table_of([([score_name, track], found) for score_name, by_track in scores.items()
-                      for track, found in by_track.items()], ["score", "track"], "epoch")
+    table = table_of(
+        [([score_name, track], found) for score_name, by_track in scores.items() for track, found in by_track.items()],
+        ["score", "track"],
+        "epoch",
+    )
     heading = f"{score.replace('_', ' ').capitalize()} by {'track' if single else 'epoch'}"
     return Figure(name, heading, caption, draw, table)

@@ -177,8 +177,11 @@ def differing_keys(runs: Sequence[Run], limit: int = 12) -> list[str]:
                 seen = values.setdefault(key, {})
                 seen[text(value)] = seen.get(text(value), 0) + 1
     num_runs = sum(bool(run.result["config"]) for run in runs)
-    differ = {key: len(seen) for key, seen in values.items()
-              if (len(seen) > 1 or sum(seen.values()) < num_runs) and not names_run(key, runs)}
+    differ = {
+        key: len(seen)
+        for key, seen in values.items()
+        if (len(seen) > 1 or sum(seen.values()) < num_runs) and not names_run(key, runs)
+    }
     return sorted(differ, key=lambda key: (differ[key], key))[:limit]
 
 

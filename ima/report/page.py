@@ -38,8 +38,10 @@ def run_page(run: Run, figures: Sequence[Figure]) -> str:
          "Configuration, resolved</summary>" + tables.config_table(run) + "</details>"),
         ("reproduce", "How to reproduce", reproduce(run)),
     ]  # fmt: skip
-    header = (f"<h1>{escape(run.name)} {tables.status_badge(run.status)}</h1>"
-              f'<p class="lead">{lead(run)}</p>{alerts(run)}{headlines(run)}')
+    header = (
+        f"<h1>{escape(run.name)} {tables.status_badge(run.status)}</h1>"
+        f'<p class="lead">{lead(run)}</p>{alerts(run)}{headlines(run)}'
+    )
     return document(f"ima · {run.name}", header, sections)
 
 
@@ -52,26 +54,33 @@ def comparison_page(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
     if len(runs) <= 8:
         sections.append(("differences", "Where the configurations differ", tables.difference_table(runs)))
     notes = "".join(f'<p class="alert">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes)
-    header = (f'<h1>{len(runs)} runs</h1><p class="lead">{states}</p>{notes}'
-              '<p class="note">One run in full: <code>python -m ima.report outputs/&lt;run&gt;</code></p>')
+    header = (
+        f'<h1>{len(runs)} runs</h1><p class="lead">{states}</p>{notes}'
+        '<p class="note">One run in full: <code>python -m ima.report outputs/&lt;run&gt;</code></p>'
+    )
     return document(f"ima · {len(runs)} runs", header, sections)
 
 
 def document(title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> str:
     script = asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-              f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")
+    policy = (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{escape(heading)}</h2>{content}</section>'
-                   for name, heading, content in sections)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-            f"<title>{escape(title)}</title><style>{css_variables()}\n{asset('page.css')}</style></head>"
-            f'<body><header><p class="mark">ima · implicit multimodal alignment</p>{header}<nav>{links}</nav></header>'
-            f"<main>{body}</main><script>{script}</script></body></html>\n")
+    body = "".join(
+        f'<section id="{name}"><h2>{escape(heading)}</h2>{content}</section>' for name, heading, content in sections
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{css_variables()}\n{asset('page.css')}</style></head>"
+        f'<body><header><p class="mark">ima · implicit multimodal alignment</p>{header}<nav>{links}</nav></header>'
+        f"<main>{body}</main><script>{script}</script></body></html>\n"
+    )
 
 
 @cache
@@ -124,20 +133,31 @@ def headlines(run: Run) -> str:
         limit_line = f'<p class="limits">95 % interval {limits}</p>' if limits else ""
         if value is None:
             limit_line = '<p class="limits">not a number: nothing to measure it on</p>'
-        cards += (f'<div class="headline"><h3>{escape(title)}</h3><p class="big">{value_text(value)}</p>{limit_line}'
-                  f'<p class="meaning">{escape(meaning)}</p></div>')
+        cards += (
+            f'<div class="headline"><h3>{escape(title)}</h3><p class="big">{value_text(value)}</p>{limit_line}'
+            f'<p class="meaning">{escape(meaning)}</p></div>'
+        )
     return f'<div class="headlines">{cards}</div>'
 
 
 def figure_grid(figures: Sequence[Figure]) -> str:
     drawn = "".join(
         f'<figure class="plot" id="plot-{escape(figure.name)}"><h3>{escape(figure.title)}</h3>{figure.inline()}'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>" for figure in figures if figure.draw)
-    missing = "".join(f"<li><b>{escape(figure.title)}</b>: {escape(figure.missing)}.</li>"
-                      for figure in figures if figure.draw is None)
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        for figure in figures
+        if figure.draw
+    )
+    missing = "".join(
+        f"<li><b>{escape(figure.title)}</b>: {escape(figure.missing)}.</li>"
+        for figure in figures
+        if figure.draw is None
+    )
     listed = f'<div class="missing"><p>Not drawn:</p><ul>{missing}</ul></div>' if missing else ""
-    files_line = ('<p class="note">Every figure is also in figures/ beside this page: SVG, PNG, and its numbers as'
-                  " CSV.</p>" if drawn else "")
+    files_line = (
+        '<p class="note">Every figure is also in figures/ beside this page: SVG, PNG, and its numbers as CSV.</p>'
+        if drawn
+        else ""
+    )
     return f'<div class="plots">{drawn}</div>{listed}{files_line}'
 
 
@@ -147,9 +167,13 @@ def reproduce(run: Run) -> str:
     if git.get("commit"):
         lines.append(f"git checkout {git['commit']}")
     lines.append(str(result.get("command") or "# the command was not recorded"))
-    dirty = ('<p class="note">The working tree had uncommitted changes: the commit alone may not give the same'
-             " numbers.</p>" if git.get("dirty") else "")
+    dirty = (
+        '<p class="note">The working tree had uncommitted changes: the commit alone may not give the same numbers.</p>'
+        if git.get("dirty")
+        else ""
+    )
     overrides = result.get("overrides") or []
-    listed = tables.pairs([("overrides", overrides if isinstance(overrides, list) else [overrides]),
-                           ("seeds", result.get("seeds"))])
+    listed = tables.pairs(
+        [("overrides", overrides if isinstance(overrides, list) else [overrides]), ("seeds", result.get("seeds"))]
+    )
     return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>{dirty}{listed}"

@@ -49,12 +49,15 @@ def card(folder: Path, history: list[dict[str, Any]]) -> str:
     truth = escape(truths[0]) if truths else "<i>no reference</i>"
     if len(truths) > 1:
         truth += f' <span class="more" title="{escape(" | ".join(truths[1:]))}">+{len(truths) - 1}</span>'
-    earlier = "".join(f"<li>epoch {escape(str(sample.get('epoch')))}: {prediction(sample)}</li>"
-                      for sample in history[:-1])
+    earlier = "".join(
+        f"<li>epoch {escape(str(sample.get('epoch')))}: {prediction(sample)}</li>" for sample in history[:-1]
+    )
     folded = f"<details><summary>earlier epochs</summary><ul>{earlier}</ul></details>" if earlier else ""
-    return (f'<figure class="card">{picture(folder, last.get("image"), truths[0] if truths else "sample")}'
-            f'<figcaption><p>{verdict(last.get("correct"))}</p><p class="said">{prediction(last)}</p>'
-            f'<p class="true"><span>reference</span> {truth}</p>{folded}</figcaption></figure>')
+    return (
+        f'<figure class="card">{picture(folder, last.get("image"), truths[0] if truths else "sample")}'
+        f'<figcaption><p>{verdict(last.get("correct"))}</p><p class="said">{prediction(last)}</p>'
+        f'<p class="true"><span>reference</span> {truth}</p>{folded}</figcaption></figure>'
+    )
 
 
 def prediction(sample: dict[str, Any]) -> str:

@@ -78,14 +78,18 @@ def alignment_rows(rows: Sequence[Row]) -> list[Row]:
         return []
     if all(row["epoch"] is None for row in kept):
         kept = [{**row, "epoch": EVALUATED} for row in kept]
-    pairs = Counter((row["dataset_a"], row["dataset_b"], row["modality_a"], row["modality_b"])
-                    for row in kept if row["score"] == "sim")
+    pairs = Counter(
+        (row["dataset_a"], row["dataset_b"], row["modality_a"], row["modality_b"])
+        for row in kept
+        if row["score"] == "sim"
+    )
     if len(pairs) < 2:
         return kept
     chosen = pairs.most_common(1)[0][0]
     fields = ("dataset_a", "dataset_b", "modality_a", "modality_b")
-    return [row for row in kept
-            if all(row[field] in (None, value) for field, value in zip(fields, chosen, strict=True))]
+    return [
+        row for row in kept if all(row[field] in (None, value) for field, value in zip(fields, chosen, strict=True))
+    ]
 
 
 def text_role(rows: Iterable[Row], score: str) -> str | None:
@@ -103,8 +107,9 @@ def by_layer(rows: Sequence[Row], score: str, variant: str = "raw", role: str | 
     role = role or text_role(rows, score)
     variants = (variant, None) if variant == "raw" else (variant,)
     kept = [row for row in where(rows, score=score, role_b=role, variant=variants) if row["layer_b"] is not None]
-    return {epoch: curve(where(kept, epoch=epoch), f"epoch {epoch}", lambda row: row["layer_b"])
-            for epoch in epochs(kept)}
+    return {
+        epoch: curve(where(kept, epoch=epoch), f"epoch {epoch}", lambda row: row["layer_b"]) for epoch in epochs(kept)
+    }
 
 
 def by_epoch(rows: Sequence[Row], score: str, variant: str = "raw") -> Curve:
@@ -117,14 +122,21 @@ def by_epoch(rows: Sequence[Row], score: str, variant: str = "raw") -> Curve:
 
 def norms(rows: Sequence[Row], role: str, epoch: int) -> dict[str, Curve]:
     """Quartiles of the token norms by layer: keys q25, q50, q75."""
-    return {quartile: curve(where(rows, score=f"norm_{quartile}", role_a=role, epoch=epoch), role,
-                            lambda row: row["layer_a"]) for quartile in ("q25", "q50", "q75")}
+    return {
+        quartile: curve(
+            where(rows, score=f"norm_{quartile}", role_a=role, epoch=epoch), role, lambda row: row["layer_a"]
+        )
+        for quartile in ("q25", "q50", "q75")
+    }
 
 
 def consecutive(rows: Sequence[Row], role: str, step: int, epoch: int) -> Curve:
     """Similarity of a token with itself `step` layers on, over the layer it starts from."""
-    kept = [row for row in where(rows, score="consecutive", role_a=role, epoch=epoch)
-            if row["layer_a"] is not None and row["layer_b"] == row["layer_a"] + step]
+    kept = [
+        row
+        for row in where(rows, score="consecutive", role_a=role, epoch=epoch)
+        if row["layer_a"] is not None and row["layer_b"] == row["layer_a"] + step
+    ]
     return curve(kept, f"{role}, {step} on", lambda row: row["layer_a"])
 
 
@@ -153,21 +165,36 @@ def training(rows: Sequence[Row]) -> dict[str, Curve]:
             return epoch
         return ends.get(epoch - offset)
 
-    curves = {"train": curve(trained, "training", lambda row: row["step"]),
-              "val": curve(where(rows, score="val_loss"), "validation", step_of)}
+    curves = {
+        "train": curve(trained, "training", lambda row: row["step"]),
+        "val": curve(where(rows, score="val_loss"), "validation", step_of),
+    }
     return {name: found for name, found in curves.items() if found.points}
 
 
 def task_scores(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
     """Task metrics: score -> track -> curve over epochs. A task metric is a row that has a track and no layer; its
     interval are the rows `<score>_low` and `<score>_high`."""
-    kept = [row for row in rows if row["track"] is not None and row["layer_a"] is None and row["layer_b"] is None
-            and row["role_a"] is None and row["variant"] is None and not row["score"].endswith("loss")]
+    kept = [
+        row
+        for row in rows
+        if row["track"] is not None
+        and row["layer_a"] is None
+        and row["layer_b"] is None
+        and row["role_a"] is None
+        and row["variant"] is None
+        and not row["score"].endswith("loss")
+    ]
     table: dict[str, dict[str, list[Row]]] = {}
     for row in kept:
         table.setdefault(row["score"], {}).setdefault(row["track"], []).append(row)
-    curves = {score: {track: curve(tracks[track], track, lambda row: row["epoch"] or 0)
-                      for track in sorted(tracks, key=track_rank)} for score, tracks in table.items()}
+    curves = {
+        score: {
+            track: curve(tracks[track], track, lambda row: row["epoch"] or 0)
+            for track in sorted(tracks, key=track_rank)
+        }
+        for score, tracks in table.items()
+    }
     for score in [name for name in curves if f"{name}_low" in curves and f"{name}_high" in curves]:
         lows, highs = curves.pop(f"{score}_low"), curves.pop(f"{score}_high")
         for track, found in curves[score].items():

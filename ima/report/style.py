@@ -51,8 +51,10 @@ class Theme:
     def __init__(self, placeholders: bool = False) -> None:
         names = palette()
         self.placeholders = placeholders
-        self.hex = {name: f"#0b0b{index:02x}" if placeholders else light
-                    for index, (name, (light, _)) in enumerate(names.items())}
+        self.hex = {
+            name: f"#0b0b{index:02x}" if placeholders else light
+            for index, (name, (light, _)) in enumerate(names.items())
+        }
 
     def __getitem__(self, name: str) -> str:
         return self.hex[name]

@@ -30,8 +30,9 @@ def interval_text(run: Run, name: str) -> str:
 
 def pairs(items: Iterable[tuple[str, Any]]) -> str:
     """Two-column table of names and values."""
-    rows = "".join(f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(plain(value))}</td></tr>'
-                   for name, value in items)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(plain(value))}</td></tr>' for name, value in items
+    )
     return f'<div class="scroll"><table class="pairs">{rows}</table></div>' if rows else ""
 
 
@@ -67,12 +68,16 @@ def config_table(run: Run) -> str:
 def metric_table(run: Run) -> str:
     """Every metric of the result with its interval, limits folded into their metric's row."""
     limits = ("/low", "/high")
-    names = [name for name in run.metrics
-             if not (name.endswith(limits) and name.rsplit("/", 1)[0] in run.metrics)]
+    names = [name for name in run.metrics if not (name.endswith(limits) and name.rsplit("/", 1)[0] in run.metrics)]
     if not names:
         return '<p class="missing">The result holds no metrics.</p>'
-    return pairs((name, value_text(run.metrics[name]) +
-                  (f"  ({limits_text})" if (limits_text := interval_text(run, name)) else "")) for name in names)
+    return pairs(
+        (
+            name,
+            value_text(run.metrics[name]) + (f"  ({limits_text})" if (limits_text := interval_text(run, name)) else ""),
+        )
+        for name in names
+    )
 
 
 def task_table(run: Run) -> str:
@@ -90,10 +95,14 @@ def task_table(run: Run) -> str:
             points = {at: (value, se, found.limits.get(at)) for at, value, se in found.points}
             cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
             kind = ' class="blind"' if track == "blind" else ""
-            body += (f'<tr{kind}><th scope="row">{escape(score.replace("_", " "))}</th>'
-                     f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>')
-    return (f'<div class="scroll"><table><thead><tr><th scope="col">metric</th><th scope="col">track</th>{head}</tr>'
-            f'</thead><tbody>{body}</tbody></table></div><p class="note">Small: 95 % interval.{left_out}</p>')
+            body += (
+                f'<tr{kind}><th scope="row">{escape(score.replace("_", " "))}</th>'
+                f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>'
+            )
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col">metric</th><th scope="col">track</th>{head}</tr>'
+        f'</thead><tbody>{body}</tbody></table></div><p class="note">Small: 95 % interval.{left_out}</p>'
+    )
 
 
 def cell(point: tuple[float, float, tuple[float, float] | None] | None) -> str:
@@ -102,7 +111,7 @@ def cell(point: tuple[float, float, tuple[float, float] | None] | None) -> str:
     value, se, limits = point
     if limits is not None and all(map(math.isfinite, limits)):
         return f"{value_text(value)} <small>{value_text(limits[0])} – {value_text(limits[1])}</small>"
-    return value_text(value) + (f'<small> ± {value_text(series.Z95 * se)}</small>' if se > 0 else "")
+    return value_text(value) + (f"<small> ± {value_text(series.Z95 * se)}</small>" if se > 0 else "")
 
 
 def metric_columns(runs: Sequence[Run]) -> list[str]:
@@ -122,14 +131,19 @@ def overview(runs: Sequence[Run]) -> str:
     keys, metrics = differing_keys(runs, limit=8), metric_columns(runs)
     heads = ["run", "status", *keys, *metrics, "time"]
     numeric = {*metrics, "time"}
-    head = "".join(f'<th scope="col" aria-sort="none"{" class=number" if name in numeric else ""}>'
-                   f'<button type="button">{breakable(name)}</button></th>' for name in heads)
+    head = "".join(
+        f'<th scope="col" aria-sort="none"{" class=number" if name in numeric else ""}>'
+        f'<button type="button">{breakable(name)}</button></th>'
+        for name in heads
+    )
     body = "".join(overview_row(run, keys, metrics) for run in runs)
-    return (f'<label class="filter">Filter <input type="search" id="filter" placeholder="words that a row must hold">'
-            f'</label> <span id="count" class="note">{len(runs)} of {len(runs)} runs</span>'
-            f'<div class="scroll"><table class="sortable" id="runs"><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
-            f'<p class="note">All configuration values and metrics of every run are in runs.csv beside this page.</p>')
+    return (
+        f'<label class="filter">Filter <input type="search" id="filter" placeholder="words that a row must hold">'
+        f'</label> <span id="count" class="note">{len(runs)} of {len(runs)} runs</span>'
+        f'<div class="scroll"><table class="sortable" id="runs"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        f'<p class="note">All configuration values and metrics of every run are in runs.csv beside this page.</p>'
+    )
 
 
 def breakable(name: str) -> str:
@@ -149,8 +163,9 @@ def overview_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> str:
         small = f"<small>{limits}</small>" if limits else ""
         cells.append(f'<td class="number" data-v="{"" if value is None else value}">{value_text(value)}{small}</td>')
     wall = run.result.get("wall_seconds")
-    cells.append(f'<td class="number" data-v="{wall if isinstance(wall, (int, float)) else ""}">'
-                 f"{seconds_text(wall)}</td>")
+    cells.append(
+        f'<td class="number" data-v="{wall if isinstance(wall, (int, float)) else ""}">{seconds_text(wall)}</td>'
+    )
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -173,7 +188,13 @@ def difference_table(runs: Sequence[Run]) -> str:
         return '<p class="missing">The configurations are the same.</p>'
     head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
     flat = [flatten(run.result["config"]) for run in runs]
-    body = "".join(f'<tr><th scope="row">{breakable(key)}</th>' + "".join(
-        f"<td>{escape(text(config[key])) if key in config else '–'}</td>" for config in flat) + "</tr>" for key in keys)
-    return (f'<div class="scroll"><table><thead><tr><th scope="col">key</th>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")
+    body = "".join(
+        f'<tr><th scope="row">{breakable(key)}</th>'
+        + "".join(f"<td>{escape(text(config[key])) if key in config else '–'}</td>" for config in flat)
+        + "</tr>"
+        for key in keys
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col">key</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
