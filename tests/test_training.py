@@ -26,7 +26,7 @@ from ima.run import assemble, quiet, start, train
 from ima.types import ROW_FIELDS, ROW_SCHEMA
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
-        "trainer.accelerator=cpu", "trainer.batch_size=6", "logger=none"]  # fmt: skip
+        "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none"]  # fmt: skip
 NOISE = [*TINY, "encoder=noise", "encoder.dim=8", "encoder.num_tokens=4"]
 CACHED = [*TINY, "encoder=random_efficientnet"]
 # Four steps an epoch, three epochs; a checkpoint after every third step and at each epoch's end.
