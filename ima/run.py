@@ -322,6 +322,8 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
     if logger is not None:
         logger.mirror(kept_rows(folder))  # a resumed run is a new one there, and begins with what is known
         recorder.mirrors.append(logger.mirror)
+    # Deterministic kernels, without torch's filling of every new tensor (a tenth of the step).
+    torch.utils.deterministic.fill_uninitialized_memory = False
     trainer = pl.Trainer(
         accelerator=device.type,
         devices=t.devices,

@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,8 +158,8 @@ class Seen:
 
 
 class Pass:
-    """Looks at the states of one site in passing. Kept are a mean token per view and layer, and references to the last
-    max(STEPS) states as the model made them. Scratch memory is reused: fresh pages cost more than the arithmetic."""
+    """Looks at the states of one site in passing. Kept are a mean token per view and layer, and the last max(STEPS)
+    states. Scratch memory is reused from pass to pass: fresh pages cost more than the arithmetic."""
 
     def __init__(self, weight_BRS: Tensor, consecutive: bool, num_layers: int, scratch: dict[str, Tensor]) -> None:
         self.weight_BRS, self.consecutive, self.num_layers = weight_BRS, consecutive, num_layers
@@ -177,19 +178,19 @@ class Pass:
         return self.scratch[name][:size].view(shape)
 
     def see(self, layer: int, x_BSD: Tensor) -> None:
-        state_BSD, self.width = x_BSD, x_BSD.shape[-1]
-        x_BSD = self.room("x", *state_BSD.shape).copy_(state_BSD)
+        self.width = x_BSD.shape[-1]
+        place = f"state {len(self.layers) % (max(STEPS) + 1)}"  # a ring: one more than the furthest step looks back
+        x_BSD = self.room(place, *x_BSD.shape).copy_(x_BSD)
         torch.bmm(self.weight_BRS, x_BSD, out=self.means_LBRD()[len(self.layers)])
         self.layers.append(layer)
-        self.norms_BS[layer] = torch.linalg.vector_norm(x_BSD, dim=-1)
+        self.norms_BS[layer] = dot(x_BSD, x_BSD).sqrt()
         if not self.consecutive:
             return
         for n in STEPS:
             if layer - n in self.recent:
-                product_BSD = torch.mul(x_BSD, self.recent[layer - n], out=self.room("product", *x_BSD.shape))
                 norms = self.norms_BS[layer], self.norms_BS[layer - n]
-                self.cosines_BS[n][layer - n] = cosine(product_BSD.sum(-1), *norms)
-        self.recent[layer] = state_BSD
+                self.cosines_BS[n][layer - n] = cosine(dot(x_BSD, self.recent[layer - n]), *norms)
+        self.recent[layer] = x_BSD
         self.recent.pop(layer - max(STEPS), None)
 
     def means_LBRD(self) -> Tensor:
@@ -202,8 +203,15 @@ class Pass:
         return Seen(self.layers, self.means_LBRD()[: len(self.layers)], norms, cosines)
 
 
-def cosine(dot: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
-    return dot / (norm_a * norm_b).clamp_min(torch.finfo(torch.float32).tiny)
+def dot(a_BSD: Tensor, b_BSD: Tensor) -> Tensor:
+    """Inner products over the last dimension, fp32. On the CPU numpy reads both once; torch would write the product."""
+    if a_BSD.device.type == "cpu":
+        return torch.from_numpy(np.vecdot(a_BSD.numpy(), b_BSD.numpy()))
+    return (a_BSD * b_BSD).sum(-1)
+
+
+def cosine(product: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
+    return product / (norm_a * norm_b).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def accumulate(stats: SiteStats, seen: Seen, mask_BRS: Tensor, has_BR: Tensor, onehot_GB: Tensor) -> None:
