@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 ARGS ?=
 RUN ?= outputs/demo
 PY := .venv/bin/python
-TEST_ARGS ?=
+TEST_ARGS ?= -n 2 --dist loadfile
 
 # These act only when they are set before torch and the hub library are imported; a value of yours wins.
 export OMP_WAIT_POLICY ?= PASSIVE

@@ -25,7 +25,8 @@ from ima.types import Batch, Role
 
 class MappingModule(pl.LightningModule):
     """lr is the peak; it rises from `warmup_from * lr` over `warmup_ratio` of the steps and falls along a cosine to
-    `final_ratio * lr`. micro_batch_size: samples per forward pass, None for all of a rank's share at once."""
+    `final_ratio * lr`. micro_batch_size: samples per forward pass, None for all of a rank's share at once. clip_norm: 0 turns
+    clipping off."""
 
     def __init__(
         self,
@@ -119,7 +120,8 @@ class MappingModule(pl.LightningModule):
             )
         if batch_idx == 0:
             self._check_gradients()
-        torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.clip_norm)
+        if self.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.clip_norm)
         self.last_lr = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ vs_stock_uncached  a plain loop on LlavaForConditionalGeneration with the same L
 vs_stock_fp32      the same loop in its default dtype over our step
 vs_stock_cached    the same loop (same dtype) over our step on cached features
 ima_overhead       a teacher-forced validation pass on cached features with IMA per layer, norms and consecutive
-                   similarity over the same pass without
+                   similarity over the same pass without; _stock: both passes on stock blocks
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ GOALS = {
     "vs_stock_fp32": "goal >= 2",
     "vs_stock_cached": "",
     "ima_overhead": "goal <= 1.05",
+    "ima_overhead_stock": "the same on stock blocks",
 }
 IMAGE_TOKEN = 7
 BATCH_SIZE = 16
@@ -67,12 +68,15 @@ def main(num_rounds: int) -> None:
     }
     with accelerate(parts.llm.model):
         seconds |= rounds(passes, num_rounds, "validation passes")
+    stock = {f"{name}_stock": run for name, run in passes.items()}
+    seconds |= rounds(stock, max(3, num_rounds // 2), "validation passes on stock blocks")
     ratios = {
         "step_vs_bare": ratio(seconds, "ours", "bare"),
         "vs_stock_uncached": ratio(seconds, "stock", "ours_uncached"),
         "vs_stock_fp32": ratio(seconds, "stock_fp32", "ours_uncached"),
         "vs_stock_cached": ratio(seconds, "stock", "ours"),
         "ima_overhead": ratio(seconds, "ima", "plain"),
+        "ima_overhead_stock": ratio(seconds, "ima_stock", "plain_stock"),
     }
     medians = {name: round(statistics.median(values), 4) for name, values in seconds.items()}
     for name, value in medians.items():
