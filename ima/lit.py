@@ -25,8 +25,8 @@ from ima.types import Batch, Role
 
 class MappingModule(pl.LightningModule):
     """lr is the peak; it rises from `warmup_from * lr` over `warmup_ratio` of the steps and falls along a cosine to
-    `final_ratio * lr`. micro_batch_size: samples per forward pass, None for all of a rank's share at once. clip_norm: 0 turns
-    clipping off."""
+    `final_ratio * lr`. micro_batch_size: samples per forward pass, None for all of a rank's share at once. clip_norm:
+    largest gradient norm, 0 for no clipping."""
 
     def __init__(
         self,
