@@ -73,6 +73,8 @@ class QueryAdapter(Adapter):
     self-attention blocks, the queries are kept. 7,362,048 parameters for E=1024, D=4096. Keys: down, const,
     trans.layers.*, up, proj, as in the published checkpoints after `connector.0.`."""
 
+    RANGES = {"num_tokens": (1, None), "hidden": (1, None), "num_blocks": (1, None), "num_heads": (1, None)}
+
     def __init__(
         self,
         dim: int,
@@ -114,6 +116,8 @@ class PoolAdapter(Adapter):
     K = 1 + grid * grid tokens where the encoder's tokens (without a leading CLS) form a square; else the sequence is
     pooled to the same number in order (audio, video).
     """
+
+    RANGES = {"grid": (1, None), "hidden": (1, None)}
 
     def __init__(self, dim: int, width: int, grid: int = 3, hidden: int = 1024) -> None:
         super().__init__(dim, width, 1 + grid * grid)

@@ -22,6 +22,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from ima.adapters import Adapter
@@ -115,16 +116,17 @@ def assemble(config: dict[str, Any]) -> Parts:
     """Instantiate the parts; the adapter is completed with the encoder's and the LLM's sizes, drawn from the seed."""
     training = Training(**without_target(config["trainer"]))
     alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
-    source: Source = instantiate(config["data"])
-    encoder: Encoder = instantiate(config["encoder"])
-    task: Task = instantiate(config["task"])
-    interventions = [instantiate(node) for node in (config.get("intervention") or {}).values()]
-    llm: FrozenLLM = instantiate(config["llm"])
+    source: Source = build(config, "data")
+    encoder: Encoder = build(config, "encoder")
+    task: Task = build(config, "task")
+    chosen = config.get("intervention") or {}
+    interventions = [build(chosen, name, "intervention.") for name in chosen]
+    llm: FrozenLLM = build(config, "llm")
     for intervention in interventions:
         with intervention.apply(llm):
             pass
     pl.seed_everything(config["seed"], workers=True, verbose=False)
-    adapter: Adapter = instantiate(config["adapter"])(dim=encoder.dim, width=llm.width)
+    adapter: Adapter = build(config, "adapter")(dim=encoder.dim, width=llm.width)
     store = None
     percepts: Percepts
     if isinstance(encoder, NoiseEncoder):
@@ -135,6 +137,17 @@ def assemble(config: dict[str, Any]) -> Parts:
     else:
         percepts = LivePercepts(source, encoder)
     return Parts(encoder, adapter, llm, task, source, training, alignment, interventions, percepts, store)
+
+
+def build(config: dict[str, Any], name: str, prefix: str = "") -> Any:
+    """Instantiate a node. What its constructor refuses is the user's to mend: one line that begins with the key."""
+    try:
+        return instantiate(config[name])
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, UserError):
+            raise
+        message = str(error.__cause__)
+        raise UserError(message if message.startswith(f"{prefix}{name}") else f"{prefix}{name}.{message}") from error
 
 
 def without_target(node: dict[str, Any]) -> dict[str, Any]:
@@ -323,7 +336,7 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         logger.mirror(kept_rows(folder))  # a resumed run is a new one there, and begins with what is known
         recorder.mirrors.append(logger.mirror)
     # Deterministic kernels, without torch's filling of every new tensor (a tenth of the step).
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trainer = pl.Trainer(
         accelerator=device.type,
         devices=t.devices,

@@ -9,6 +9,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 Range = tuple[float | None, float | None]
+SiteName = Literal["resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,6 @@ class Alignment:
 
     every_num_epochs: int = 1
     split: str = "val"
-    sites: tuple[str, ...] = ("resid_post",)
+    sites: tuple[SiteName, ...] = ("resid_post",)
     layers: tuple[int, ...] | None = None
     consecutive: bool = True

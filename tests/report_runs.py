@@ -17,8 +17,17 @@ NUM_LAYERS, NUM_EPOCHS, NUM_STEPS = 30, 6, 190
 NOUNS = ("cow", "frog", "fire truck", "orange", "guitar", "rocket")
 
 
-def make_run(folder: Path, *, seed: int = 0, encoder: str = "efficientnet-lite0", layers: int = NUM_LAYERS,
-             epochs: int = NUM_EPOCHS, samples: int = 12, skill: float = 0.8, **result: Any) -> Path:
+def make_run(
+    folder: Path,
+    *,
+    seed: int = 0,
+    encoder: str = "efficientnet-lite0",
+    layers: int = NUM_LAYERS,
+    epochs: int = NUM_EPOCHS,
+    samples: int = 12,
+    skill: float = 0.8,
+    **result: Any,
+) -> Path:
     """A finished run; keywords override fields of result.json."""
     rng = random.Random(seed)
     name = folder.name
@@ -34,22 +43,46 @@ def make_run(folder: Path, *, seed: int = 0, encoder: str = "efficientnet-lite0"
         if epoch:
             gain = 1 - math.exp(-epoch / 2.2)
             for track, best in (("T0", skill), ("T1", 0.55 * skill), ("blind", 0.03)):
-                rows.append(Row(name, "noun_accuracy", best * gain if track != "blind" else best, epoch=epoch,
-                                split="test", track=track, task="caption", se=0.035, n=210))
-                rows.append(Row(name, "cider", 3 * best * gain, epoch=epoch, split="test", track=track,
-                                task="caption", n=210))
+                rows.append(
+                    Row(
+                        name,
+                        "noun_accuracy",
+                        best * gain if track != "blind" else best,
+                        epoch=epoch,
+                        split="test",
+                        track=track,
+                        task="caption",
+                        se=0.035,
+                        n=210,
+                    )
+                )
+                rows.append(
+                    Row(name, "cider", 3 * best * gain, epoch=epoch, split="test", track=track, task="caption", n=210)
+                )
     RowWriter(folder / "rows.jsonl").write(rows)
     metrics = {"T0/noun_accuracy": skill, "T0/noun_accuracy/low": skill - 0.07, "T0/noun_accuracy/high": skill + 0.06,
                "T1/noun_accuracy": 0.55 * skill, "T1/noun_accuracy/low": 0.55 * skill - 0.1,
                "T1/noun_accuracy/high": 0.55 * skill + 0.1, "blind/noun_accuracy": 0.03, "T0/cider": 2.41,
                "ima/mean": 0.35 + 0.3 * skill + rng.gauss(0, 0.01), "ima/mean/low": 0.55, "ima/mean/high": 0.61,
                "train/loss": 0.52, "val/loss": 0.75}  # fmt: skip
-    config = {"encoder": {"_target_": "ima.encoders.embedded.EfficientNetLite0", "name": encoder, "layer": -1},
-              "adapter": {"_target_": "ima.adapters.Pool", "_partial_": True, "hidden": 1024},
-              "llm": {"name": "smollm2-135m"}, "trainer": {"max_epochs": epochs, "seed": seed}, "name": name}
-    facts = {"llm": "SmolLM2-135M-Instruct", "encoder": encoder, "adapter": "pool", "device": "cpu (2 cores)",
-             "dtype": "float32", "num_trainable_parameters": 1_904_832, "num_frozen_parameters": 134_515_008,
-             "num_train_samples": 500, "seconds": {"cache features": 11.2, "train": 151.3, "evaluate": 60.1}}
+    config = {
+        "encoder": {"_target_": "ima.encoders.embedded.EfficientNetLite0", "name": encoder, "layer": -1},
+        "adapter": {"_target_": "ima.adapters.Pool", "_partial_": True, "hidden": 1024},
+        "llm": {"name": "smollm2-135m"},
+        "trainer": {"max_epochs": epochs, "seed": seed},
+        "name": name,
+    }
+    facts = {
+        "llm": "SmolLM2-135M-Instruct",
+        "encoder": encoder,
+        "adapter": "pool",
+        "device": "cpu (2 cores)",
+        "dtype": "float32",
+        "num_trainable_parameters": 1_904_832,
+        "num_frozen_parameters": 134_515_008,
+        "num_train_samples": 500,
+        "seconds": {"cache features": 11.2, "train": 151.3, "evaluate": 60.1},
+    }
     write_json(folder / "result.json", {
         "status": "ok", "config": config, "overrides": [f"encoder={encoder}", f"trainer.seed={seed}"],
         "command": f"python train.py encoder={encoder} trainer.seed={seed}", "metrics": metrics,
@@ -76,10 +109,32 @@ def alignment(run: str, epoch: int, layers: int, rng: random.Random, skill: floa
         for variant, shift in (("raw", 0.0), ("nosink", -0.12)):
             for score, value in (("sim", base), ("sim_matched", base + gap), ("sim_gap", gap)):
                 for role in ("T", "T.answer"):
-                    rows.append(Row(score=score, value=value + (shift if score != "sim_gap" else 0), role_a="P",
-                                    role_b=role, layer_a=layer, layer_b=layer, variant=variant, se=0.008, **common))
-        rows.append(Row(score="sim_p0", value=0.6 * base, role_a="P", role_b="T", layer_a=0, layer_b=layer,
-                        variant="raw", se=0.006, **common))
+                    rows.append(
+                        Row(
+                            score=score,
+                            value=value + (shift if score != "sim_gap" else 0),
+                            role_a="P",
+                            role_b=role,
+                            layer_a=layer,
+                            layer_b=layer,
+                            variant=variant,
+                            se=0.008,
+                            **common,
+                        )
+                    )
+        rows.append(
+            Row(
+                score="sim_p0",
+                value=0.6 * base,
+                role_a="P",
+                role_b="T",
+                layer_a=0,
+                layer_b=layer,
+                variant="raw",
+                se=0.006,
+                **common,
+            )
+        )
         for role, scale in (("P", 1.3), ("T", 1.0)):
             for quartile, factor in (("q25", 0.8), ("q50", 1.0), ("q75", 1.3)):
                 value = scale * factor * 3 * math.exp(4 * depth) * (1 + 0.1 * epoch * (role == "P"))
@@ -87,11 +142,21 @@ def alignment(run: str, epoch: int, layers: int, rng: random.Random, skill: floa
             for step in (1, 8):
                 if layer + step <= layers:
                     value = (0.93 if role == "P" else 0.86) ** math.sqrt(step) - 0.25 * (depth < 0.05)
-                    rows.append(Row(score="consecutive", value=value, role_a=role, role_b=role, layer_a=layer,
-                                    layer_b=layer + step, **common))
+                    rows.append(
+                        Row(
+                            score="consecutive",
+                            value=value,
+                            role_a=role,
+                            role_b=role,
+                            layer_a=layer,
+                            layer_b=layer + step,
+                            **common,
+                        )
+                    )
     for score, variant, factor in (("ima", "raw", 1.0), ("ima", "nosink", 0.8), ("ima_p0", "raw", 0.6)):
-        rows.append(Row(score=score, value=factor * pooled, role_a="P", role_b="T", variant=variant, se=0.006,
-                        **common))
+        rows.append(
+            Row(score=score, value=factor * pooled, role_a="P", role_b="T", variant=variant, se=0.006, **common)
+        )
     return rows
 
 
@@ -104,18 +169,27 @@ def write_samples(folder: Path, rng: random.Random, count: int, epochs: int) -> 
         media.write_bytes(png(96, 96, (40 * index % 256, 120, 255 - 20 * index % 256)))
         for epoch in sorted({1, max(1, epochs // 2), max(1, epochs)}):
             right = rng.random() < 0.25 * epoch
-            lines.append({"id": f"{'T0' if index % 3 else 'T1'}-{index}", "track": "T0" if index % 3 else "T1",
-                          "references": [f"A {noun}.", f"This is a {noun}."],
-                          "prediction": f"A {noun}." if right else f"A {rng.choice(NOUNS)} on a blue background.",
-                          "correct": right, "epoch": epoch, "image": f"media/{index}.png"})
+            lines.append(
+                {
+                    "id": f"{'T0' if index % 3 else 'T1'}-{index}",
+                    "track": "T0" if index % 3 else "T1",
+                    "references": [f"A {noun}.", f"This is a {noun}."],
+                    "prediction": f"A {noun}." if right else f"A {rng.choice(NOUNS)} on a blue background.",
+                    "correct": right,
+                    "epoch": epoch,
+                    "image": f"media/{index}.png",
+                }
+            )
     if lines:
         (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
     """A small picture with a diagonal, without any imaging package."""
-    raw = b"".join(b"\0" + b"".join(bytes(colour if abs(x - y) > 9 else (250, 240, 90)) for x in range(width))
-                   for y in range(height))
+    raw = b"".join(
+        b"\0" + b"".join(bytes(colour if abs(x - y) > 9 else (250, 240, 90)) for x in range(width))
+        for y in range(height)
+    )
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data

@@ -67,9 +67,11 @@ def test_every_figure_is_also_svg_png_and_csv(demo: Path) -> None:
 
 
 def test_csv_of_the_layer_figure_has_the_values_of_the_rows(demo: Path) -> None:
-    wanted = {(row["epoch"], row["layer_b"]): row["value"]
-              for row in map(json.loads, (demo / "rows.jsonl").read_text().splitlines())
-              if row["score"] == "sim" and row["variant"] == "raw" and row["role_b"] == "T"}
+    wanted = {
+        (row["epoch"], row["layer_b"]): row["value"]
+        for row in map(json.loads, (demo / "rows.jsonl").read_text().splitlines())
+        if row["score"] == "sim" and row["variant"] == "raw" and row["role_b"] == "T"
+    }
     with open(demo / "figures" / "ima_by_layer.csv", newline="") as file:
         found = {(int(row["epoch"]), int(row["layer"])): float(row["value"]) for row in csv.DictReader(file)}
     assert len(wanted) == 7 * 31
@@ -252,8 +254,9 @@ def test_large_picture_is_shrunk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1, 2]"])
-def test_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, content: str | None,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_no_run_is_one_clear_line(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     if content is not None:
         (tmp_path / "result.json").write_text(content)
     assert main([str(tmp_path)]) == 2
@@ -279,16 +282,23 @@ def test_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[1])
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": root})
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
 
 
 def test_help_loads_no_drawing_code_and_the_page_no_torch(tmp_path: Path) -> None:
     folder = small_run(tmp_path / "run", samples=1)
-    code = ("import sys\nfrom ima.report.__main__ import main\n"
-            "assert 'matplotlib' not in sys.modules and 'numpy' not in sys.modules\nassert main(sys.argv[1:]) == 0\n"
-            "print([name for name in ('torch', 'lightning', 'hydra', 'omegaconf', 'wandb', 'transformers', 'pandas')"
-            " if name in sys.modules])")
+    code = (
+        "import sys\nfrom ima.report.__main__ import main\n"
+        "assert 'matplotlib' not in sys.modules and 'numpy' not in sys.modules\nassert main(sys.argv[1:]) == 0\n"
+        "print([name for name in ('torch', 'lightning', 'hydra', 'omegaconf', 'wandb', 'transformers', 'pandas')"
+        " if name in sys.modules])"
+    )
     done = run_python(code, str(folder))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(folder / "report.html"), "[]"]

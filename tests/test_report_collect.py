@@ -36,8 +36,11 @@ def test_collect_has_one_row_per_run_and_failed_runs_keep_their_reason(tmp_path:
     assert rows["a"]["config.encoder.name"] == "vit"
     assert rows["a"]["config.seeds"] == "[1, 2]"
     assert rows["a"]["T0/cider"] == 1.5
-    assert (rows["deep/b"]["status"], rows["deep/b"]["reason"], rows["deep/b"]["T0/cider"]) == ("failed", "no memory",
-                                                                                                None)
+    assert (rows["deep/b"]["status"], rows["deep/b"]["reason"], rows["deep/b"]["T0/cider"]) == (
+        "failed",
+        "no memory",
+        None,
+    )
     assert rows["c"]["status"] == "failed"
     assert "not JSON" in rows["c"]["reason"]
     assert len({tuple(found) for found in rows.values()}) == 1
@@ -49,8 +52,12 @@ def test_collected_csv_reads_back(tmp_path: Path) -> None:
     path = write_csv(collect([tmp_path]), tmp_path / "out" / "runs.csv")
     with open(path, newline="") as file:
         first, second = csv.DictReader(file)
-    assert (float(first["x"]), first["reason"], first["status"], first["metric.status"]) == (0.1, 'say "no",\nplease',
-                                                                                          "ok", "3.0")
+    assert (float(first["x"]), first["reason"], first["status"], first["metric.status"]) == (
+        0.1,
+        'say "no",\nplease',
+        "ok",
+        "3.0",
+    )
     assert (second["y"], second["x"]) == ("", "")
 
 
@@ -83,8 +90,9 @@ def test_page_of_several_runs_overlays_them_and_lists_the_failed_one(tmp_path: P
 
 def test_many_runs_are_listed_without_reading_their_rows(tmp_path: Path) -> None:
     for index in range(40):
-        folder = result_only(tmp_path / f"run{index}", metrics={"ima/mean": index / 40, "T0/cider": index / 10},
-                             config={"seed": index})
+        folder = result_only(
+            tmp_path / f"run{index}", metrics={"ima/mean": index / 40, "T0/cider": index / 10}, config={"seed": index}
+        )
         (folder / "rows.jsonl").write_text("{broken\n")
     page = write_report([tmp_path], tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<tr>") == 41

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from launcher import Launcher
 from omegaconf import OmegaConf
+from stamps import draw_stamps
 
 from ima.checkpoint import load_adapter, weight_sum
 from ima.compose import compose
@@ -375,3 +376,24 @@ def test_a_second_writer_in_one_folder_is_refused(launcher: Launcher, outputs: P
     first.kill()
     assert first.wait() == -9
     assert second.code == 2 and "another process" in second.stderr and len(second.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data=stamps_single", "data.nouns=[unicorn]"], "data.nouns: no stamp shows 'unicorn'"),
+        (["llm=hf", "llm.path=/nonexistent"], "llm.path: '/nonexistent' cannot be loaded"),
+        (["llm.family=gpt5"], "llm.family: 'gpt5' is not one of"),
+        (["intervention=skip_ffn", "intervention.skip_ffn.start=9"], "intervention: blocks start=9"),
+        (["alignment.sites=[resid_mud]"], "resid_mud"),
+    ],
+)
+def test_what_a_part_refuses_when_it_is_made_is_one_line(
+    overrides: list[str], said: str, tmp_path: Path, launcher: Launcher
+) -> None:
+    folder, table = draw_stamps(tmp_path / "stamps")
+    mine = [f"data.folder={folder}", f"data.table={table}"] if overrides[0] == "data=stamps_single" else []
+    base = [text for text in NOISE if not mine or not text.startswith("data")]
+    done = launcher.run("train", [*base, *overrides, *mine, f"output_dir={tmp_path / 'out'}", "name=r"])
+    assert done.code == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and said in done.stderr, done.stderr

@@ -42,6 +42,7 @@ class Shapes:
 
     modality = "image"
     splits = ("train", "val", "T0", "T1")
+    RANGES = {"num_train": (1, None), "num_test": (1, None), "size": (32, None)}
 
     def __init__(self, num_train: int = 1000, num_test: int = 240, seed: int = 0, size: int = 224) -> None:
         for key, value, low in (("num_train", num_train, 1), ("num_test", num_test, 1), ("size", size, 32)):

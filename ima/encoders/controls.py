@@ -20,6 +20,7 @@ from ima.errors import UserError
 class NoiseEncoder(Encoder):
     """N(0, 1) features: fresh for every (sample, epoch) in training, fixed per sample in evaluation."""
 
+    RANGES = {"dim": (1, None), "num_tokens": (1, None)}
     deterministic = False
     reads_medium = False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,13 +30,14 @@ class CaptionTask:
     is drawn anew every epoch. max_new_tokens, num_beams: how captions are generated."""
 
     name = "caption"
+    RANGES = {"max_new_tokens": (1, None), "num_beams": (1, None)}
 
     def __init__(
         self,
         prompt: str = "This is a picture of",
         max_new_tokens: int = 12,
         num_beams: int = 1,
-        targets: str = "first",
+        targets: Literal["first", "any"] = "first",
     ) -> None:
         for key, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
             if value < 1:

@@ -43,6 +43,14 @@ class StampScenes:
 
     modality = "image"
     splits = ("train", "val", "T0", "T1", "T2")
+    RANGES = {
+        "num_train": (1, None),
+        "num_val": (2, None),
+        "num_t0": (1, None),
+        "num_t1": (1, None),
+        "num_t2": (1, None),
+        "size": (96, None),
+    }
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class StampSingle:
 
     modality = "image"
     splits = ("train", "val", "T0", "T1", "T2")
+    RANGES = {"views": (1, None), "views_t0": (1, None), "views_t1": (1, None), "size": (32, None), "limit": (1, None)}
 
     def __init__(
         self,
