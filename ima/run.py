@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import math
@@ -22,11 +21,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from ima.adapters import Adapter
-from ima.assets import cache_dir
 from ima.callbacks import (
     AlignmentLogger,
     Bar,
@@ -39,123 +35,21 @@ from ima.callbacks import (
 )
 from ima.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, save_adapter, weight_sum
 from ima.config import config_hash, run_folder
-from ima.data.collate import CachedPercepts, Collate, LivePercepts, NoisePercepts, Percepts
-from ima.data.features import FeatureStore
+from ima.data.collate import Collate
 from ima.data.loader import TrainLoader
-from ima.data.source import Source
-from ima.encoders.base import Encoder
-from ima.encoders.controls import NoiseEncoder
 from ima.errors import UserError
 from ima.evaluation import Evaluator
 from ima.folders import finished, owned, recorded, run_name
-from ima.interventions import Intervention, stack
-from ima.lit import MappingModule
+from ima.interventions import stack
 from ima.llm.fast import accelerate
-from ima.llm.frozen import FrozenLLM
+from ima.parts import Parts, assemble, device_of
 from ima.provenance import provenance
 from ima.report.build import write_report
 from ima.results import RowWriter, read_result, read_rows, write_atomic, write_json
 from ima.samples import write_samples
-from ima.settings import Alignment, Training
-from ima.tasks.base import Task
 from ima.types import Row, Sample
 
-TEST_TRACKS = ("T0", "T1")
 NUM_SCALE_SAMPLES = 64
-
-
-@dataclasses.dataclass
-class Parts:
-    """Everything a run is made of, instantiated from its config."""
-
-    encoder: Encoder
-    adapter: Adapter
-    llm: FrozenLLM
-    task: Task
-    source: Source
-    training: Training
-    alignment: Alignment | None
-    interventions: list[Intervention]
-    percepts: Percepts
-    store: FeatureStore | None
-
-    def module(self, num_steps: int = 1) -> MappingModule:
-        t = self.training
-        share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
-        encoder = self.encoder if isinstance(self.percepts, LivePercepts) else None
-        return MappingModule(
-            self.adapter, self.llm, encoder, t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio,
-            num_steps, share, t.clip_norm,
-        )  # fmt: skip
-
-    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
-        if split not in self.source.splits:
-            raise UserError(
-                f"alignment.split: {split!r} is no split of {self.source.name}; it has {', '.join(self.source.splits)}"
-            )
-        return self.source.samples(split)[:limit]
-
-    def tracks(self) -> dict[str, list[Sample]]:
-        names = [track for track in TEST_TRACKS if track in self.source.splits] or ["val"]
-        return {name: samples for name in names if (samples := self.source.samples(name))}
-
-
-def device_of(training: Training) -> torch.device:
-    if training.accelerator == "cpu":
-        return torch.device("cpu")
-    if training.accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if training.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if training.accelerator != "auto":
-        raise UserError(f"trainer.accelerator: {training.accelerator!r} is not there; use auto or cpu")
-    return torch.device("cpu")
-
-
-def assemble(config: dict[str, Any]) -> Parts:
-    """Instantiate the parts; the adapter is completed with the encoder's and the LLM's sizes, drawn from the seed."""
-    training = Training(**without_target(config["trainer"]))
-    alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
-    source: Source = build(config, "data")
-    encoder: Encoder = build(config, "encoder")
-    task: Task = build(config, "task")
-    chosen = config.get("intervention") or {}
-    interventions = [build(chosen, name, "intervention.") for name in chosen]
-    llm: FrozenLLM = build(config, "llm")
-    for intervention in interventions:
-        with intervention.apply(llm):
-            pass
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    adapter: Adapter = build(config, "adapter")(dim=encoder.dim, width=llm.width)
-    store = None
-    percepts: Percepts
-    if isinstance(encoder, NoiseEncoder):
-        percepts = NoisePercepts(encoder)
-    elif training.cache_features and encoder.deterministic:
-        store = FeatureStore(cache_dir(), source, encoder, training.cache_dtype)
-        percepts = CachedPercepts(store)
-    else:
-        percepts = LivePercepts(source, encoder)
-    return Parts(encoder, adapter, llm, task, source, training, alignment, interventions, percepts, store)
-
-
-def build(config: dict[str, Any], name: str, prefix: str = "") -> Any:
-    """Instantiate a node. What its constructor refuses is the user's to mend: one line that begins with the key."""
-    try:
-        return instantiate(config[name])
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError):
-            raise
-        message = str(error.__cause__)
-        raise UserError(message if message.startswith(f"{prefix}{name}") else f"{prefix}{name}.{message}") from error
-
-
-def without_target(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}
-
-
-def tupled(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
 
 
 # -- the scripts' entries --------------------------------------------------------------------------------------------

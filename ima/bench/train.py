@@ -26,7 +26,7 @@ from ima.data.collate import Collate, LivePercepts
 from ima.evaluation import Evaluator
 from ima.lit import MappingModule
 from ima.llm.fast import accelerate
-from ima.run import Parts, assemble
+from ima.parts import Parts, assemble
 from ima.settings import Alignment
 from ima.types import Batch, Role, Sample
 
