@@ -114,12 +114,19 @@ class AlignmentLogger(EpochPart):
 
 
 class GenerationScorer(EpochPart):
-    """Generates and scores each track: a fixed subset while training, all samples and the blind row at the end."""
+    """Generates and scores each track: a fixed subset while training; at the end all samples and, beside the first
+    track, what it would be worth blind, with spoilt media (`controls`) and guessed from the training answers."""
 
     def __init__(
-        self, evaluator: Evaluator, tracks: dict[str, list[Sample]], training: Training, recorder: Recorder
+        self,
+        evaluator: Evaluator,
+        tracks: dict[str, list[Sample]],
+        controls: dict[str, list[Sample]],
+        training: Training,
+        recorder: Recorder,
     ) -> None:
-        self.evaluator, self.tracks, self.training, self.recorder = evaluator, tracks, training, recorder
+        self.evaluator, self.tracks, self.controls = evaluator, tracks, controls
+        self.training, self.recorder = training, recorder
         self.final: dict[str, list[Prediction]] = {}
 
     def measure(self, epoch: int, step: int, last: bool) -> None:
@@ -134,8 +141,12 @@ class GenerationScorer(EpochPart):
                 self.final[track] = predictions
         if last and self.tracks:
             track, samples = next(iter(self.tracks.items()))
-            self.final["blind"] = self.evaluator.predict(samples, blind=True)
-            self._record(self.final["blind"], track, "blind", epoch, step, last)
+            beside = {"blind": self.evaluator.predict(samples, blind=True)}
+            beside |= {name: self.evaluator.predict(spoilt) for name, spoilt in self.controls.items()}
+            guesses = self.evaluator.prior(samples)
+            self.final |= beside | ({"prior": guesses} if guesses is not None else {})
+            for name in (*beside, *(("prior",) if guesses is not None else ())):
+                self._record(self.final[name], track, name, epoch, step, last)
 
     def _record(
         self, predictions: Sequence[Prediction], split: str, track: str, epoch: int, step: int, last: bool

@@ -19,7 +19,7 @@ from ima.results import read_result, write_json
 
 Line = dict[str, Any]
 SHOWN = {"right": "noun accuracy"}
-CONTROLS = ("blind",)  # rows of predictions.jsonl that are no track of their own
+CONTROLS = ("blind", "prior")  # rows of predictions.jsonl that are no track of their own
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Line]]:

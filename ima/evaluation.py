@@ -111,6 +111,11 @@ class Evaluator:
         self._spent("blind" if blind else "generate", start)
         return [Prediction(sample, self.task.clean(texts[sample.id])) for sample in samples]
 
+    def prior(self, samples: Sequence[Sample]) -> list[Prediction] | None:
+        """The task's guess without looking, from the answers of the training split."""
+        train = self.source.samples("train") if "train" in self.source.splits else []
+        return self.task.prior(train, samples) if train else None
+
     def score(self, predictions: Sequence[Prediction], split: str) -> list[Metric]:
         """Metrics with intervals; idf always from the references of the whole split."""
         return self.task.score(predictions, [sample.references for sample in self.source.samples(split)])

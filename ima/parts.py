@@ -30,7 +30,7 @@ from ima.settings import Alignment, Training
 from ima.tasks.base import Task
 from ima.types import Sample
 
-TEST_TRACKS = ("T0", "T1")
+TEST_TRACKS = (("T0", "T1"), ("test",), ("val",))  # the first of these that a source has
 
 
 @dataclasses.dataclass
@@ -65,8 +65,21 @@ class Parts:
         return self.source.samples(split)[:limit]
 
     def tracks(self) -> dict[str, list[Sample]]:
-        names = [track for track in TEST_TRACKS if track in self.source.splits] or ["val"]
-        return {name: samples for name in names if (samples := self.source.samples(name))}
+        """Test track -> samples; tracks without samples are left out."""
+        splits = self.source.splits
+        names = self.training.tracks or next((tracks for tracks in TEST_TRACKS if set(tracks) & set(splits)), ())
+        for name in self.training.tracks or ():
+            if name not in splits:
+                raise UserError(f"trainer.tracks: {self.source.name} has no {name!r}; it has {', '.join(splits)}")
+        return {name: samples for name in names if name in splits and (samples := self.source.samples(name))}
+
+    def controls(self) -> dict[str, list[Sample]]:
+        """Control -> the samples of the first test track with their media spoilt that way."""
+        first = next(iter(self.tracks().values()), [])
+        return {
+            name: [self.source.control(sample, name) for sample in first]
+            for name in (self.source.controls if self.encoder.reads_medium else ())
+        }
 
 
 def device_of(training: Training) -> torch.device:
@@ -83,10 +96,15 @@ def device_of(training: Training) -> torch.device:
 
 def assemble(config: dict[str, Any]) -> Parts:
     """Instantiate the parts; the adapter is completed with the encoder's and the LLM's sizes, drawn from the seed."""
-    training = Training(**without_target(config["trainer"]))
+    training = Training(**tupled(without_target(config["trainer"])))
     alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
     source: Source = build(config, "data")
     encoder: Encoder = build(config, "encoder")
+    if encoder.modality != source.modality:
+        raise UserError(
+            f"encoder: {type(encoder).__name__} is for {encoder.modality}, data {source.name} is {source.modality}; "
+            f"choose an encoder for {source.modality} (train.py --help lists them)"
+        )
     task: Task = build(config, "task")
     chosen = config.get("intervention") or {}
     interventions = [build(chosen, name, "intervention.") for name in chosen]

@@ -116,9 +116,9 @@ def find_adapter(checkpoint: str) -> tuple[Path, Path]:
 
 def summarise(folder: Path, result: dict[str, Any]) -> None:
     """The headline numbers on the terminal, and the page."""
-    metrics = result["metrics"]
+    metrics, headline = result["metrics"], result["facts"].get("headline", "noun_accuracy")
     for name in sorted(metrics):
-        if name.endswith("noun_accuracy") or name in ("ima/mean", "val/loss"):
+        if name.endswith(f"/{headline}") or name in ("ima/mean", "val/loss"):
             low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
             interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
             value = metrics[name]
@@ -191,9 +191,10 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         parts.llm.to(device)
         frozen_before = weight_sum(parts.llm)
     pool, val, tracks = parts.samples("train"), parts.samples(measured_split(parts), t.eval_samples), parts.tracks()
+    controls = parts.controls()
     with timed(clock, "encode"):
         if parts.store is not None:
-            everything = itertools.chain(pool, val, *tracks.values())
+            everything = itertools.chain(pool, val, *tracks.values(), *controls.values())
             parts.store.ensure(
                 list({sample.id: sample for sample in everything}.values()), device, t.eval_batch_size, t.num_workers
             )
@@ -220,7 +221,7 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         else:
             write_atomic(folder / "rows.jsonl", "")
     evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
-    scorer = GenerationScorer(evaluator, tracks, t, recorder)
+    scorer = GenerationScorer(evaluator, tracks, controls, t, recorder)
     borders = EpochMeasure([AlignmentLogger(evaluator, val, parts.alignment, recorder), scorer], t.epochs)
     steps = StepRecorder(recorder, t.log_every_num_steps)
     checkpointer = Checkpointer(folder, t.save_every_num_steps, steps, facts)
@@ -326,6 +327,7 @@ def run_facts(parts: Parts, config: dict[str, Any]) -> dict[str, Any]:
         "num_trainable": sum(p.numel() for p in parts.adapter.parameters()),
         "num_frozen": sum(p.numel() for p in parts.llm.parameters()),
         "source": parts.source.name,
+        "headline": parts.task.headline,
         "source_fingerprint": parts.source.fingerprint,
         "num_samples": {split: len(parts.source.samples(split)) for split in parts.source.splits},
         "device": str(device_of(parts.training)),
@@ -352,10 +354,10 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         load_adapter(checkpoint, parts.adapter)
         device = device_of(t)
         module = parts.module().to(device).eval()
-    val, tracks = parts.samples(measured_split(parts), t.eval_samples), parts.tracks()
+    val, tracks, controls = parts.samples(measured_split(parts), t.eval_samples), parts.tracks(), parts.controls()
     with timed(clock, "encode"):
         if parts.store is not None:
-            everything = itertools.chain(val, *tracks.values())
+            everything = itertools.chain(val, *tracks.values(), *controls.values())
             parts.store.ensure(
                 list({sample.id: sample for sample in everything}.values()), device, t.eval_batch_size, t.num_workers
             )
@@ -367,7 +369,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         {"task": parts.task.name, "dataset_a": parts.source.name, "modality_a": parts.source.modality},
     )
     evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
-    scorer = GenerationScorer(evaluator, tracks, t, recorder)
+    scorer = GenerationScorer(evaluator, tracks, controls, t, recorder)
     epoch = t.epochs
     with stack(parts.llm, parts.interventions), fast(parts):
         AlignmentLogger(evaluator, val, parts.alignment, recorder).measure(epoch, 0, last=True)

@@ -8,12 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from ima.data.source import Source
+from ima.media import Medium, Sound, spaced
 from ima.results import to_json, write_atomic
 from ima.tasks.base import Prediction, Task
 
 NUM_SHOWN = 12
-PICTURE_SIZE = 160
+BESIDE = ("blind", "prior")  # rows about the samples of another track
+PICTURE_SIZE = 160  # pixels; of one frame
+NUM_FRAMES = 4
 
 
 def write_samples(
@@ -29,7 +35,7 @@ def write_samples(
             line |= {"references": list(sample.references), "prediction": prediction.text}
             line = score | line  # the blind row's samples are those of another track: `track` is not theirs
             lines.append(line)
-        if track != "blind":
+        if track not in BESIDE:
             offset = len(lines) - len(predictions)
             for index, position in enumerate(varied(predictions, NUM_SHOWN)):
                 image = picture(folder, source, predictions[position], f"{track}-{index:02d}")
@@ -51,13 +57,38 @@ def varied(predictions: Sequence[Prediction], num: int) -> list[int]:
     return sorted(firsts + rest[: num - len(firsts)])
 
 
-def picture(folder: Path, source: Source, prediction: Prediction, stem: str) -> str | None:
-    """Path below `folder` of a small PNG of the sample; None for a source without pictures."""
-    if source.modality != "image":
-        return None
-    image = source.medium(prediction.sample).convert("RGB")
-    image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+def picture(folder: Path, source: Source, prediction: Prediction, stem: str) -> str:
+    """Path below `folder` of a small PNG of the sample's medium."""
+    image = still(source.medium(prediction.sample))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     write_atomic(folder / "media" / f"{stem}.png", buffer.getvalue())
     return f"media/{stem}.png"
+
+
+def still(medium: Medium) -> Image.Image:
+    """A picture of any medium: itself, four frames of a clip side by side, the spectrogram of a sound."""
+    if isinstance(medium, Sound):
+        return spectrogram(medium)
+    if isinstance(medium, Image.Image):
+        image = medium.convert("RGB")
+        image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+        return image
+    shown = [still(frame) for frame in medium.frames(spaced(medium.num_frames, NUM_FRAMES))]
+    strip = Image.new("RGB", (sum(frame.width + 2 for frame in shown) - 2, max(frame.height for frame in shown)))
+    left = 0
+    for frame in shown:
+        strip.paste(frame, (left, 0))
+        left += frame.width + 2
+    return strip
+
+
+def spectrogram(sound: Sound) -> Image.Image:
+    """Time to the right, frequency (0 to half the rate, square-root scale) upwards, 60 dB from light to dark."""
+    hop = max(1, len(sound.wave) // (2 * PICTURE_SIZE))
+    padded = np.pad(sound.wave, (0, 1024))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::hop] * np.hanning(1024)
+    power = 20 * np.log10(np.abs(np.fft.rfft(windows, axis=1)) + 1e-6)
+    bins = (np.linspace(1, 0, PICTURE_SIZE) ** 2 * (power.shape[1] - 1)).astype(int)
+    shade = np.clip((power.T[bins] - power.max() + 60) / 60, 0, 1)
+    return Image.fromarray((255 * (1 - shade)).astype(np.uint8)).convert("RGB")

@@ -18,6 +18,7 @@ class Training:
 
     `cache_features` keeps encoder features on disk (frozen, deterministic encoders only); `eval_samples` and
     `generate_samples` limit the samples measured while training (None: all); the last epoch's tasks use all.
+    `tracks`: the test splits that tasks are scored on; None for T0 and T1, or test, or val, whichever there is first.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -55,6 +56,7 @@ class Training:
     log_every_num_steps: int = 1
     generate_every_num_epochs: int = 1
     generate_samples: int | None = 64
+    tracks: tuple[str, ...] | None = None
     eval_samples: int | None = None
     cache_features: bool = True
     cache_dtype: Literal["float16", "float32", "bfloat16"] = "float16"

@@ -51,7 +51,8 @@ class Sample:
 
     `references` are the true texts for scoring and, in training, to draw the target from. `facts` is the ground truth
     that a metric may look at. `cluster` is the unit of resampling for intervals: samples that share it are not
-    independent (the stamp for StampWorld, the image for COCO).
+    independent (the stamp for StampWorld, the image for COCO). `weights`: how often training draws each reference
+    (the score of an annotator's answer); empty for equally often.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Sample:
     question: str = ""
     cluster: str = ""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass

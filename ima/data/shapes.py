@@ -14,6 +14,7 @@ import PIL
 from PIL import Image, ImageDraw
 
 from ima.data.draws import Draws, hash_unit
+from ima.data.source import Source
 from ima.data.stampworld.layout import ANCHORS, nearest
 from ima.data.stampworld.render import Placed, compose, pose
 from ima.data.stampworld.words import PLACE_PHRASES
@@ -37,7 +38,7 @@ DRAWN = 192  # pixels of the drawing that is scaled down
 SHARES = (("T1", 0.25), ("V1", 0.33))  # upper ends of the hash intervals; the rest trains
 
 
-class Shapes:
+class Shapes(Source):
     """num_train, num_test: pictures of the training split and of each of val, T0, T1. There is no T2."""
 
     modality = "image"

@@ -39,7 +39,11 @@ class Metric:
 
 
 class Task(Protocol):
+    """`headline`: the metric that stands for the task, on the terminal and in comparisons; `per_example` gives its
+    value for one example as "right" (bool, or a number in [0, 1])."""
+
     name: str
+    headline: str
     max_new_tokens: int
     num_beams: int
 
@@ -52,3 +56,8 @@ class Task(Protocol):
     def score(self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]]) -> list[Metric]: ...
 
     def per_example(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]: ...
+
+    def prior(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Prediction] | None:
+        """What one would say who knows the training answers and the questions but sees nothing: the row "prior"
+        beside the model's. None where the task has no such guess."""
+        return None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ima.errors import UserError, nearest
-from ima.tasks.base import Metric, Prediction
+from ima.tasks.base import Metric, Prediction, Task
 from ima.tasks.metrics.cider import Frequencies, cider_d
 from ima.tasks.metrics.intervals import mean, ratio
 from ima.tasks.metrics.judge import SLOTS, Judgement, judge
@@ -25,11 +25,12 @@ LEAD_IN = re.compile(r"^(?:(?:a|the) (?:picture|photo|image) of|an? (?:image|pic
 TARGETS = ("first", "any")
 
 
-class CaptionTask:
+class CaptionTask(Task):
     """prompt: what the model continues. targets: "first" trains on the short caption, "any" on a reference that
     is drawn anew every epoch. max_new_tokens, num_beams: how captions are generated."""
 
     name = "caption"
+    headline = "noun_accuracy"
     RANGES = {"max_new_tokens": (1, None), "num_beams": (1, None)}
 
     def __init__(

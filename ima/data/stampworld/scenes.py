@@ -18,6 +18,7 @@ import PIL
 from PIL import Image
 
 from ima.data.draws import Draws, hash_unit
+from ima.data.source import Source
 from ima.data.stampworld import words
 from ima.data.stampworld.catalog import Catalog, Stamp
 from ima.data.stampworld.layout import ANCHORS, Box, Group, lay_out
@@ -35,7 +36,7 @@ INTRUDER_RATIO = 0.2
 HELD_RATIO = 0.1
 
 
-class StampScenes:
+class StampScenes(Source):
     """Scenes with ground truth in `facts`: "objects" [{noun, num, place, category, stamp, cluster, boxes}], "ground".
 
     nouns: "all", "demo" or a list. num_*: scenes of each track (val has V0 and V1, half each). The rest as StampSingle.

@@ -16,6 +16,7 @@ import PIL
 from PIL import Image
 
 from ima.data.draws import Draws, hash_unit
+from ima.data.source import Source
 from ima.data.stampworld import words
 from ima.data.stampworld.catalog import Catalog, Stamp
 from ima.data.stampworld.render import Placed, compose, pose
@@ -26,7 +27,7 @@ VERSION = "stampworld-1"
 STAMP_SPLITS = {"train": ("train",), "T0": ("train",), "T1": ("T1",), "T2": ("T2",)}
 
 
-class StampSingle:
+class StampSingle(Source):
     """Pictures of one stamp each.
 
     nouns: "demo", "all" or a list; T2 always shows all its unknown nouns. views: training pictures of each stamp;
