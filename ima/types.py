@@ -52,7 +52,8 @@ class Sample:
     `references` are the true texts for scoring and, in training, to draw the target from. `facts` is the ground truth
     that a metric may look at. `cluster` is the unit of resampling for intervals: samples that share it are not
     independent (the stamp for StampWorld, the image for COCO). `weights`: how often training draws each reference
-    (the score of an annotator's answer); empty for equally often.
+    (the score of an annotator's answer); empty for equally often. `medium_id`: what samples share that are about one
+    picture, sound or clip, so that it is encoded once; empty where the medium is the sample's own.
     """
 
     id: str
@@ -64,6 +65,12 @@ class Sample:
     cluster: str = ""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: tuple[float, ...] = ()
+    medium_id: str = ""
+
+    @property
+    def medium_key(self) -> str:
+        """What features of the medium are kept under."""
+        return self.medium_id or self.id
 
 
 @dataclasses.dataclass

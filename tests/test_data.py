@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,18 @@ def test_only_what_is_missing_is_computed_and_batches_stay_small(tmp_path: Path)
     assert [again.ensure(samples), source.num_rendered] == [0, 10]
     assert torch.equal(again.read(samples), store.read(samples))
     assert encoder.largest_batch == 3
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_samples_that_share_a_medium_share_its_features(tmp_path: Path) -> None:
+    source = Grey(6)
+    asked = [replace(s, id=f"{s.id}/{q}", medium_id=s.id) for q in range(3) for s in source.samples("train")]
+    store = FeatureStore(tmp_path, source, Means())
+    assert [store.ensure(asked), source.num_rendered, store.ensure(asked)] == [6, 6, 0]
+    assert torch.equal(store.read(asked), store.read(source.samples("train")).repeat(3, 1, 1))
+    noise = NoisePercepts(NoiseEncoder(dim=3, num_tokens=2))
+    first, again, other = noise([asked[0], asked[6], asked[1]], 2)["features_BNE"]
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -52,13 +52,13 @@ class LivePercepts:
 
 
 class NoisePercepts:
-    """The noise control: fresh for every sample and epoch in training, fixed by the sample in evaluation."""
+    """The noise control: fresh for every medium and epoch in training, fixed by the medium in evaluation."""
 
     def __init__(self, encoder: NoiseEncoder) -> None:
         self.encoder = encoder
 
     def __call__(self, samples: Sequence[Sample], epoch: int | None) -> dict[str, Tensor]:
-        return {"features_BNE": self.encoder.features([sample.id for sample in samples], epoch)}
+        return {"features_BNE": self.encoder.features([sample.medium_key for sample in samples], epoch)}
 
 
 class NoPercepts:

@@ -1,8 +1,9 @@
 """Encoder features, computed once: safetensors shards read through memory maps.
 
 A store is keyed by what its numbers depend on (encoder fingerprint with its preprocessing, source fingerprint, dtype)
-and holds one row per sample id. Shards are written whole (temporary file, rename) and named by their content's ids, so
-that a kill leaves complete shards only and several processes or ranks may fill one store. Hides the file format.
+and holds one row per medium (`Sample.medium_key`), however many samples ask about it. Shards are written whole
+(temporary file, rename) and named by their content's ids, so that a kill leaves complete shards only and several
+processes or ranks may fill one store. Hides the file format.
 """
 
 from __future__ import annotations
@@ -74,16 +75,20 @@ class FeatureStore:
                 path.unlink(missing_ok=True)
                 continue
             self._known.add(path)
-            self._rows |= {sample_id: (path, index) for index, sample_id in enumerate(ids)}
+            self._rows |= {key: (path, index) for index, key in enumerate(ids)}
 
     def missing(self, samples: Sequence[Sample]) -> list[Sample]:
+        """One sample for each medium that has no row yet."""
         self.scan()
-        return [sample for sample in samples if sample.id not in self._rows]
+        first: dict[str, Sample] = {}
+        for sample in samples:
+            first.setdefault(sample.medium_key, sample)
+        return [sample for key, sample in first.items() if key not in self._rows]
 
     def ensure(
         self, samples: Sequence[Sample], device: torch.device | str = "cpu", batch_size: int = 32, num_workers: int = 0
     ) -> int:
-        """Compute what is missing; returns how many samples that were. Memory does not grow with their number."""
+        """Compute what is missing; returns how many media that were. Memory does not grow with their number."""
         if not self.missing(samples):
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,7 @@ class FeatureStore:
                     for media in loader:
                         features.append(encoder(media.to(device)).to(DTYPES[self.dtype]).cpu())
                         advance(len(media))
-                    self._write([sample.id for sample in part], torch.cat(features))
+                    self._write([sample.medium_key for sample in part], torch.cat(features))
             self.scan()
         return len(todo)
 
@@ -110,7 +115,7 @@ class FeatureStore:
         """f_BNE in fp32. Samples must have been ensured."""
         out = np.empty((len(samples), *self.shape), dtype=NUMPY[self.dtype])
         for index, sample in enumerate(samples):
-            path, row = self._rows[sample.id]
+            path, row = self._rows[sample.medium_key]
             if path not in self._maps:
                 self._maps[path] = self._open(path)[1]
             out[index] = self._maps[path][row]

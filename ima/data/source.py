@@ -21,7 +21,7 @@ class MediumError(UserError):
 class Source(Protocol):
     """Deterministic: the same arguments give the same samples and the same media, in any order of calls.
 
-    `fingerprint` changes whenever a medium would change; feature caches are keyed by it and the sample's id.
+    `fingerprint` changes whenever a medium would change; feature caches are keyed by it and the medium's id.
     `controls` names ways to spoil a medium that the end of a run measures beside the first test track (frames in
     random order, ...); `control` gives the spoilt twin of a sample: another id, the same cluster and texts.
     """
