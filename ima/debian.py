@@ -1,4 +1,4 @@
-"""The stamps from their Debian package, without root and without installing anything.
+"""The stamps and the sounds of scratch from their Debian packages, without root and without installing anything.
 
 Downloads with apt-get (where it knows no packages, with private package lists in the cache), checks the sum and
 unpacks only what StampWorld reads. The package is opened with the standard library, so that a copy from elsewhere
@@ -20,26 +20,29 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from ima.assets import Asset, locate_stamps, stamps_folder, verify
+from ima.assets import Asset, locate_deb, own_folder, unpacked_folder, verify
 from ima.cache import build_folder, cache_dir, locked
 from ima.errors import UserError
 
-WANTED = re.compile(r".*\.(png|svg|txt|dat|ogg)$", re.IGNORECASE)
-FOREIGN_SPEECH = re.compile(r".*_desc_\w+\.ogg$", re.IGNORECASE)  # base_desc_fr.ogg; base_desc.ogg (English) stays
+# base_desc_fr.ogg and its like are foreign speech; base_desc.ogg (English) stays
+WANTED = {
+    "stamps": re.compile(r"(?!.*_desc_\w+\.ogg$).*\.(png|svg|txt|dat|ogg)$", re.IGNORECASE),
+    "scratch": re.compile(r".*\.(wav|mp3)$", re.IGNORECASE),
+}
 COUNT_INTERVAL = 0.2  # seconds between two looks at a growing file
 
 
-def obtain_stamps(asset: Asset, deb: Path | None = None) -> tuple[Path | None, str]:
+def obtain_deb(asset: Asset, deb: Path | None = None) -> tuple[Path | None, str]:
     """(folder, "") or (None, why not). With `deb` that file is unpacked and its faults are a UserError."""
-    if not (deb or stamps_folder(asset).is_dir()) and os.environ.get("IMA_STAMPS"):
-        return locate_stamps(asset), ""
+    if not (deb or unpacked_folder(asset).is_dir()) and os.environ.get(own_folder(asset)):
+        return locate_deb(asset), ""
     try:
-        return build_folder(stamps_folder(asset), lambda folder: fill(asset, folder, deb)), ""
+        return build_folder(unpacked_folder(asset), lambda folder: fill(asset, folder, deb)), ""
     except UserError as error:
         if deb:
             raise
         try:
-            return locate_stamps(asset), ""
+            return locate_deb(asset), ""
         except UserError:
             return None, str(error)
 
@@ -49,12 +52,12 @@ def fill(asset: Asset, folder: Path, deb: Path | None) -> None:
         if not deb.is_file():
             raise UserError(f"{deb}: no such file")
         verify(asset, deb)
-        unpack(deb, asset.file, folder)
+        unpack(deb, asset, folder)
         return
     with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as scratch:
         deb = download(asset, Path(scratch))
         verify(asset, deb)
-        unpack(deb, asset.file, folder)
+        unpack(deb, asset, folder)
 
 
 def download(asset: Asset, folder: Path) -> Path:
@@ -104,13 +107,13 @@ def run_apt(command: list[str], asset: Asset, folder: Path) -> tuple[Path | None
     return None, lines[-1] if lines else f"exit code {process.returncode}"
 
 
-def unpack(deb: Path, inside: str, folder: Path) -> int:
-    """Copy the wanted files under `inside` of the package to `folder`; returns how many.
+def unpack(deb: Path, asset: Asset, folder: Path) -> int:
+    """Copy the wanted files under `asset.file` of the package to `folder`; returns how many.
 
-    Names come from the archive: anything but a plain file below `inside` is left out, so none can leave `folder`.
+    Names come from the archive: anything but a plain file below it is left out, so none can leave `folder`.
     """
     num_files = 0
-    prefix = inside.strip("/") + "/"
+    prefix = asset.file.strip("/") + "/"
     try:
         with (
             open(deb, "rb") as file,
@@ -123,7 +126,7 @@ def unpack(deb: Path, inside: str, folder: Path) -> int:
                 path = name.removeprefix(prefix)
                 if not member.isfile() or path == name or ".." in Path(path).parts or Path(path).is_absolute():
                     continue
-                if not WANTED.match(path) or FOREIGN_SPEECH.match(path):
+                if not WANTED[asset.name].match(path):
                     continue
                 source = archive.extractfile(member)
                 assert source is not None
@@ -136,7 +139,7 @@ def unpack(deb: Path, inside: str, folder: Path) -> int:
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{deb}: a damaged package ({error}); download it again") from error
     if num_files == 0:
-        raise UserError(f"{deb}: no pictures under {inside}; is it the right package?")
+        raise UserError(f"{deb}: nothing of use under {asset.file}; is it the right package?")
     return num_files
 
 

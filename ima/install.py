@@ -240,8 +240,8 @@ def setup(only_packages: bool) -> None:
     print("setup: fetching and converting the embedded models and pictures", flush=True)
     start = time.monotonic()
     output = run([str(venv_python()), "-m", "ima.assets", "fetch"], "ima.assets fetch")
-    fetched = re.search(r"^stamps\s+[\d.]+ MB\s+([\d.]+) s", output, flags=re.MULTILINE)
-    download = float(fetched[1]) if fetched else 0.0
+    fetched = re.findall(r"^(?:stamps|scratch)\s+[\d.]+ MB\s+([\d.]+) s", output, flags=re.MULTILINE)
+    download = sum(map(float, fetched))
     record["download_seconds"] += download
     record["install_seconds"] += time.monotonic() - start - download
     record["assets"] = cache

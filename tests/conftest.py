@@ -28,10 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from ima.assets import missing
 
     reasons = {line.split(":", 1)[0]: line for line in missing()}
-    stamps = reasons.pop("stamps", "")
+    absent = {name: reasons.pop(name) for name in ("stamps", "scratch") if name in reasons}
     for item in items:
-        if "stamps" in item.keywords and stamps:
-            item.add_marker(pytest.mark.skip(reason=f"not available here: {stamps}"))
+        lacking = [reason for name, reason in absent.items() if name in item.keywords]
+        if lacking:
+            item.add_marker(pytest.mark.skip(reason=f"not available here: {lacking[0]}"))
         elif "real" in item.keywords and reasons and not REQUIRE_REAL:
             item.add_marker(pytest.mark.skip(reason=f"not set up: {'; '.join(reasons)} (make setup)"))
 

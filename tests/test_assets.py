@@ -15,7 +15,7 @@ import pytest
 from ima import assets
 from ima.assets import ASSETS, Asset, locate, verify
 from ima.cache import build_folder, cache_dir
-from ima.debian import obtain_stamps
+from ima.debian import obtain_deb
 from ima.errors import UserError
 
 INSIDE = "usr/share/tuxpaint/stamps"
@@ -80,18 +80,31 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_package_is_unpacked_to_what_is_read_and_nothing_else(deb: Path, own_cache: Path) -> None:
-    folder, reason = obtain_stamps(stamps_of(deb), deb)
+    folder, reason = obtain_deb(stamps_of(deb), deb)
     assert (folder, reason) == (own_cache / "stamps-1", "")
     assert tree(folder) == {name: FILES[name] for name in KEPT}
 
 
+def test_of_scratch_only_the_sounds_are_unpacked(deb: Path, own_cache: Path, tmp_path: Path) -> None:
+    for name in ("Animal/Dog1.wav", "Animal/Cat.mp3", "Animal/Notes.txt", "Animal/thumbs.db"):
+        path = tmp_path / "root/usr/share/scratch/Media/Sounds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    other = tmp_path / "scratch_1_all.deb"
+    subprocess.run(["dpkg-deb", "-Zxz", "--build", str(tmp_path / "root"), str(other)], check=True, capture_output=True)
+    asset = dataclasses.replace(ASSETS["scratch"], version="1", sha256=hashlib.sha256(other.read_bytes()).hexdigest())
+    folder, reason = obtain_deb(asset, other)
+    assert (folder, reason) == (own_cache / "scratch-1", "")
+    assert sorted(tree(folder)) == ["Animal/Cat.mp3", "Animal/Dog1.wav"]
+
+
 def test_fetching_again_touches_nothing(deb: Path, own_cache: Path) -> None:
     asset = stamps_of(deb)
-    first, _ = obtain_stamps(asset, deb)
+    first, _ = obtain_deb(asset, deb)
     assert first is not None
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     deb.unlink()
-    assert obtain_stamps(asset) == (first, "")
+    assert obtain_deb(asset) == (first, "")
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
 
@@ -102,7 +115,7 @@ def test_apt_is_asked_with_private_lists_where_it_knows_no_package(
         f'case "$*" in *State::Lists*) [ $1 = update ] || cp {deb} .;; *) echo "E: Unable to locate"; exit 100;; esac'
     )
     log = fake_apt(tmp_path / "bin", body, monkeypatch)
-    folder, reason = obtain_stamps(stamps_of(deb))
+    folder, reason = obtain_deb(stamps_of(deb))
     assert reason == "" and folder is not None and set(tree(folder)) == KEPT
     calls = log.read_text().splitlines()
     assert [call.split()[0] for call in calls] == ["download", "update", "download"]
@@ -128,7 +141,7 @@ def test_without_network_one_line_names_the_stand_in_and_the_exit_code_is_0(
 def test_another_package_than_the_pinned_one_is_refused(deb: Path, own_cache: Path) -> None:
     asset = dataclasses.replace(stamps_of(deb), sha256="0" * 64)
     with pytest.raises(UserError, match="sha256"):
-        obtain_stamps(asset, deb)
+        obtain_deb(asset, deb)
     assert not list(own_cache.glob("*stamps*"))
 
 
@@ -136,7 +149,7 @@ def test_another_package_than_the_pinned_one_is_refused(deb: Path, own_cache: Pa
 def test_a_damaged_package_is_refused(deb: Path, own_cache: Path, keep: int) -> None:
     deb.write_bytes(deb.read_bytes()[:keep])
     with pytest.raises(UserError, match="package"):
-        obtain_stamps(stamps_of(deb), deb)
+        obtain_deb(stamps_of(deb), deb)
     assert not list(own_cache.glob("*stamps*"))
 
 
