@@ -66,11 +66,37 @@ def paired_difference(
     return ratio(difference, None, clusters, **options)  # type: ignore[arg-type]
 
 
+def macro_mean(
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[Hashable],
+    clusters: Sequence[Hashable],
+    level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Mean of the groups' means, each group counting the same; a resample counts the groups that it drew."""
+    values = np.asarray(values, dtype=np.float64)
+    index = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    if len(values) == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    parts = np.zeros((len(values), 2, len(index)))
+    which = np.array([index[group] for group in groups])
+    parts[np.arange(len(values)), 0, which] = values
+    parts[np.arange(len(values)), 1, which] = 1
+    return percentile(cluster_sums(parts, clusters), level, num_resamples, seed)
+
+
+def ratios(sums: np.ndarray) -> np.ndarray:
+    """(..., 2) -> (...): first over second; (..., 2, M): the mean of M such ratios, of those that exist."""
+    above, below = (sums[..., 0], sums[..., 1]) if sums.ndim < 3 else (sums[..., 0, :], sums[..., 1, :])
+    out = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return out if sums.ndim < 3 else np.nanmean(out, axis=-1)
+
+
 def percentile(sums: np.ndarray, level: float, num_resamples: int, seed: int) -> Interval:
-    """`sums` (C, 2): numerator and denominator of every cluster."""
+    """`sums` (C, 2): numerator and denominator of every cluster; (C, 2, M): of M groups whose ratios are averaged."""
     num_clusters = len(sums)
-    total = sums.sum(0)
-    value = float(total[0] / total[1]) if total[1] else np.nan
+    value = float(ratios(sums.sum(0, keepdims=True))[0])
     if num_clusters < 2:
         return Interval(value, np.nan, np.nan, num_clusters)
     generator = np.random.default_rng(seed)
@@ -78,8 +104,7 @@ def percentile(sums: np.ndarray, level: float, num_resamples: int, seed: int) ->
     values = []
     for start in range(0, num_resamples, CHUNK):
         counts = generator.multinomial(num_clusters, shares, size=min(CHUNK, num_resamples - start))
-        above, below = (counts @ sums).T
-        values.append(np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0))
+        values.append(ratios(np.tensordot(counts, sums, axes=1)))
     drawn = np.concatenate(values)
     if np.isnan(drawn).all():
         return Interval(value, np.nan, np.nan, num_clusters)
