@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ima.compose import CONF
 from ima.encoders import EfficientNetLite, Encoder, FocusViT, ImagePreprocess, NoiseEncoder, TimmImage, check_features
 from ima.encoders.base import fingerprint_of, seeded
 from ima.encoders.weights import lite_key
@@ -175,6 +176,43 @@ def test_any_timm_model_measures_its_own_shape(name: str, layer: int, shape: tup
     check_features(encoder, encoder(picture[None]), 1)
 
 
+@pytest.mark.parametrize("path", sorted(CONF.glob("encoder/*.yaml")), ids=lambda path: path.stem)
+def test_every_timm_encoder_of_conf_is_one_that_timm_has_weights_for(path: Path) -> None:
+    import timm
+    import yaml
+
+    node = yaml.safe_load(path.read_text())
+    if node["_target_"] == "ima.encoders.image.TimmImage" and node["name"] != "???":
+        assert node["name"] in timm.list_pretrained(), node["name"]
+
+
+@pytest.mark.parametrize(
+    "name, small, shape",
+    [
+        ("vit_large", "vit_tiny_patch16_224.augreg_in21k", (197, 192)),
+        ("mae_vit_large", "vit_base_patch16_224.mae", (197, 768)),
+        ("clip_large", "vit_base_patch32_clip_224.openai", (50, 768)),
+        ("siglip2", "vit_base_patch32_siglip_256.v2_webli", (64, 768)),
+        ("dinov2", "vit_small_patch14_dinov2.lvd142m", (1370, 384)),
+        ("dinov3", "vit_small_patch16_dinov3.lvd1689m", (261, 384)),
+    ],
+)
+def test_the_small_sister_of_each_large_encoder_reads_its_own_normalisation(
+    name: str, small: str, shape: tuple[int, int]
+) -> None:
+    import timm
+    import yaml
+
+    large = yaml.safe_load((CONF / f"encoder/{name}.yaml").read_text())["name"]
+    encoder = TimmImage(small, pretrained=False, seed=1)
+    assert (encoder.num_tokens, encoder.dim) == shape
+    for config in (timm.get_pretrained_cfg(small), timm.get_pretrained_cfg(large)):
+        assert (encoder.preprocess.mean, encoder.preprocess.std) == (config.mean, config.std)
+        assert (3, encoder.preprocess.height, encoder.preprocess.width) == config.input_size
+    x_B = encoder.preprocess(Image.new("RGB", (50, 60), "red"))[None]
+    assert torch.equal(check_features(encoder, encoder(x_B), 1), encoder(x_B))
+
+
 def test_a_channels_last_map_becomes_tokens() -> None:
     encoder = TimmImage("swin_tiny_patch4_window7_224", pretrained=False)
     assert (encoder.num_tokens, encoder.dim) == (49, 768)
@@ -263,14 +301,19 @@ def lite() -> EfficientNetLite:
 
 @pytest.mark.real
 @pytest.mark.stamps
-def test_lite0_equals_timm_with_the_strictly_loaded_weights_and_knows_stamps(lite: EfficientNetLite) -> None:
+@pytest.mark.parametrize("variant, shape", [(0, (49, 1280)), (1, (64, 1280)), (2, (81, 1280))])
+def test_lite_equals_timm_with_the_strictly_loaded_weights_and_knows_stamps(
+    variant: int, shape: tuple[int, int]
+) -> None:
     import timm
 
     from ima.assets import locate
 
-    full = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    lite = EfficientNetLite(variant)
+    assert (lite.num_tokens, lite.dim) == shape
+    full = timm.create_model(f"tf_efficientnet_lite{variant}", pretrained=False).eval()
     places = [f"{s}.{i}" for s, stage in enumerate(full.blocks) for i in range(len(stage))]
-    weights = torch.load(locate("lite0"), weights_only=True)
+    weights = torch.load(locate(f"lite{variant}"), weights_only=True)
     full.load_state_dict({lite_key(key, places): value for key, value in weights.items()}, strict=True)
     x_BCHW = torch.stack([lite.preprocess(stamp(word)) for word in STAMPS])
     with torch.no_grad():

