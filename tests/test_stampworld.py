@@ -17,7 +17,8 @@ from ima.data.draws import Draws
 from ima.data.source import Source
 from ima.data.stampworld.catalog import Catalog, as_phrase, read_table
 from ima.data.stampworld.render import KINDS, MIN_CONTRAST, RANGES, Placed, background, compose, contrast_of
-from ima.data.stampworld.scenes import StampScenes, themes
+from ima.data.stampworld.scenery import themes
+from ima.data.stampworld.scenes import StampScenes
 from ima.data.stampworld.single import StampSingle
 from ima.data.stampworld.words import SINGLE, scene_references
 from ima.errors import UserError
@@ -138,7 +139,7 @@ def test_boxes_agree_with_pixels(scenes: StampScenes) -> None:
         picture = np.asarray(scenes.medium(sample), dtype=int)
         for item in sample.facts["objects"]:
             assert item["num"] == len(item["boxes"])
-            stamp = scenes._stamps[item["stamp"]]
+            stamp = scenes.scenery.stamps[item["stamp"]]
             colour = np.asarray(scenes.catalog.picture(stamp))[10, 10, :3].astype(int)
             for left, top, right, bottom in item["boxes"]:
                 assert 0 <= left < right <= 128 and 0 <= top < bottom <= 128

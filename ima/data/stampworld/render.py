@@ -74,6 +74,11 @@ def pose(image: Image.Image, edge: int, angle: float = 0.0, mirror: bool = False
 
 def compose(draws: Draws, size: int, side: str, placed: Sequence[Placed], kind: str | None = None) -> Image.Image:
     """The picture (RGB, size x size). `side` is "train" or "test"; `kind` None draws one of KINDS."""
+    return paste(ground_for(draws, size, side, placed, kind), placed)
+
+
+def ground_for(draws: Draws, size: int, side: str, placed: Sequence[Placed], kind: str | None = None) -> np.ndarray:
+    """A background, (size, size, 3) uint8, on which all of `placed` can be seen; else the best of some tries."""
     best: tuple[float, np.ndarray] | None = None
     for attempt in range(NUM_TRIES):
         ground = background(draws, size, side, kind or draws.choice(KINDS), attempt % 3 == 2 or draws.chance(0.15))
@@ -83,7 +88,11 @@ def compose(draws: Draws, size: int, side: str, placed: Sequence[Placed], kind: 
         if contrast >= MIN_CONTRAST:
             break
     assert best is not None
-    canvas = Image.fromarray(best[1]).convert("RGBA")
+    return best[1]
+
+
+def paste(ground: np.ndarray, placed: Sequence[Placed]) -> Image.Image:
+    canvas = Image.fromarray(ground).convert("RGBA")
     for stamp in placed:
         canvas.alpha_composite(stamp.image, (stamp.left, stamp.top))
     return canvas.convert("RGB")
