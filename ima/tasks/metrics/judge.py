@@ -68,7 +68,8 @@ def slots_of(mentions: list[Mention], facts: Mapping[str, Any], present: frozens
         said.setdefault(chosen[0] if chosen else f"?{mention.text}", mention)
     right = {noun: mention for noun, mention in said.items() if noun in present}
     slots: Slots = {"noun": (len(right), len(said), len(present))}
-    if objects := facts.get("objects"):
+    objects = facts.get("objects")
+    if objects and all("place" in item for item in objects):  # things in a clip move: they have no place
         places = {item["noun"]: item["place"] for item in objects}
         nums = {item["noun"]: item["num"] for item in objects}
         placed = {noun: mention.place for noun, mention in said.items() if mention.place is not None}
