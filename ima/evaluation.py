@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -67,11 +68,9 @@ class Evaluator:
                 for batch in loader:
                     batch = batch.to(module.device)
                     x_BSD, roles_BS, labels_BS = module.splice(batch)
-                    if tap is None:
-                        h_BSD = llm(x_BSD, roles_BS)
-                    else:
-                        with tap.batch(roles_BS, [sample.id for sample in batch.samples]):
-                            h_BSD = llm(x_BSD, roles_BS)
+                    sample_ids = [sample.id for sample in batch.samples]
+                    with tap.batch(roles_BS, sample_ids) if tap is not None else nullcontext():
+                        h_BSD = llm(x_BSD, roles_BS, sample_ids)
                     total[0] += float(llm.loss_sum(h_BSD, labels_BS))
                     total[1] += int((labels_BS != -100).sum())
                     advance(len(batch))

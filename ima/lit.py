@@ -84,13 +84,14 @@ class MappingModule(pl.LightningModule):
     def loss_sum(self, batch: Batch) -> Tensor:
         """Summed cross-entropy over the labelled tokens of the batch."""
         x_BSD, roles_BS, labels_BS = self.splice(batch)
-        return self.llm.loss_sum(self.llm(x_BSD, roles_BS), labels_BS)
+        return self.llm.loss_sum(self.llm(x_BSD, roles_BS, [sample.id for sample in batch.samples]), labels_BS)
 
     @torch.no_grad()
     def generate(self, batch: Batch, settings: Generation) -> list[str]:
         """Text per sample of a prompt-only batch."""
         x_BSD, roles_BS, _ = self.splice(batch, left=True)
-        return [self.llm.decode(ids) for ids in self.llm.generate(x_BSD, roles_BS, settings)]
+        sample_ids = [sample.id for sample in batch.samples]
+        return [self.llm.decode(ids) for ids in self.llm.generate(x_BSD, roles_BS, settings, sample_ids)]
 
     # -- training ----------------------------------------------------------------------------------------------------
 

@@ -1,36 +1,46 @@
-"""Skipping by its definition (methods: skipping): what a skipped part would have added to the residual is taken away.
+"""A skip as a config value: which blocks leave out which part for which tokens (methods: skipping).
 
-ffn: h' = resid_mid. attn: h' = resid_pre + FFN(LN2(resid_pre)). block: h' = resid_pre. Always the residual, once, for
-the chosen roles only; others still attend to a skipped token's keys and values (`visible`). The part is computed and
-then replaced, so nothing is saved yet: this is the exact meaning that a faster way has to equal.
+ffn: h' = resid_mid. attn: h' = resid_pre + FFN(LN2(resid_pre)). block: h' = resid_pre. heads: attention without some of
+its heads. Always the residual, once, for the chosen tokens only. `ima.interventions.engine` makes it so without
+computing what is skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from ima.errors import UserError, nearest
+from ima.interventions.choose import NEEDS_STATES, Select
 from ima.llm.frozen import FrozenLLM
-from ima.types import Role, Site
+from ima.types import Role
 
-Part = Literal["ffn", "attn", "block"]
+Part = Literal["ffn", "attn", "block", "heads"]
+Phase = Literal["prefill", "decode", "both"]
+Visibility = Literal["visible", "hidden"]
 ROLES = {
     "percept": (Role.PERCEPT,),
     "text": (Role.PROMPT, Role.ANSWER, Role.GENERATED, Role.SPECIAL),
     "prompt": (Role.PROMPT,),
     "answer": (Role.ANSWER, Role.GENERATED),
+    "special": (Role.SPECIAL,),
+    "soft": (Role.SOFT,),
+    "all": (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.GENERATED, Role.SPECIAL, Role.SOFT),
 }
+DECODED = (Role.ANSWER, Role.GENERATED)  # tokens that decoding makes, also where a teacher-forced pass is given them
 
 
 class Skip:
-    """Skip `part` of the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, for `roles`."""
+    """Skip `part` of the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, or of the list
+    `blocks`, for `ratio` of the tokens of each of `roles`.
 
-    RANGES = {"start": (0, None), "stop": (1, None), "every": (1, None)}
+    select: which of them. phase: tokens of the prompt (prefill), answer tokens (decode), or both. visibility: whether
+    others still attend to a token whose attention is skipped. heads: which heads the part `heads` leaves out.
+    redraw_per_block: `random` draws anew in every block.
+    """
+
+    RANGES = {"start": (0, None), "stop": (1, None), "every": (1, None), "ratio": (0.0, 1.0)}
 
     def __init__(
         self,
@@ -39,16 +49,58 @@ class Skip:
         start: int = 4,
         stop: int | None = None,
         every: int = 1,
+        blocks: Sequence[int] | None = None,
+        ratio: float = 1.0,
+        select: Select = "random",
+        phase: Phase = "both",
+        visibility: Visibility = "visible",
+        heads: Sequence[int] | None = None,
+        redraw_per_block: bool = False,
+        seed: int = 0,
     ) -> None:
         unknown = [role for role in roles if role not in ROLES]
         if unknown:
             raise UserError(f"intervention.roles: {unknown[0]!r} is no role group; {nearest(unknown[0], ROLES)}")
+        if not roles:
+            raise UserError(f"intervention.roles: empty, nothing would be skipped; choose from {', '.join(ROLES)}")
+        if not 0 <= ratio <= 1:
+            raise UserError(f"intervention.ratio: {ratio} is outside 0 to 1 (the share of the role's tokens)")
+        if (part == "heads") != (heads is not None):
+            raise UserError("intervention.heads: a list of heads belongs to part=heads and to no other part")
+        if part == "ffn" and visibility == "hidden":
+            raise UserError("intervention.visibility: hidden says who attends; part=ffn has no attention, use visible")
+        ids = {int(role) for name in roles for role in ROLES[name]}
+        decoded = {int(role) for role in DECODED}
+        ids = {"prefill": ids - decoded, "decode": ids & decoded, "both": ids}[phase]
+        if not ids:
+            raise UserError(f"intervention.phase: {phase!r} leaves no token of roles {', '.join(roles)}")
         self.part, self.start, self.stop, self.every = part, start, stop, every
-        self.roles = tuple(roles)
-        self._ids = sorted({int(role) for name in roles for role in ROLES[name]})
+        self.roles, self.listed, self.ratio, self.select = tuple(roles), blocks, ratio, select
+        self.phase, self.visibility, self.heads = phase, visibility, None if heads is None else tuple(heads)
+        self.redraw_per_block, self.seed = redraw_per_block, seed
+        self.ids = tuple(sorted(ids))
+
+    @property
+    def needs_states(self) -> bool:
+        """Whether the choice depends on hidden states, and so on the block."""
+        return self.select in NEEDS_STATES and 0 < self.ratio < 1
+
+    @property
+    def groups(self) -> list[tuple[int, ...]]:
+        """Role ids of each named role, what an earlier name holds taken out: the ratio is of each by itself."""
+        out: list[tuple[int, ...]] = []
+        for name in self.roles:
+            taken = {id for group in out for id in group}
+            out.append(tuple(int(role) for role in ROLES[name] if int(role) in self.ids and int(role) not in taken))
+        return [group for group in out if group]
 
     def blocks(self, num_blocks: int) -> list[int]:
         """Raises UserError where the range does not fit a model of `num_blocks`."""
+        if self.listed is not None:
+            wrong = [block for block in self.listed if not 0 <= block < num_blocks]
+            if wrong or not self.listed:
+                raise UserError(f"intervention.blocks: {list(self.listed)} must name blocks 0 to {num_blocks - 1}")
+            return sorted(set(self.listed))
         stop = num_blocks if self.stop is None else self.stop
         if not self.start < stop <= num_blocks:
             raise UserError(
@@ -56,26 +108,22 @@ class Skip:
             )
         return list(range(self.start, stop, self.every))
 
+    def check(self, llm: FrozenLLM) -> None:
+        """Raises UserError where the skip does not fit this LLM."""
+        blocks = self.blocks(llm.num_blocks)
+        if self.select == "similar" and self.needs_states and blocks[0] == 0:
+            raise UserError("intervention.select: similar compares with the previous block; block 0 has none, start=1")
+        num_heads = llm.model.config.num_attention_heads
+        wrong = [head for head in self.heads or () if not 0 <= head < num_heads]
+        if wrong:
+            raise UserError(f"intervention.heads: {wrong[0]} is none of {llm.name}'s heads 0 to {num_heads - 1}")
+
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        chosen = self.blocks(llm.num_blocks)
-        site = {"ffn": Site.FC2, "attn": Site.SA, "block": Site.RESID_POST}[self.part]
-        with ExitStack() as hooks:
-            for block in chosen:
-                hooks.callback(self._hook(llm, block, site).remove)
+        from ima.interventions.engine import Engine
+
+        with Engine(llm, [self]):
             yield
 
-    def _hook(self, llm: FrozenLLM, block: int, site: Site) -> Any:
-        place = llm.table.place(block, site)
-        assert place.side == "output"
-        whole = self.part == "block"
-
-        def replace(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            value: Tensor = output[0] if isinstance(output, tuple) else output
-            instead = (args[0] if args else kwargs["hidden_states"]) if whole else torch.zeros_like(value)
-            roles_BS = llm.roles_of(value)  # OPT flattens (B, S) inside its FFN
-            skip_BS = torch.isin(roles_BS, torch.tensor(self._ids, device=value.device))
-            new = torch.where(skip_BS.view(*value.shape[:-1], 1), instead, value)
-            return (new, *output[1:]) if isinstance(output, tuple) else new
-
-        return place.module.register_forward_hook(replace, with_kwargs=True)
+    def describe(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "ids"}

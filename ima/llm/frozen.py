@@ -8,7 +8,7 @@ beams.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,18 @@ class Generation:
 
     max_new_tokens: int = 12
     num_beams: int = 1
+
+
+@dataclasses.dataclass
+class Running:
+    """The pass that runs now: roles_BS and sample_ids of its rows (None where the caller did not say), and how many
+    positions came before it (cached decoding). `memo` lives as long as the pass, `history` as long as the decoding."""
+
+    roles_BS: Tensor
+    sample_ids: tuple[str, ...] | None = None
+    num_past: int = 0
+    memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    history: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 class FrozenLLM(nn.Module):
@@ -53,7 +65,7 @@ class FrozenLLM(nn.Module):
         )
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
         self.embedding_norm = self._embedding_norm()
-        self._roles: Tensor | None = None
+        self.running: Running | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,11 +102,12 @@ class FrozenLLM(nn.Module):
         embedded: Tensor = self.model.get_input_embeddings()(ids_BT)
         return embedded
 
-    def forward(self, x_BSD: Tensor, roles_BS: Tensor) -> Tensor:
-        """h_BSD after the final norm. PAD positions are invisible to all others; their outputs mean nothing."""
+    def forward(self, x_BSD: Tensor, roles_BS: Tensor, sample_ids: Sequence[str] | None = None) -> Tensor:
+        """h_BSD after the final norm. PAD positions are invisible to all others; their outputs mean nothing.
+        sample_ids: for interventions that draw by sample."""
         mask_BS = (roles_BS != Role.PAD).long()
         positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
-        with self._running(roles_BS):
+        with self._running(Running(roles_BS, None if sample_ids is None else tuple(sample_ids))):
             output = self.model.base_model(
                 inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, position_ids=positions_BS, use_cache=False
             )
@@ -118,31 +131,35 @@ class FrozenLLM(nn.Module):
         return F.cross_entropy(self.logits(rows_ND), target_BS[chosen], reduction="sum")
 
     @contextmanager
-    def _running(self, roles_BS: Tensor) -> Iterator[None]:
-        before, self._roles = self._roles, roles_BS
+    def _running(self, running: Running) -> Iterator[None]:
+        before, self.running = self.running, running
         try:
             yield
         finally:
-            self._roles = before
+            self.running = before
 
     @contextmanager
-    def _decoding(self, roles_BS: Tensor) -> Iterator[None]:
+    def _decoding(self, roles_BS: Tensor, sample_ids: tuple[str, ...] | None) -> Iterator[None]:
         """The first pass inside sees the prompt, repeated for beams; every later one sees GENERATED tokens. Passes are
         counted, since lengths do not tell a prompt of one token from a decoding step."""
-        num_passes = 0
+        num_past = 0
+        history: dict[Any, Any] = {}
 
         def before_pass(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-            nonlocal num_passes
+            nonlocal num_past
             x = kwargs.get("inputs_embeds")
             num_rows, length = (kwargs["input_ids"] if x is None else x).shape[:2]  # always named by `generate`
-            if num_passes == 0:
+            times = num_rows // roles_BS.shape[0]
+            if num_past == 0:
                 assert length == roles_BS.shape[1], "the first pass of decoding is over the whole prompt"
-                self._roles = roles_BS.repeat_interleave(num_rows // roles_BS.shape[0], dim=0)
+                roles = roles_BS.repeat_interleave(times, dim=0)
             else:
-                self._roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
-            num_passes += 1
+                roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
+            ids = None if sample_ids is None else tuple(name for name in sample_ids for _ in range(times))
+            self.running = Running(roles, ids, num_past, history=history)
+            num_past += length
 
-        with self._running(roles_BS):
+        with self._running(Running(roles_BS, sample_ids)):
             handle = self.model.register_forward_pre_hook(before_pass, with_kwargs=True)
             try:
                 yield
@@ -152,17 +169,20 @@ class FrozenLLM(nn.Module):
     def roles_of(self, x: Tensor) -> Tensor:
         """roles_BS of the positions of `x` in the running pass; x: (B, S, ...) or flattened to (B * S, ...), as inside
         OPT's FFN. Prompt positions have the roles they were given (repeated for beams), decoded ones are GENERATED."""
-        assert self._roles is not None, "roles are known only while a pass runs"
-        num_rows, length = self._roles.shape
+        assert self.running is not None, "roles are known only while a pass runs"
+        num_rows, length = self.running.roles_BS.shape
         assert x.shape[:2] == (num_rows, length) or x.shape[0] == num_rows * length, "not of the running pass"
-        return self._roles
+        return self.running.roles_BS
 
     @torch.no_grad()
-    def generate(self, x_BSD: Tensor, roles_BS: Tensor, settings: Generation) -> list[list[int]]:
+    def generate(
+        self, x_BSD: Tensor, roles_BS: Tensor, settings: Generation, sample_ids: Sequence[str] | None = None
+    ) -> list[list[int]]:
         """New token ids per example, EOS and what follows cut off. Sequences are padded on the LEFT as a whole."""
         mask_BS = (roles_BS != Role.PAD).long()
         assert bool((mask_BS.diff(dim=1) >= 0).all()), "generation pads on the left"
-        with self._decoding(roles_BS), contiguous_head(self.model):
+        names = None if sample_ids is None else tuple(sample_ids)
+        with self._decoding(roles_BS, names), contiguous_head(self.model):
             ids_BT = self.model.generate(
                 inputs_embeds=x_BSD.to(self.dtype),
                 attention_mask=mask_BS,
