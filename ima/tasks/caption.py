@@ -18,6 +18,7 @@ from ima.tasks.base import Metric, Prediction, Task
 from ima.tasks.metrics.cider import Frequencies, cider_d
 from ima.tasks.metrics.intervals import mean, ratio
 from ima.tasks.metrics.judge import SLOTS, Judgement, judge
+from ima.tasks.metrics.motions import judge_motion
 from ima.types import Sample
 
 LEAD_IN = re.compile(r"^(?:(?:a|the) (?:picture|photo|image) of|an? (?:image|picture) (?:that shows|with)|this is|here "
@@ -81,6 +82,10 @@ class CaptionTask(Task):
         known = [(j, cluster) for j, cluster in zip(judged, clusters, strict=True) if j is not None]
         if len(known) == num:
             out += noun_metrics([j for j, _ in known], clusters, tracks={p.sample.track for p in predictions})
+        motions = [judge_motion(p.sample.facts, p.text) for p in predictions]
+        if all(motion is not None for motion in motions):
+            rights = [motion is not None and motion[1] for motion in motions]
+            out.append(Metric.of("motion_accuracy", mean(rights, clusters), num))
         cider = cider_of(predictions, idf_references)
         if not np.isnan(cider).all():
             out.append(Metric.of("cider_d", mean(cider, clusters), num))
@@ -108,6 +113,10 @@ class CaptionTask(Task):
                     "right": judged.right,
                     "category_right": judged.category_right,
                 }
+            motion = judge_motion(sample.facts, prediction.text)
+            if motion is not None:
+                row |= {"motion": sample.facts["objects"][0]["motion"], "motion_said": motion[0]}
+                row |= {"motion_right": motion[1]}
             out.append(row)
         return out
 
