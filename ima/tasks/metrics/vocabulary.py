@@ -1,8 +1,8 @@
 """The nouns that captions are about: one table per kind of data, English number and article, nothing more.
 
 `nouns.tsv` lists the 393 object nouns of StampWorld with their category, broader terms and synonyms; `shapes.tsv`
-does so for the procedural fall-back. Data sources write captions with it and metrics read captions with it, so that
-both mean the same thing by a noun.
+does so for the procedural fall-back, `sounds.tsv` for what makes a sound. Data sources write captions with it and
+metrics read captions with it, so that both mean the same thing by a noun.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ima.errors import UserError, nearest
 
-TABLES = {"stamps": "nouns.tsv", "shapes": "shapes.tsv"}
+TABLES = {"stamps": "nouns.tsv", "shapes": "shapes.tsv", "sounds": "sounds.tsv"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 AN_EXCEPTIONS = ("univers", "unicorn", "uniform", "unit", "euro", "one", "ukulele")
 
