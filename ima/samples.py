@@ -27,11 +27,14 @@ def write_samples(
 ) -> None:
     """`predictions.jsonl` (all, with per-example scores) and `samples.jsonl` with pictures in `media/`."""
     lines, shown = [], []
+    first = next(iter(final), "")
     for track, predictions in final.items():
-        scores = task.per_example(predictions)
+        split = track if track in source.splits else first  # the rows beside the tracks are about the first one
+        scores = task.per_example(predictions, [sample.references for sample in source.samples(split)])
         for prediction, score in zip(predictions, scores, strict=True):
             sample = prediction.sample
             line: dict[str, Any] = {"id": sample.id, "track": track, "cluster": sample.cluster, "epoch": epoch}
+            line |= {"question": sample.question} if sample.question else {}
             line |= {"references": list(sample.references), "prediction": prediction.text}
             line = score | line  # the blind row's samples are those of another track: `track` is not theirs
             lines.append(line)

@@ -210,10 +210,16 @@ def test_scores_carry_intervals_and_clusters() -> None:
     assert 0 < metrics["cider_d"].value < 10
 
 
-def test_sources_without_nouns_are_scored_by_cider_alone() -> None:
+def test_sources_without_nouns_are_scored_by_wording_alone() -> None:
     samples = [Sample(str(i), "T0", "T0", "image", (text,)) for i, text in enumerate(["a red cow", "a blue car"])]
-    metrics = CaptionTask().score([Prediction(s, "a red cow") for s in samples], [s.references for s in samples])
-    assert [metric.name for metric in metrics] == ["cider_d"]
+    task, said = CaptionTask(headline="cider_d"), [Prediction(s, "a red cow") for s in samples]
+    metrics = {m.name: m.value for m in task.score(said, [s.references for s in samples])}
+    assert list(metrics) == ["cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"]
+    rows = task.per_example(said, [s.references for s in samples])
+    for name in ("cider_d", "rouge_l"):
+        assert np.mean([row[name] for row in rows]) == pytest.approx(metrics[name])
+    assert all(row["right"] == row["cider_d"] for row in rows) and "absent" not in rows[0]
+    assert rows[0]["cider_d"] > rows[1]["cider_d"] and rows[0]["bleu_2"] > rows[1]["bleu_2"]
 
 
 def test_unknown_nouns_are_scored_by_category() -> None:
@@ -241,7 +247,7 @@ def test_cleaning(raw: str, clean: str) -> None:
 
 
 def test_mistakes_in_the_task_are_one_line() -> None:
-    for options in ({"targets": "frist"}, {"max_new_tokens": 0}, {"num_beams": 0}):
+    for options in ({"targets": "frist"}, {"max_new_tokens": 0}, {"num_beams": 0}, {"headline": "cider"}):
         with pytest.raises(UserError):
             CaptionTask(**options)
 

@@ -40,7 +40,8 @@ class Metric:
 
 class Task(Protocol):
     """`headline`: the metric that stands for the task, on the terminal and in comparisons; `per_example` gives its
-    value for one example as "right" (bool, or a number in [0, 1])."""
+    value for one example as "right" (bool, or a number in [0, 1]; in [0, 10] where the headline is CIDEr-D), beside
+    every other score that one example has."""
 
     name: str
     headline: str
@@ -55,7 +56,9 @@ class Task(Protocol):
 
     def score(self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]]) -> list[Metric]: ...
 
-    def per_example(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]: ...
+    def per_example(
+        self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]] = ()
+    ) -> list[dict[str, Any]]: ...
 
     def prior(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Prediction] | None:
         """What one would say who knows the training answers and the questions but sees nothing: the row "prior"

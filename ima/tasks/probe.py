@@ -57,7 +57,9 @@ class ProbeTask(Task):
             out += measures(chosen, f"_{slug(kind)}")
         return out
 
-    def per_example(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    def per_example(
+        self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]] = ()
+    ) -> list[dict[str, Any]]:
         return [
             described(p) | {"right": says_yes(p.text) == truth(p.sample), "says_yes": says_yes(p.text)}
             for p in predictions

@@ -104,7 +104,9 @@ class QaTask(Task):
             out += by_kind("accuracy", right, kinds, clusters)
         return out + pair_accuracy(predictions, right, clusters)
 
-    def per_example(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    def per_example(
+        self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]] = ()
+    ) -> list[dict[str, Any]]:
         out = []
         for prediction in predictions:
             sample = prediction.sample

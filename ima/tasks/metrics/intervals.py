@@ -1,11 +1,12 @@
 """Intervals that respect clusters: pictures of one stamp are not independent, so stamps are resampled, not pictures.
 
-Percentile bootstrap of a ratio of sums (a mean is the ratio with denominators 1), vectorised over resamples, seeded.
+Percentile bootstrap of a ratio of sums (a mean is the ratio with denominators 1) or of any statistic of sums,
+vectorised over resamples, seeded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +47,8 @@ def ratio(
     below = np.ones_like(above) if below is None else np.asarray(below, dtype=np.float64)
     if not len(above) == len(below) == len(clusters):
         raise ValueError(f"lengths differ: {len(above)} above, {len(below)} below, {len(clusters)} clusters")
-    if len(above) == 0:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    return percentile(cluster_sums(np.stack([above, below], axis=1), clusters), level, num_resamples, seed)
+    parts = np.stack([above, below], axis=1)
+    return of_sums(parts, lambda sums: divided(sums[..., 0], sums[..., 1]), clusters, level, num_resamples, seed)
 
 
 def mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable], **options: float) -> Interval:
@@ -74,29 +74,51 @@ def macro_mean(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Mean of the groups' means, each group counting the same; a resample counts the groups that it drew."""
+    """Mean of the groups' means, each group counting the same; a resample averages over the groups that it drew."""
     values = np.asarray(values, dtype=np.float64)
     index = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    if len(values) == 0:
+    parts = np.zeros((len(values), 2 * len(index)))
+    which = np.array([index[group] for group in groups], dtype=np.int64)
+    parts[np.arange(len(values)), which] = values
+    parts[np.arange(len(values)), which + len(index)] = 1
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        return np.nanmean(divided(sums[..., : len(index)], sums[..., len(index) :]), axis=-1)
+
+    return of_sums(parts, statistic, clusters, level, num_resamples, seed)
+
+
+def of_sums(
+    parts: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    clusters: Sequence[Hashable],
+    level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of the sums of (N, M) parts, such as a corpus score: `statistic` maps (..., M) to (...)."""
+    if not len(parts) == len(clusters):
+        raise ValueError(f"lengths differ: {len(parts)} examples, {len(clusters)} clusters")
+    if len(parts) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    parts = np.zeros((len(values), 2, len(index)))
-    which = np.array([index[group] for group in groups])
-    parts[np.arange(len(values)), 0, which] = values
-    parts[np.arange(len(values)), 1, which] = 1
-    return percentile(cluster_sums(parts, clusters), level, num_resamples, seed)
+    return percentile(cluster_sums(parts, clusters), statistic, level, num_resamples, seed)
 
 
-def ratios(sums: np.ndarray) -> np.ndarray:
-    """(..., 2) -> (...): first over second; (..., 2, M): the mean of M such ratios, of those that exist."""
-    above, below = (sums[..., 0], sums[..., 1]) if sums.ndim < 3 else (sums[..., 0, :], sums[..., 1, :])
-    out = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-    return out if sums.ndim < 3 else np.nanmean(out, axis=-1)
+def divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing to divide by."""
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
-def percentile(sums: np.ndarray, level: float, num_resamples: int, seed: int) -> Interval:
-    """`sums` (C, 2): numerator and denominator of every cluster; (C, 2, M): of M groups whose ratios are averaged."""
+def percentile(
+    sums: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    level: float,
+    num_resamples: int,
+    seed: int,
+) -> Interval:
+    """`sums` (C, M): what each cluster adds to the sums that the statistic is made of."""
     num_clusters = len(sums)
-    value = float(ratios(sums.sum(0, keepdims=True))[0])
+    value = float(statistic(sums.sum(0)))
     if num_clusters < 2:
         return Interval(value, np.nan, np.nan, num_clusters)
     generator = np.random.default_rng(seed)
@@ -104,7 +126,7 @@ def percentile(sums: np.ndarray, level: float, num_resamples: int, seed: int) ->
     values = []
     for start in range(0, num_resamples, CHUNK):
         counts = generator.multinomial(num_clusters, shares, size=min(CHUNK, num_resamples - start))
-        values.append(ratios(np.tensordot(counts, sums, axes=1)))
+        values.append(statistic(counts @ sums))
     drawn = np.concatenate(values)
     if np.isnan(drawn).all():
         return Interval(value, np.nan, np.nan, num_clusters)
