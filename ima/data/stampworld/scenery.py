@@ -78,7 +78,7 @@ class Scenery:
                 continue
             room = MAX_BOXES - sum(group.num for group in groups)
             groups.append(Group(stamp, max(1, min(num, room)), place))
-        return (drawn, groups) if groups or not wanted else self.draw_groups(draws, track, theme, kinds, besides)
+        return (drawn, groups) if groups or besides else self.draw_groups(draws, track, theme, kinds)
 
     def allowed(self, group: Group, others: Iterable[Group], track: str) -> bool:
         """Whether a group may join others: no two that a caption could not tell apart; in training nothing held out."""

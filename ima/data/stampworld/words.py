@@ -79,3 +79,32 @@ def scene_references(objects: Sequence[tuple[Noun, int, str]], ground: str, side
         f"in this picture we see {listed(placed[::-1])}",
         "; ".join(f"{place}: {what}" for what, (_, _, place) in zip(said, objects, strict=True)),
     )
+
+
+# Questions. A category is called like a noun ("the animal", "a piece of clothing").
+KIND_NAMES = {"clothing": "piece of clothing", "food": "piece of food"}
+
+
+def with_kind(kind: str) -> Noun:
+    """A category as something that can be asked about."""
+    return Noun(KIND_NAMES.get(kind, kind), kind)
+
+
+def is_are(noun: Noun, num: int = 1) -> str:
+    """'is' for the cow, the bread, the moon; 'are' for the scissors and for two cows."""
+    return "are" if num > 1 or (noun.one.startswith("some ") and noun.name.endswith("s")) else "is"
+
+
+def the(noun: Noun, num: int = 1) -> str:
+    """'the cow', 'the cows', 'the scissors', 'the moon', 'Santa Claus'."""
+    if num > 1:
+        return f"the {noun.plural}"
+    proper = noun.one and not noun.one.startswith(("a ", "an ", "some "))
+    return noun.one if proper else f"the {noun.name}"
+
+
+def exists(noun: Noun) -> str:
+    """'Is there a cow in the picture?', 'Are there some scissors in the picture?', 'Is the moon in the picture?'."""
+    verb = is_are(noun).capitalize()
+    there = "" if the(noun) == noun.one else "there "
+    return f"{verb} {there}{noun.single} in the picture?"
