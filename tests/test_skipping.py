@@ -11,10 +11,12 @@ import pytest
 import torch
 from test_interventions import hooks_of, parts_of
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ima.errors import UserError
 from ima.interventions import stack
 from ima.interventions.engine import Decision, Engine, replay
+from ima.interventions.lean import run_block
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM, Generation
 from ima.llm.projections import projections_of
@@ -265,6 +267,38 @@ def test_what_is_skipped_is_not_computed() -> None:
         "q_proj": kept, "k_proj": all_of_them, "v_proj": all_of_them, "o_proj": kept,
         "gate_proj": kept, "up_proj": kept, "down_proj": kept,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("plan", PLANS, ids=name_of)
+@torch.no_grad()
+def test_lean_blocks_give_the_numbers_of_the_hooked_ones_and_compute_no_more(family: str, plan: dict[str, Any]) -> None:
+    llm = make(family)
+    for roles in (ROLES, torch.tensor([[P] * 8 + [Q, A]] * 4)):
+        x, real = states(llm, roles), roles != PAD
+        found, flops = [], []
+        for lean in (True, False):
+            with Engine(llm, [Skip(**{"start": 1} | plan)], lean=lean), FlopCounterMode(display=False) as counter:
+                found.append(llm(x, roles, IDS)[real])
+            flops.append(counter.get_total_flops())
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    assert flops[0] <= flops[1]
+
+
+@torch.no_grad()
+def test_lean_blocks_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, num = make("llama"), 0
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal num
+        num += 1
+        return run_block(*args)
+
+    monkeypatch.setattr("ima.interventions.lean.run_block", counted)
+    with stack(llm, [Skip("block", start=1)]):
+        num = 0
+        llm(states(llm), ROLES)
+    assert num == 2
 
 
 def chosen(ratio: float, select: str, ids: list[str] = IDS, roles: Tensor = ROLES, seed: int = 0) -> Tensor:

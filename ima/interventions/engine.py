@@ -20,10 +20,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ima.interventions.choose import by_chance, by_place, decoded_by_chance, lowest, num_skipped, real, role_mask
+from ima.interventions.lean import Lean, complaint
 from ima.interventions.rows import Rows
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM, Running
-from ima.llm.projections import Projections, projections_of
+from ima.llm.projections import projections_of
 from ima.types import Role
 
 ATTENTION = "ima_skip"
@@ -36,7 +37,8 @@ Decide = Callable[[int, Tensor, Running], Decision]
 class Engine:
     """Context manager: the skips act while it is open; left, also by an exception, the model is what it was.
 
-    `decide` replaces the skips' own choice (replay); `record`: keep what was decided, in `decisions`.
+    `decide` replaces the skips' own choice (replay); `record`: keep what was decided, in `decisions`. `lean`: plain
+    blocks without detours.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class Engine:
         skips: Sequence[Skip],
         decide: Decide | None = None,
         record: bool = False,
+        lean: bool = True,
     ) -> None:
+        self.lean = lean
         self.llm, self.skips = llm, list(skips)
         for skip in self.skips:
             skip.check(llm)
@@ -54,10 +58,22 @@ class Engine:
             for block in skip.blocks(llm.num_blocks):
                 self.by_block.setdefault(block, []).append(skip)
         self.decide = decide or self.choose
+        self.kinds = (
+            {block: self._kind(block) for block in self.by_block}
+            if decide is None
+            else dict.fromkeys(range(llm.num_blocks))
+        )
         self.decisions: list[tuple[int, int, Decision]] | None = [] if record else None
         self.now: dict[int, Now] = {}
         self.inputs: dict[int, Tensor] = {}
         self._stack: ExitStack | None = None
+
+    def _kind(self, block: int) -> tuple[int, ...] | None:
+        """Blocks of one kind leave out the same; None where a block decides for itself."""
+        skips = self.by_block[block]
+        if any(skip.needs_states or skip.redraw_per_block or skip.visibility == "hidden" for skip in skips):
+            return None
+        return tuple(index for index, skip in enumerate(self.skips) if skip in skips)
 
     # -- entering and leaving ----------------------------------------------------------------------------------------
 
@@ -65,8 +81,13 @@ class Engine:
         assert self._stack is None, "entered already"
         with ExitStack() as stack:
             acting = {block: skips for block, skips in self.by_block.items() if any(s.ratio > 0 for s in skips)}
+            lean = self.lean and bool(acting) and not complaint(self, min(acting))
             for block, skips in acting.items():
-                self._install(stack, block, skips)
+                num_hooks = self._install(stack, block, skips)
+                if lean and "forward" not in vars(self.llm.table.blocks[block]):
+                    layer = self.llm.table.blocks[block]
+                    layer.forward = Lean(self, block, num_hooks)
+                    stack.callback(vars(layer).pop, "forward")
             compared = {b - 1 for b, skips in acting.items() for s in skips if s.select == "similar" and s.needs_states}
             for block in compared:
                 layer = self.llm.table.blocks[block]
@@ -93,11 +114,17 @@ class Engine:
         config._attn_implementation = ATTENTION
         stack.callback(setattr, config, "_attn_implementation", before)
 
-    def _install(self, stack: ExitStack, block: int, skips: Sequence[Skip]) -> None:
+    def _install(self, stack: ExitStack, block: int, skips: Sequence[Skip]) -> int:
+        """Puts the hooks on a block; returns how many lie on the modules inside it."""
         layer, maps = self.llm.table.blocks[block], projections_of(self.llm.table, block)
         parts = {skip.part for skip in skips}
 
+        num = 0
+
         def hook(module: nn.Module, before: Any = None, after: Any = None) -> None:
+            nonlocal num
+            if module is not layer:
+                num += (before is not None) + (after is not None)
             if before is not None:
                 stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             if after is not None:
@@ -118,6 +145,7 @@ class Engine:
             assert maps.attention not in _engines, "two engines on one model"
             _engines[maps.attention] = (self, block)
             stack.callback(_engines.pop, maps.attention)
+        return num
 
     # -- the hooks ---------------------------------------------------------------------------------------------------
 
@@ -132,10 +160,16 @@ class Engine:
             x_BSD = args[0] if args else kwargs["hidden_states"]
             running = self.llm.running
             assert running is not None and running.roles_BS.shape == x_BSD.shape[:2], "skips act in FrozenLLM's passes"
-            decision = self.decide(block, x_BSD.detach(), running)
+            key = ("now", id(self), self.kinds[block])
+            if key in running.memo:  # blocks that skip alike share what was decided
+                decision, self.now[block] = running.memo[key]
+            else:
+                decision = self.decide(block, x_BSD.detach(), running)
+                self.now[block] = self._now(block, decision, running)
+                if self.kinds[block] is not None:
+                    running.memo[key] = decision, self.now[block]
             if self.decisions is not None:
                 self.decisions.append((running.num_past, block, decision))
-            self.now[block] = self._now(block, decision, running)
 
         return begin
 
@@ -317,7 +351,3 @@ def replay(llm: FrozenLLM, skips: Sequence[Skip], decisions: Sequence[tuple[int,
         return {name: torch.cat([step.get(name, b) for step, b in zip(steps, blank, strict=True)], 1) for name in names}
 
     return Engine(llm, skips, decide)
-
-
-def maps_of(llm: FrozenLLM, block: int) -> Projections:
-    return projections_of(llm.table, block)
