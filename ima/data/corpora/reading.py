@@ -1,0 +1,164 @@
+"""Annotation files, read with suspicion: whatever is not as the format says is one line that names file and key.
+
+`Record` is one object of a file that knows where it stands: `record.text("question")` gives a str or says which key of
+which file is missing or of another type.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ima.errors import UserError, nearest
+
+NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true/false"}
+
+
+class Record:
+    """One object of an annotation file. `where`: file and place in it, for messages."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where}: {kind_of(values)}, must be an object")
+        self.values, self.where = values, where
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def get(self, key: str, *kinds: type) -> Any:
+        if key not in self.values:
+            have = ", ".join(map(str, list(self.values)[:12]))
+            raise UserError(f"{self.where}: key {key!r} is missing; it has: {have or 'no keys'}")
+        value = self.values[key]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(NAMES[kind] for kind in kinds)
+            raise UserError(f"{self.where}: key {key!r} is {kind_of(value)}, must be {wanted}")
+        return value
+
+    def text(self, key: str) -> str:
+        """A text that says something."""
+        value = str(self.get(key, str)).strip()
+        if not value:
+            raise UserError(f"{self.where}: key {key!r} is an empty text")
+        return value
+
+    def id(self, key: str) -> str:
+        """A number or a text, as text."""
+        value = self.get(key, int, str)
+        return self.text(key) if isinstance(value, str) else str(value)
+
+    def number(self, key: str) -> float:
+        """A finite number, also where a table holds it as text."""
+        value = self.get(key, int, float, str)
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{self.where}: key {key!r} is {value!r}, must be a finite number")
+        return number
+
+    def list(self, key: str) -> list[Any]:
+        return list(self.get(key, list))
+
+    def texts(self, key: str, empty: bool = False) -> tuple[str, ...]:
+        """A list of texts, at least one unless `empty` is allowed."""
+        values = self.list(key)
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise UserError(f"{self.where}: key {key!r}[{index}] is {kind_of(value)}, must be a text")
+        if not values and not empty:
+            raise UserError(f"{self.where}: key {key!r} is an empty list")
+        return tuple(value.strip() for value in values)
+
+    def records(self, key: str) -> Iterator[Record]:
+        """The objects of a list."""
+        for index, value in enumerate(self.list(key)):
+            yield Record(value, f"{self.where}: {key}[{index}]")
+
+
+def kind_of(value: Any) -> str:
+    return "null" if value is None else NAMES.get(type(value), type(value).__name__)
+
+
+def find_file(folder: Path, name: str, key: str) -> Path:
+    """A file below `folder`; never outside. `key`: the config's, for messages."""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise UserError(f"{key}: {name!r} is outside the data folder {folder}; give a path below it")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{key}: {path} leads outside the data folder {folder} (a link); put the file below it")
+    if path.is_dir():
+        raise UserError(f"{key}: {path} is a folder, must be a file")
+    if not path.is_file():
+        there = sorted(entry.name for entry in path.parent.glob("*") if entry.suffix == path.suffix)
+        hint = f"; {nearest(path.name, there)}" if there else ""
+        raise UserError(f"{key}: {path} is not there{hint}")
+    return path
+
+
+def read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    if not data.strip():
+        raise UserError(f"{path}: empty file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it") from error
+
+
+def read_json(path: Path) -> Any:
+    """Plain JSON: no NaN, no Infinity."""
+
+    def refuse(constant: str) -> float:
+        raise UserError(f"{path}: holds {constant}, which is no JSON number; mend the file")
+
+    try:
+        return json.loads(read_text(path), parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not an annotation file (nested too deeply)") from error
+
+
+def read_object(path: Path) -> Record:
+    return Record(read_json(path), str(path))
+
+
+def read_list(path: Path, key: str | None = None) -> Iterator[Record]:
+    """The objects of a file that is a list, or of the list under `key`."""
+    if key is not None:
+        yield from read_object(path).records(key)
+        return
+    values = read_json(path)
+    if not isinstance(values, list):
+        raise UserError(f"{path}: {kind_of(values)}, must be a list")
+    for index, value in enumerate(values):
+        yield Record(value, f"{path}: [{index}]")
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Rows of a CSV file with a header; all `columns` must be there."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+        lacking = [column for column in columns if column not in header]
+        if lacking:
+            raise UserError(f"{path}: the header has no column {lacking[0]!r}; it has: {', '.join(header)}")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise UserError(f"{path}:{reader.line_num}: {len(row)} fields, the header has {len(header)}")
+            yield Record(dict(zip(header, row, strict=True)), f"{path}:{reader.line_num}")
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from error

@@ -1,0 +1,127 @@
+"""Tables of Hugging Face `datasets`: which files or hub name they come from, and all refusals in one line.
+
+Hidden here: the builders' names, their many exceptions, how the features of a table nest.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ima.data.corpora.reading import Record
+from ima.errors import UserError, nearest
+
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".tar": "webdataset"}
+NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+
+
+def local_files(path: Path, splits: dict[str, str] | None) -> dict[str, list[Path]]:
+    """Split -> its files, in order."""
+    if not path.exists():
+        raise UserError(f"path: {path} is not there; give a file, a folder or a name on the hub")
+    if path.is_file():
+        if splits is not None:
+            raise UserError(f"splits: {path} is one file; give the folder and a file pattern for each split")
+        files = {next((ours for theirs, ours in NAMES.items() if path.stem.startswith(theirs)), "train"): [path]}
+    elif splits is None:
+        files = {}
+        for theirs, ours in NAMES.items():
+            found = [p for p in sorted(path.glob(f"{theirs}*")) if p.suffix in FORMATS and p not in files.get(ours, [])]
+            if found:
+                files[ours] = files.get(ours, []) + found
+        if not files:
+            raise UserError(f"path: no file train*, val*, test* ({', '.join(FORMATS)}) in {path}; write splits={{...}}")
+    else:
+        for split, pattern in splits.items():
+            if os.path.isabs(pattern) or ".." in Path(pattern).parts:
+                raise UserError(f"splits.{split}: {pattern!r} is outside the data folder {path}")
+        files = {split: sorted(path.glob(pattern)) for split, pattern in splits.items()}
+    for split, paths in files.items():
+        if not paths:
+            raise UserError(f"splits.{split}: no file in {path} is like {(splits or {}).get(split)!r}")
+        for file in paths:
+            if file.suffix not in FORMATS:
+                raise UserError(f"path: {file} is of no known kind; allowed: {', '.join(FORMATS)}")
+            if not file.stat().st_size:
+                raise UserError(f"{file}: empty file")
+    return files
+
+
+def load_local(files: dict[str, list[Path]]) -> dict[str, Any]:
+    return {
+        split: load(
+            FORMATS[paths[0].suffix], str(paths[0]), data_files={"train": [str(path) for path in paths]}, split="train"
+        )
+        for split, paths in files.items()
+    }
+
+
+def load_hub(path: str, subset: str | None, revision: str | None, splits: dict[str, str] | None) -> dict[str, Any]:
+    if splits is not None:
+        return {ours: load(path, path, name=subset, revision=revision, split=its) for ours, its in splits.items()}
+    return {NAMES.get(its, its): rows for its, rows in load(path, path, name=subset, revision=revision).items()}
+
+
+def load(builder: str, say: str, **options: Any) -> Any:
+    """`datasets.load_dataset`; all its refusals in one line."""
+    import datasets
+    import pyarrow
+
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises
+    try:
+        return datasets.load_dataset(builder, **options)
+    except ConnectionError as error:
+        raise UserError(
+            f"{say}: not in the local cache, and the hub cannot be reached; fetch it where it can"
+        ) from error
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise UserError(
+            f"{say}: cannot be read as a table ({reason[0] if reason else type(error).__name__})"
+        ) from error
+    except Exception as error:  # its tar reader raises whatever it meets
+        raise UserError(f"{say}: cannot be read as a table ({type(error).__name__}: {error})") from error
+    finally:
+        datasets.logging.set_verbosity(level)
+
+
+def undecoded(rows: Any, column: str) -> Any:
+    """Media as they are stored."""
+    import datasets
+
+    feature = rows.features[column]
+    if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
+        return rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
+def check_column(rows: Any, split: str, column: str) -> None:
+    feature: Any = rows.features
+    for part in column.split("."):
+        if not isinstance(feature, dict) or part not in feature:
+            have = list(feature) if isinstance(feature, dict) else []
+            raise UserError(f"no column {column!r} in split {split!r}; {nearest(column, have)}")
+        feature = feature[part]
+
+
+def pick(row: dict[str, Any], column: str) -> Any:
+    value: Any = row
+    for part in column.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def one_or_more(row: Record, column: str) -> tuple[str, ...]:
+    return (row.text(column),) if isinstance(row.values.get(column), str) else row.texts(column)
+
+
+def local_folder(path: Path) -> Path:
+    return (path.parent if path.is_file() else path).resolve()
+
+
+def hub_cache() -> Path:
+    import datasets
+
+    return Path(datasets.config.HF_CACHE_HOME).expanduser().resolve()

@@ -1,0 +1,189 @@
+"""Readers of the published corpora on miniatures in the official formats: splits, texts, weights, media, purity."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import corpora_files
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from PIL import Image
+
+from ima.compose import compose
+from ima.data.source import Source
+from ima.media import Clip, Sound, spaced
+
+CHOICES = sorted(corpora_files.CORPORA)
+SPLITS = {"nocaps": ("val", "in-domain", "near-domain", "out-domain")} | dict.fromkeys(
+    ("vqav2", "okvqa", "aokvqa", "textvqa"), ("train", "val")
+)
+QUESTIONS = [name for name in CHOICES if "qa" in name]
+TEN_ANSWERS = ("vqav2", "vqav2_karpathy", "okvqa", "aokvqa", "textvqa")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Corpus -> its miniature."""
+    out = {}
+    for name, write in corpora_files.CORPORA.items():
+        out[name] = tmp_path_factory.mktemp(name)
+        write(out[name])
+    return out
+
+
+def source_of(name: str, folder: Path, *overrides: str) -> Any:
+    return instantiate(compose([f"data={name}", f"data.folder={folder}", *overrides])["data"])
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_corpus_has_its_published_splits_and_every_sample_a_medium_and_a_text(
+    name: str, folders: dict[str, Path]
+) -> None:
+    source: Source = source_of(name, folders[name])
+    assert source.splits == SPLITS.get(name, ("train", "val", "test"))
+    ids = []
+    for split in source.splits:
+        for sample in source.samples(split):
+            ids.append(sample.id)
+            assert sample.split == sample.track == split and sample.modality == source.modality
+            assert all(sample.references) and bool(sample.question) == (name in QUESTIONS)
+            assert sample.cluster and sample.medium_id.startswith(sample.facts["file"])
+            assert not sample.weights or len(sample.weights) == len(sample.references)
+            medium = source.medium(sample)
+            assert isinstance(medium, {"image": Image.Image, "audio": Sound, "video": Clip}[source.modality])
+    assert len(set(ids)) == len(ids) > 1
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_reader_is_a_function_of_its_files(name: str, folders: dict[str, Path]) -> None:
+    one, two = source_of(name, folders[name]), source_of(name, folders[name])
+    again = pickle.loads(pickle.dumps(one))
+    for split in reversed(one.splits):
+        assert one.samples(split) == two.samples(split) == again.samples(split)
+    assert one.fingerprint == two.fingerprint == again.fingerprint
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_no_medium_is_opened_to_list_the_samples(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("ima.data.files.opened", refuse)
+    source = source_of(name, folders[name])
+    assert all(source.samples(split) for split in source.splits)
+
+
+@pytest.mark.parametrize("name", TEN_ANSWERS)
+def test_ten_answers_are_drawn_by_their_soft_scores(name: str, folders: dict[str, Path]) -> None:
+    first, second = source_of(name, folders[name]).samples("train")
+    assert first.references == tuple(corpora_files.TEN)
+    total = {text: sum(w for t, w in zip(first.references, first.weights, strict=True) if t == text)
+             for text in first.references}  # fmt: skip
+    assert total == pytest.approx({"red": 1.0, "dark red": 1.0, "pink": 1 / 3})
+    assert (first.cluster, first.medium_id) == (second.cluster, second.medium_id)  # two questions about one picture
+
+
+def test_labels_stand_in_where_the_official_annotations_are_not_there(folders: dict[str, Path]) -> None:
+    source = source_of("vqav2_karpathy", folders["vqav2_karpathy"], "data.splits.train.official=null")
+    sample = source.samples("train")[0]
+    assert (sample.references, sample.weights) == (("red", "dark red", "pink"), (1.0, 0.9, 0.3))
+
+
+def test_coco_trains_on_restval_too_and_on_single_captions_if_asked(folders: dict[str, Path]) -> None:
+    source = source_of("coco", folders["coco"])
+    files = [sample.facts["file"] for sample in source.samples("train")]
+    assert files == ["train2014/COCO_train2014_000000000000.jpg", "val2014/COCO_val2014_000000000001.jpg"]
+    assert source.samples("test")[0].references[0] == "A cow number 3."
+    single = source_of("coco", folders["coco"], "data.per_caption=true")
+    texts = [sample.references for sample in single.samples("train")]
+    assert texts == [(text,) for sample in source.samples("train") for text in sample.references]
+    assert [s.medium_id for s in single.samples("train")[:3]] == [source.samples("train")[0].medium_id] * 3
+    assert single.samples("test") == source.samples("test")
+
+
+def test_the_domains_of_nocaps_are_tracks_of_their_own(folders: dict[str, Path]) -> None:
+    source = source_of("nocaps", folders["nocaps"])
+    assert [len(source.samples(split)) for split in source.splits] == [4, 1, 1, 2]
+
+
+def test_facts_of_the_annotations_come_along(folders: dict[str, Path]) -> None:
+    def first(name: str, *overrides: str) -> Any:
+        return source_of(name, folders[name], *overrides).samples("train")[0].facts
+
+    aokvqa = first("aokvqa")
+    assert aokvqa["choices"][aokvqa["choice"]] == "red" and len(aokvqa["rationales"]) == 3
+    assert first("gqa")["type"] == "verifyAttr" and first("vqav2")["type"] == "what colour"
+    assert "ocr" not in first("textvqa")
+    assert first("textvqa", "data.splits.train.ocr=TextVQA_Rosetta_OCR_v0.2_train.json")["ocr"] == ("red", "brand")
+
+
+def test_annotators_of_one_question_are_one_sample(folders: dict[str, Path]) -> None:
+    source = source_of("clotho_aqa", folders["clotho_aqa"])
+    assert [sample.references for sample in source.samples("train")] == [
+        ("yes", "yes", "no"),
+        ("birds", "bird", "birds"),
+    ]
+    only = source_of("clotho_aqa", folders["clotho_aqa"], "data.yes_no=true").samples("train")
+    assert only == source.samples("train")[:1]
+
+
+@pytest.mark.parametrize("name", ("audiocaps", "clotho"))
+def test_a_sound_is_the_mean_of_its_channels_at_its_own_rate(name: str, folders: dict[str, Path]) -> None:
+    source = source_of(name, folders[name])
+    sound = source.medium(source.samples("val")[0])
+    assert sound.rate == (44100 if name == "clotho" else 16000) and sound.seconds == pytest.approx(0.1)
+    assert sound.wave.dtype == np.float32 and np.allclose(sound.wave, corpora_files.shade(1) / 256 / 2)
+
+
+@pytest.mark.parametrize("name", ("msrvtt", "msvd_qa", "msrvtt_qa"))
+def test_frames_of_a_clip_are_those_of_the_file(name: str, folders: dict[str, Path]) -> None:
+    source = source_of(name, folders[name])
+    sample = source.samples("test")[0]
+    clip = source.medium(sample)
+    number = 9 if name == "msrvtt" else 3
+    frames = clip.frames(spaced(clip.num_frames, 4))
+    found = [np.asarray(frame).mean() for frame in frames]
+    wanted = [corpora_files.shade(number) + 4 * index for index in spaced(12, 4)]
+    assert (clip.num_frames, clip.fps) == (12, 10.0) and np.abs(np.array(found) - wanted).max() < 4
+
+
+def test_pictures_are_those_of_the_file(folders: dict[str, Path]) -> None:
+    source = source_of("gqa", folders["gqa"])
+    image = source.medium(source.samples("test")[0])
+    assert image.size == (24, 16) and abs(float(np.asarray(image).mean()) - corpora_files.shade(2)) < 2
+
+
+def test_limit_keeps_the_first_training_samples_only(folders: dict[str, Path]) -> None:
+    whole, few = source_of("vqav2", folders["vqav2"]), source_of("vqav2", folders["vqav2"], "data.limit=1")
+    assert few.samples("train") == whole.samples("train")[:1] and few.samples("val") == whole.samples("val")
+
+
+def test_clusters_are_media_or_what_a_file_says(folders: dict[str, Path]) -> None:
+    folder = folders["gqa"]
+    corpora_files.to_json(folder / "clusters.json", {"images/n0.jpg": "photographer 7"})
+    source = source_of("gqa", folder, "data.clusters=clusters.json")
+    assert source.samples("train")[0].cluster == "photographer 7"
+    assert source.samples("val")[0].cluster == "images/n1.jpg"
+
+
+def test_other_media_folders_and_several_candidates(folders: dict[str, Path], tmp_path: Path) -> None:
+    corpora_files.jpg(tmp_path / "all" / "n0.png", 0)
+    options = ["data.splits.train.media=['images/{imageId}.jpg','all/{imageId}.png']", f"data.media={tmp_path}"]
+    sample = source_of("gqa", folders["gqa"], *options).samples("train")[0]
+    assert sample.facts["file"] == "all/n0.png"
+
+
+def test_another_medium_of_another_size_is_another_medium(tmp_path: Path) -> None:
+    corpora_files.gqa(tmp_path)
+    before = source_of("gqa", tmp_path)
+    ids = [sample.medium_id for sample in before.samples("train")]
+    Image.new("RGB", (99, 99)).save(tmp_path / "images" / "n0.jpg")
+    after = source_of("gqa", tmp_path)
+    assert after.fingerprint == before.fingerprint
+    assert all(a.medium_id != b for a, b in zip(after.samples("train"), ids, strict=True))
+    assert after.samples("val") == before.samples("val")
