@@ -91,9 +91,8 @@ class VideoFrames(Encoder):
         try:
             num = self.image(torch.zeros(1, 3, one.height, one.width)).shape[1]
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"encoder.size={one.height}: {type(self.image).__name__} does not take it ({str(error).splitlines()[0]})"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"encoder.size={one.height}: {type(self.image).__name__} refuses it ({reason})") from error
         square_of(num, type(self.image).__name__)
 
     def encode(self, x_B: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ SAID = {
 }
 MOTIONS = tuple(SAID)
 
-GOES = r"(?:mov|go|slid|drift|glid|travel|shift|head|float|fl[iy]|run|walk|driv|roll|pass)\w*"
+GOES = r"(?:mov|go|slid|drift|glid|travel|shift|head|float|flies|flying|run|walk|driv|roll|pass)\w*"
 READ = {
     "disappears": r"disappear\w*|vanish\w*|go\w* out of view|go\w* away|leaves? (?:the|view)",
     "appears": r"appear\w*|shows? up|showing up|com(?:es?|ing) into view",
