@@ -79,7 +79,7 @@ class StampVideo(Source):
         given = {"num_train": num_train, "num_val": num_val, "num_t0": num_t0, "num_t1": num_t1, "num_t2": num_t2}
         given |= {"num_movers": num_movers, "num_static": num_static, "num_frames": num_frames, "size": size}
         for key, value in given.items():
-            low, high = self.RANGES[key]
+            low, high = StampVideo.RANGES[key]
             if value < (low or 0) or (high is not None and value > high):
                 raise UserError(f"{key}: {value} is not allowed; {low} to {high}" if high else f"{key}: at least {low}")
         self.name = "stampworld/video"
