@@ -25,7 +25,7 @@ def inputs(model: Any, padding: str = "right", rows: int = 4, length: int = 9, s
         "right": steps < lengths[:, None],
         "left": steps >= length - lengths[:, None],
     }[padding]
-    embeds = torch.randn(rows, length, model.config.hidden_size, generator=generator)
+    embeds = torch.randn(rows, length, model.get_input_embeddings().embedding_dim, generator=generator)
     positions = (real.long().cumsum(1) - 1).clamp_min(0)
     return {"inputs_embeds": embeds.to(model.dtype), "attention_mask": real.long(), "position_ids": positions}
 
@@ -100,7 +100,7 @@ def test_eager_attention_and_no_grad_give_the_same_logits() -> None:
     assert off(logits, stock) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3", "olmo2", "opt", "gpt_neox"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3", "olmo2", "opt", "opt_350m", "gpt_neox"])
 def test_other_families_keep_their_stock_blocks(family: str) -> None:
     model = tiny_model(family)
     given = inputs(model)

@@ -210,3 +210,10 @@ def test_decoding_skips_what_whole_passes_skip(llm: FrozenLLM, part: str, length
             roles = torch.cat([roles, torch.tensor([[int(Role.GENERATED)]])], dim=1)
     assert llm.eos_id not in expected
     assert found == expected
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_llm_that_norms_its_stream_has_nothing_to_skip(part: str) -> None:
+    llm = FrozenLLM(tiny_model("opt_350m"), tiny_tokenizer(), name="opt-350m")
+    with pytest.raises(UserError, match="opt-350m norms its stream"), Skip(part, start=1).apply(llm):  # type: ignore[arg-type]
+        pass

@@ -111,6 +111,11 @@ class Skip:
     def check(self, llm: FrozenLLM) -> None:
         """Raises UserError where the skip does not fit this LLM."""
         blocks = self.blocks(llm.num_blocks)
+        if llm.table.family.stream_norms:
+            raise UserError(
+                f"intervention: skipping is defined on a residual stream that only sums change; {llm.name} norms its "
+                "stream after each sum (as opt-350m does); choose another LLM"
+            )
         if self.select == "similar" and self.needs_states and blocks[0] == 0:
             raise UserError("intervention.select: similar compares with the previous block; block 0 has none, start=1")
         num_heads = llm.model.config.num_attention_heads

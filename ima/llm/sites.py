@@ -26,10 +26,12 @@ Places = Mapping[Site, tuple[str, Side]]
 @dataclasses.dataclass(frozen=True)
 class Family:
     """Module names of one block, relative to it ("" is the block). `parallel`: attention and FFN read the same input
-    and both are added to the residual, so that there is no resid_mid."""
+    and both are added to the residual, so that there is no resid_mid. `stream_norms`: the norms that the stream itself
+    goes through after attention and after the FFN has been added; empty where nothing but sums changes it."""
 
     places: Places
     parallel: bool = False
+    stream_norms: tuple[str, ...] = ()
 
 
 def family(sa: str, resid_mid: str | None, ln1: str | None, ln2: str | None, fc1: str, fc2: str) -> Places:
@@ -66,6 +68,19 @@ POST_NORM = Family(
 )
 OPT = Family(
     family("self_attn", "final_layer_norm", "self_attn_layer_norm", "final_layer_norm", "fc2", "fc2"),
+)
+# opt-350m norms each sum: resid_mid = norm(resid_pre + sa), resid_post = norm(resid_mid + fc2). What enters attention
+# and FFN is the stream itself, so there is no ln1 and no ln2.
+OPT_NORMED_STREAM = Family(
+    {
+        Site.RESID_PRE: ("", "input"),
+        Site.SA: ("self_attn", "output"),
+        Site.RESID_MID: ("self_attn_layer_norm", "output"),
+        Site.FC1: ("fc2", "input"),
+        Site.FC2: ("fc2", "output"),
+        Site.RESID_POST: ("", "output"),
+    },
+    stream_norms=("self_attn_layer_norm", "final_layer_norm"),
 )
 NEOX_PARALLEL = Family(
     family("attention", None, "input_layernorm", "post_attention_layernorm", "mlp.dense_4h_to_h", "mlp"),
@@ -113,10 +128,7 @@ class SiteTable:
         if kind == "gpt_neox" and not model.config.use_parallel_residual:
             chosen = NEOX_SERIAL
         if kind == "opt" and not model.config.do_layer_norm_before:
-            raise UserError(
-                "llm: OPT checkpoints with norms after the residual (opt-350m) have no pre-norm sites and cannot be "
-                "analysed block by block; choose another size, e.g. facebook/opt-125m or facebook/opt-1.3b"
-            )
+            chosen = OPT_NORMED_STREAM
         self.family = chosen
         self.model_type = kind
         self.blocks = block_list(model)
@@ -176,7 +188,8 @@ def observe(place: Place, see: Observer) -> Iterator[None]:
 
 @torch.no_grad()
 def check_sites(model: Any, table: SiteTable) -> None:
-    """Run 2x5 random embeddings and recompose every block: resid_pre + sa = resid_mid, resid_mid + fc2 = resid_post.
+    """Run 2x5 random embeddings and recompose every block: resid_pre + sa = resid_mid, resid_mid + fc2 = resid_post
+    (each sum normed where the family norms the stream).
 
     Raises UserError naming block and site where they do not add up (tolerance 2 % of the norm: bf16 rounding passes,
     a wrong module does not).
@@ -202,7 +215,12 @@ def check_sites(model: Any, table: SiteTable) -> None:
         pre, sa, fc2, post = (seen[block, site] for site in wanted[:4])
         sums = [(pre + sa + fc2, post, Site.RESID_POST)]
         if not table.family.parallel:
-            sums = [(pre + sa, seen[block, Site.RESID_MID], Site.RESID_MID), *sums]
+            mid = seen[block, Site.RESID_MID]
+            sums = [(pre + sa, mid, Site.RESID_MID), (mid + fc2, post, Site.RESID_POST)]
+        for index, name in enumerate(table.family.stream_norms):
+            norm = table.blocks[block].get_submodule(name)
+            whole, *rest = sums[index]
+            sums[index] = (norm(whole.to(model.dtype)).float(), *rest)
         for whole, part, site in sums:
             error = (whole - part).norm() / part.norm().clamp_min(1e-12)
             if not error <= 0.02:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-FAMILY_NAMES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "opt", "gpt_neox", "smollm3")
+FAMILY_NAMES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "opt", "opt_350m", "gpt_neox", "smollm3",
+)  # fmt: skip
 
 
 def tiny_tokenizer() -> Any:
@@ -65,10 +67,12 @@ def tiny_model(family: str = "llama", width: int = 32, num_blocks: int = 3, seed
             config = t.SmolLM3Config(**grouped)
         case "gpt_neox":
             config = t.GPTNeoXConfig(**rope)
-        case "opt":
+        case "opt" | "opt_350m":  # the latter: norms after the sums, embeddings narrower than the blocks
+            odd = family == "opt_350m"
             config = t.OPTConfig(
-                **common, ffn_dim=2 * width, max_position_embeddings=256, word_embed_proj_dim=width,
-                pad_token_id=0, bos_token_id=1, eos_token_id=2, dropout=0.0,
+                **common, ffn_dim=2 * width, max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
+                eos_token_id=2, dropout=0.0, word_embed_proj_dim=width // 2 if odd else width,
+                do_layer_norm_before=not odd,
             )  # fmt: skip
         case _:
             raise AssertionError(family)
