@@ -111,3 +111,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:2]]
         raise UserError(f"encoder: {source} do not fit {type(model).__name__}: {' '.join(lines)[:160]}") from error
+
+
+def aisfx_weights(path: Path) -> dict[str, Tensor]:
+    """The embedding network out of the checkpoint, a tuple (weights, numbers of classes); its heads have no names of
+    classes and are left out. The numbers are numpy's: their kinds are allowed beside the weights, nothing else."""
+    allowed: list[Any] = [
+        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Int64DType
+    ]  # fmt: skip
+    with torch.serialization.safe_globals(allowed):
+        weights, _ = torch.load(path, map_location="cpu", weights_only=True)
+    prefix = "embedding_net."
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
