@@ -17,7 +17,7 @@ from PIL import Image
 from ima.data.draws import Draws, hash_unit
 from ima.data.stampworld.catalog import Catalog, Stamp
 from ima.data.stampworld.layout import ANCHORS, Box, Group
-from ima.data.stampworld.render import KINDS, Placed
+from ima.data.stampworld.render import KINDS, Placed, compose
 from ima.data.stampworld.single import VERSION
 from ima.tasks.metrics.nouns import NounReader
 
@@ -93,6 +93,19 @@ class Scenery:
         """A hen and a chicken in one scene could not be told apart by what a caption says."""
         return noun == other or noun in self._reader.above[other] or other in self._reader.above[noun]
 
+    def confused(self, noun: str, other: str) -> bool:
+        """Whether one may be called what the other is called: clashing nouns, and those that share a word."""
+        return self.clash(noun, other) or other in self._namesakes[noun]
+
+    @functools.cached_property
+    def _namesakes(self) -> dict[str, set[str]]:
+        """Noun -> all nouns that one of its names or synonyms may mean."""
+        found: dict[str, set[str]] = {noun: set() for noun in self.catalog.nouns}
+        for meant in self._reader.names.values():
+            for noun in meant:
+                found[noun] |= meant
+        return found
+
     def describe(self, group: Group, boxes: Sequence[Box]) -> dict[str, Any]:
         """A group as it stands in `Sample.facts["objects"]`."""
         stamp = group.stamp
@@ -105,6 +118,15 @@ class Scenery:
             "cluster": stamp.cluster,
             "boxes": tuple(boxes),
         }
+
+    def picture(
+        self, draws: Draws, objects: Iterable[Mapping[str, Any]], size: int, side: str, ground: str
+    ) -> Image.Image:
+        """RGB, size x size: objects as `describe` tells of them, each copy mirrored or not."""
+        placed = [
+            self.placed(self.stamps[item["stamp"]], box, draws.chance(0.5)) for item in objects for box in item["boxes"]
+        ]
+        return compose(draws, size, side, placed, ground)
 
     def placed(self, stamp: Stamp, box: Box, mirrored: bool) -> Placed:
         """The picture of a stamp, fitted to its box; mirrored only where that is no lie (letters)."""

@@ -18,7 +18,6 @@ from ima.data.source import Source
 from ima.data.stampworld import words
 from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.layout import lay_out
-from ima.data.stampworld.render import compose
 from ima.data.stampworld.scenery import KIND_WEIGHTS, NUM_KINDS, Scenery, draw_ground, held_cell, held_pair
 from ima.data.stampworld.single import VERSION
 from ima.errors import UserError, nearest
@@ -100,13 +99,8 @@ class StampScenes(Source):
     def medium(self, sample: Sample) -> Image.Image:
         """RGB, size x size."""
         draws = Draws(VERSION, "scene pixels", sample.id, self.seed if sample.split == "train" else 0)
-        placed = [
-            self.scenery.placed(self.scenery.stamps[item["stamp"]], box, draws.chance(0.5))
-            for item in sample.facts["objects"]
-            for box in item["boxes"]
-        ]
         side = "train" if sample.split == "train" else "test"
-        return compose(draws, self.size, side, placed, sample.facts["ground"])
+        return self.scenery.picture(draws, sample.facts["objects"], self.size, side, sample.facts["ground"])
 
     def _sample(self, split: str, track: str, index: int) -> Sample:
         draws = Draws(VERSION, "scene", track, index, self.seed if track == "train" else 0)

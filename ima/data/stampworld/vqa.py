@@ -18,7 +18,7 @@ from ima.data.draws import Draws
 from ima.data.source import Source
 from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.pairs import Edit, Pair, Scene, draw_pair, feasible
-from ima.data.stampworld.questions import MAIN, TYPES, Asker, Type, options, present
+from ima.data.stampworld.questions import MAIN, TYPES, Asker, Question, Type, options, present
 from ima.data.stampworld.render import Placed, ground_for, paste
 from ima.data.stampworld.scenery import NUM_KINDS, Scenery
 from ima.data.stampworld.single import VERSION
@@ -31,7 +31,7 @@ CYCLE: tuple[Edit, ...] = ("noun", "kind", "move", "count") * 3 + ("noun",)
 
 class StampVqa(Source):
     """One or two questions about each picture. `facts`: "type", "answers" (all that its type can have), "pair" (shared
-    with the sample that has the other answer), "template", "nouns", "objects", "ground", "theme", "edit".
+    with the sample that has the other answer), "synonyms", "template", "nouns", "objects", "ground", "theme", "edit".
 
     nouns: "all", "demo" or a list. num_*: pairs of pictures of each track (val has V0 and V1, half each). types: "all"
     or some of yes/no, object, number, category, position. max_kinds: at most so many different nouns in a picture.
@@ -156,6 +156,7 @@ class StampVqa(Source):
                     "template": question.template,
                     "answers": self._options[question.type],
                     "pair": f"{track}/{index:06d}/{number}",
+                    "synonyms": self._synonyms(question, which),
                 }
                 out.append(
                     Sample(
@@ -171,6 +172,10 @@ class StampVqa(Source):
                     )
                 )
         return out
+
+    def _synonyms(self, question: Question, which: int) -> tuple[str, ...]:
+        """What else is right where a noun is asked for."""
+        return self.catalog.nouns[question.answers[which]].synonyms if question.type == "object" else ()
 
     def _placed(self, scene: Scene) -> list[Placed]:
         return [
