@@ -69,24 +69,54 @@ def hf(
     pretrained: bool = True,
     seed: int = 0,
 ) -> FrozenLLM:
-    """A causal LM from a local folder or the hub (safetensors only). Raises UserError where it cannot be had."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """A causal LM from a local folder or the hub; of one that also sees, its language part. `pretrained=false`: random
+    weights of `seed`, only its config and tokenizer are needed. Raises UserError where it cannot be had.
 
+    safetensors are preferred; pickled weights (OPT and Vicuna have no others) are read as tensors and nothing else.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"dtype": pick_dtype(dtype), "attn_implementation": "sdpa"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=pick_dtype(dtype), attn_implementation="sdpa", use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if pretrained:
+            model = AutoModelForCausalLM.from_pretrained(path, revision=revision, **options)
+        else:
+            config = AutoConfig.from_pretrained(path, revision=revision).get_text_config(decoder=True)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(config, **options)
+    except Exception as error:  # the hub, the network, unpickling and the tokenizers each have their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         where = "that folder" if Path(path).exists() else "neither a folder here nor in the local hub cache"
         raise UserError(
             f"llm.path: {path!r} cannot be loaded ({where}: {reason}); download it first (hf download {path}) "
-            "or give a local folder with config.json, tokenizer and safetensors"
+            "or give a local folder with config.json, tokenizer and weights"
         ) from error
-    if not pretrained:
-        reinitialise(model, seed)
-    return FrozenLLM(model, tokenizer, bos, name=Path(path).name)
+    name = Path(path).name
+    return FrozenLLM(language_part(model), tokenizer, bos, name=name if pretrained else f"{name}-random{seed}")
+
+
+def language_part(model: Any) -> Any:
+    """The causal LM inside a model that also sees (Gemma 3 from 4B on): the same modules, not a copy. Others as they
+    are; raises UserError where there is no such part."""
+    from transformers import AutoModelForCausalLM
+
+    config = model.config.get_text_config(decoder=True)
+    if config is model.config:
+        return model
+    inner = getattr(model.base_model, "language_model", None)
+    if inner is None or model.get_output_embeddings() is None:
+        raise UserError(f"llm: {type(model).__name__} has no language part of its own; give a text-only checkpoint")
+    with torch.device("meta"):
+        part = AutoModelForCausalLM.from_config(config)
+    part.config = inner.config
+    part.generation_config = model.generation_config
+    setattr(part, part.base_model_prefix, inner)
+    part.set_output_embeddings(model.get_output_embeddings())
+    if any(tensor.is_meta for tensor in (*part.parameters(), *part.buffers())):
+        raise UserError(f"llm: the language part of {type(model).__name__} cannot be taken out; give a text-only one")
+    return part
 
 
 def tiny(
