@@ -68,7 +68,7 @@ class VideoFrames(Encoder):
         self.image, self.num_frames, self.grid, self.time = image, num_frames, grid, time
         # Convolutions on a CPU are much faster in this layout; features differ in the sixth digit.
         self.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        one = image.preprocess
+        one: Any = image.preprocess
         if size is not None:
             if not isinstance(one, ImagePreprocess):
                 raise UserError(f"encoder.size: {type(image).__name__} has a size of its own; leave out size")

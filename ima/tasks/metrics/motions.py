@@ -37,13 +37,13 @@ READ = {
     "appears": r"appear\w*|shows? up|showing up|com(?:es?|ing) into view",
     "grows": r"grow\w*|grew|(?:get|becom|turn)\w* (?:bigger|larger)|expand\w*|enlarg\w*|increas\w* in size",
     "shrinks": r"shr[iua]nk\w*|(?:get|becom|turn)\w* smaller|decreas\w* in size",
-    "rotates": r"rotat\w*|spin\w*|turn(?:s|ing)?(?: a?round)?(?! (?:left|right))",
+    "rotates": r"rotat\w*|spin\w*|turn(?:s|ing)?\b(?: a?round)?(?! (?:left|right))",
     STILL: r"(?:stay|remain|stand|sit|keep|is|are|lie)\w* (?:still|motionless|in place|where)|(?:do|does) not move"
     r"|doesn'?t move|don'?t move|not moving|motionless",
-    "up": rf"{GOES} (?:\w+ ){{0,2}}?(?:up|upwards?)\b|ris(?:es?|ing)|climb\w*",
-    "down": rf"{GOES} (?:\w+ ){{0,2}}?(?:down|downwards?)\b|falls?|falling|sink\w*|descend\w*",
-    "left": rf"(?:{GOES}|turn\w*) (?:\w+ ){{0,2}}?left(?:wards?)?\b",
-    "right": rf"(?:{GOES}|turn\w*) (?:\w+ ){{0,2}}?right(?:wards?)?\b",
+    "up": rf"{GOES} (?:\w+ ){{0,3}}?(?:up|upwards?)\b|ris(?:es?|ing)|climb\w*",
+    "down": rf"{GOES} (?:\w+ ){{0,3}}?(?:down|downwards?)\b|falls?|falling|sink\w*|descend\w*",
+    "left": rf"(?:{GOES}|turn\w*) (?:\w+ ){{0,3}}?left(?:wards?)?\b",
+    "right": rf"(?:{GOES}|turn\w*) (?:\w+ ){{0,3}}?right(?:wards?)?\b",
 }
 PATTERN = re.compile("|".join(rf"(?P<{name}>\b(?:{pattern}))" for name, pattern in READ.items()), re.IGNORECASE)
 
