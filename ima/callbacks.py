@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from ima.alignment.scores import alignment_rows
+from ima.alignment.rows import alignment_rows
 from ima.checkpoint import save_adapter
 from ima.evaluation import Evaluator, metric_rows
 from ima.progress import progress

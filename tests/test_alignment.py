@@ -5,9 +5,11 @@ import itertools
 import pytest
 import torch
 
-from ima.alignment.scores import alignment_rows, consecutive, norm_quantiles, similarity
-from ima.alignment.stats import NUM_GROUPS, PAIRS, VIEWS, AlignmentStats, group_of, view_masks
+from ima.alignment.rows import alignment_rows
+from ima.alignment.scores import consecutive, norm_quantiles, similarity
+from ima.alignment.stats import AlignmentStats
 from ima.alignment.tap import Tap
+from ima.alignment.views import NUM_GROUPS, PAIRS, VIEWS, group_of, view_masks
 from ima.llm.frozen import FrozenLLM
 from ima.llm.sites import SiteTable, check_sites
 from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer

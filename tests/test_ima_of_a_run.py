@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ima.adapters import PoolAdapter
-from ima.alignment.scores import alignment_rows
+from ima.alignment.rows import alignment_rows
 from ima.evaluation import Evaluator
 from ima.lit import MappingModule
 from ima.settings import Alignment

@@ -1,33 +1,36 @@
-"""From sums to scores with standard errors, and from scores to rows.
+"""From sums to scores with standard errors.
 
 Every similarity is computed once on all jackknife groups and once with each group left out (methods 2); where fewer
 than two groups have examples the standard error is NaN. IMA is the mean over layers 1..L of the same-layer P-T
-similarity; `ima_p0` takes P from layer 0.
+similarity; taking P from layer 0 gives its twin.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ima.alignment.stats import BIN_WIDTH, LOG_LOW, NORM_VIEWS, PAIRS, VIEWS, AlignmentStats, SiteStats
-from ima.types import Row, Site
+from ima.alignment.scales import quantile_of
+from ima.alignment.stats import SiteStats
+from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, split_view
 
 QUANTILES = (0.25, 0.5, 0.75)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A score per layer with its standard error and number of examples. `value_L` has NaN where nothing was seen;
-    `leave_out_GL` holds the leave-one-group-out values (rows of empty groups removed)."""
+    """A score per layer with its standard error and number of examples (or tokens, or pairs). `value_L` has NaN where
+    nothing was seen; `leave_out_GL` holds the leave-one-group-out values (rows of empty groups removed)."""
 
     value_L: Tensor
     leave_out_GL: Tensor
-    n: int
+    n_L: Tensor
+
+    @property
+    def n(self) -> int:
+        return int(self.n_L.max())
 
     @property
     def se_L(self) -> Tensor:
@@ -52,30 +55,52 @@ def with_leave_outs(sum_LGX: Tensor, used_G: Tensor) -> Tensor:
     return torch.cat([total[None], total[None] - sum_LGX[:, used_G].transpose(0, 1)])
 
 
+def positive(count: Tensor) -> Tensor:
+    """A divisor: NaN where there is nothing, since rounding over no pairs would be infinite."""
+    return count.where(count > 0, torch.nan)
+
+
 def similarity(stats: SiteStats, view_a: str, view_b: str, layer_a: int | None = None) -> dict[str, Curve]:
-    """sim (all pairs), sim_matched (a = b) and sim_gap = matched - mean over a != b, for layers 0..L.
+    """sim (all pairs), sim_matched (a = b) and sim_gap = matched - mean over a != b, for layers 0..L. Of centred views
+    there is only sim_matched.
 
     layer_a: None for the same layer, or the fixed layer that `view_a` is taken from (then only `sim` is defined,
     since the matched cosine is streamed for equal layers).
     """
-    a, b = VIEWS.index(view_a), VIEWS.index(view_b)
-    count_GR = stats.count_GR.double().cpu()
-    used_G = (count_GR[:, a] + count_GR[:, b]) > 0
-    count_a, count_b = (with_leave_outs(count_GR[None, :, view], used_G) for view in (a, b))
-    sums = stats.unit_sum_LGRD.double().cpu()
-    sum_a = with_leave_outs(sums[:, :, a] if layer_a is None else sums[layer_a : layer_a + 1, :, a], used_G)
-    sum_b = with_leave_outs(sums[:, :, b], used_G)
+    a, b = stats.plan.views.index(view_a), stats.plan.views.index(view_b)
+    count_LGR = stats.count_LGR.double().cpu()
+    layers = slice(None) if layer_a is None else slice(layer_a, layer_a + 1)
+    used_G = (count_LGR[..., a] + count_LGR[..., b]).sum(0) > 0
+    count_a = with_leave_outs(count_LGR[layers, :, a], used_G)
+    count_b = with_leave_outs(count_LGR[:, :, b], used_G)
+    sum_a = with_leave_outs(stats.unit_sum_LGRD[layers, :, a].double().cpu(), used_G)
+    sum_b = with_leave_outs(stats.unit_sum_LGRD[:, :, b].double().cpu(), used_G)
     product = (sum_a * sum_b).sum(-1)
-    curves = {"sim": product / (count_a * count_b)}
+    curves = {"sim": product / positive(count_a * count_b)}
+    n_L = torch.minimum(count_a[0], count_b[0])
     if layer_a is None:
-        q = PAIRS.index((view_a, view_b))
+        q = stats.plan.pairs.index((view_a, view_b))
         matched_sum = with_leave_outs(stats.matched_LGQ[:, :, q].double().cpu(), used_G)
-        matched_n = with_leave_outs(stats.matched_count_GQ[None, :, q].double().cpu(), used_G)
-        curves["sim_matched"] = matched_sum / matched_n
-        others = count_a * count_b - matched_n  # a pair needs two examples; rounding over no pairs would be infinite
-        curves["sim_gap"] = curves["sim_matched"] - (product - matched_sum) / others.where(others > 0, torch.nan)
-    n = int(count_GR[:, [a, b]].sum(0).min())
-    return {name: Curve(values[0], values[1:], n) for name, values in curves.items()}
+        matched_n = with_leave_outs(stats.matched_count_LGQ[:, :, q].double().cpu(), used_G)
+        curves["sim_matched"] = matched_sum / positive(matched_n)
+        others = count_a * count_b - matched_n  # a pair needs two examples
+        curves["sim_gap"] = curves["sim_matched"] - (product - matched_sum) / positive(others)
+        if split_view(view_a)[1] in MATCHED_ONLY:
+            curves = {"sim_matched": curves["sim_matched"]}
+    return {name: Curve(values[0], values[1:], n_L) for name, values in curves.items()}
+
+
+def cone(stats: SiteStats, view: str) -> Curve:
+    """Mean cosine over the distinct pairs of examples within one dataset: (|sum u|^2 - n) / (n (n - 1)), where the n
+    that is taken off counts the examples whose u is not zero. NaN for fewer than two examples."""
+    r = stats.plan.views.index(view)
+    count_LG = stats.count_LGR[..., r].double().cpu()
+    used_G = count_LG.sum(0) > 0
+    count = with_leave_outs(count_LG, used_G)
+    own = with_leave_outs(stats.nonzero_LGR[..., r].double().cpu(), used_G)
+    square = with_leave_outs(stats.unit_sum_LGRD[:, :, r].double().cpu(), used_G).square().sum(-1)
+    value = (square - own) / positive(count * (count - 1))
+    return Curve(value[0], value[1:], count[0])
 
 
 def consecutive(stats: SiteStats, step: int, view: str) -> Curve:
@@ -85,61 +110,17 @@ def consecutive(stats: SiteStats, step: int, view: str) -> Curve:
     used_G = count_G > 0
     sums = with_leave_outs(stats.step_sum_LGR[step][:, :, r].double().cpu(), used_G)
     values = sums / with_leave_outs(count_G[None], used_G)
-    return Curve(values[0], values[1:], int(count_G.sum()))
+    return Curve(values[0], values[1:], count_G.sum().expand(values.shape[1]))
 
 
 def norm_quantiles(stats: SiteStats, view: str) -> Tensor:
     """[3, L] quartiles of the token norms, within half a bin (0.5 %); NaN where the view is empty."""
-    hist_LH = stats.norm_hist_LRH[:, NORM_VIEWS.index(view)].double().cpu()
-    total_L1 = hist_LH.sum(-1, keepdim=True)
-    cumulative = hist_LH.cumsum(-1)
-    result = []
-    for q in QUANTILES:
-        index = (cumulative >= q * total_L1).double().argmax(-1)
-        value = torch.exp(LOG_LOW + (index - 0.5) * BIN_WIDTH)
-        result.append(torch.where(total_L1[:, 0] > 0, value, torch.nan))
-    return torch.stack(result)
+    hist_LH = stats.norm_hist_LRH[:, NORM_VIEWS.index(view)]
+    return torch.stack([quantile_of(hist_LH, q) for q in QUANTILES])
 
 
-def alignment_rows(stats: AlignmentStats, base: dict[str, Any]) -> Iterator[Row]:
-    """Rows of every score; `base` holds the fields that are the same for all (run, epoch, dataset_a, ...)."""
-    for site, site_stats in stats.sites.items():
-        yield from site_rows(site_stats, site, base)
-
-
-def site_rows(stats: SiteStats, site: Site, base: dict[str, Any]) -> Iterator[Row]:
-    def row(score: str, value: float, **fields: Any) -> Row:
-        note = None if value == value else "no tokens of this role, or no pair of examples"
-        return Row(score=score, value=value, site=site.value, note=note, **(base | fields))
-
-    first = 0 if site is Site.RESID_POST else 1
-    for view_a, view_b in PAIRS:
-        names = {"role_a": view_a.split(".")[0], "role_b": view_b.removesuffix(".nosink")}
-        names["variant"] = "nosink" if view_a.endswith("nosink") else "raw"
-        headline = names["role_b"] == "T"
-        for score, curve in similarity(stats, view_a, view_b).items():
-            for layer, (value, se) in enumerate(zip(curve.value_L.tolist(), curve.se_L.tolist(), strict=True)):
-                if layer >= first:
-                    yield row(score, value, se=se, n=curve.n, layer_a=layer, layer_b=layer, **names)
-            if headline and stats.num_layers > 1:
-                value, se = curve.mean(1)
-                yield row(score.replace("sim", "ima"), value, se=se, n=curve.n, **names)
-        if headline and site is Site.RESID_POST and stats.num_layers > 1:
-            curve = similarity(stats, view_a, view_b, layer_a=0)["sim"]
-            for layer, (value, se) in enumerate(zip(curve.value_L.tolist(), curve.se_L.tolist(), strict=True)):
-                yield row("sim_p0", value, se=se, n=curve.n, layer_a=0, layer_b=layer, **names)
-            value, se = curve.mean(1)
-            yield row("ima_p0", value, se=se, n=curve.n, **names)
-    for view in ("P", "T"):
-        names = {"role_a": view, "variant": "raw"}
-        n = int(stats.norm_hist_LRH[0 if first == 0 else -1, NORM_VIEWS.index(view)].sum())
-        for q, values in zip(QUANTILES, norm_quantiles(stats, view), strict=True):
-            for layer, value in enumerate(values.tolist()):
-                if layer >= first:
-                    yield row(f"norm_q{round(100 * q)}", value, n=n, layer_a=layer, **names)
-        for step in stats.step_sum_LGR:
-            curve = consecutive(stats, step, view)
-            for layer, (value, se) in enumerate(zip(curve.value_L.tolist(), curve.se_L.tolist(), strict=True)):
-                if layer >= first:
-                    fields = {"layer_a": layer, "layer_b": layer + step, "role_b": view}
-                    yield row("consecutive", value, se=se, n=curve.n, **names, **fields)
+def average(curves: list[Curve]) -> Curve:
+    """The mean of curves of the same examples (the jackknife groups are the same)."""
+    values = torch.stack([curve.value_L for curve in curves]).mean(0)
+    leave_outs = torch.stack([curve.leave_out_GL for curve in curves]).mean(0)
+    return Curve(values, leave_outs, torch.stack([curve.n_L for curve in curves]).amin(0))

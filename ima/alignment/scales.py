@@ -1,0 +1,138 @@
+"""The fixed earlier pass: what must be known of a layer before its statistics can stream.
+
+`Scales` is a tap's sink. Over a seeded subset of the split it keeps, per layer and site, a histogram of token norms
+(for the median), sums per dimension (for the standard deviation) and the sum of mean tokens per role (for centres),
+in fp64. Sums add up over batches and ranks in any split; tokens are those of P and T, each once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ima.alignment.views import MASSIVE, view_masks
+from ima.types import Site
+
+# Norms go to a histogram of log-spaced bins: quantiles are exact to half a bin, 0.5 %.
+BIN_WIDTH = 0.01
+LOG_LOW, LOG_HIGH = math.log(1e-6), math.log(1e8)
+NUM_BINS = round((LOG_HIGH - LOG_LOW) / BIN_WIDTH) + 2
+
+
+def norm_bins(norms: Tensor) -> Tensor:
+    return ((norms.clamp_min(1e-30).log() - LOG_LOW) / BIN_WIDTH + 1).long().clamp(0, NUM_BINS - 1)
+
+
+def quantile_of(hist_XH: Tensor, q: float) -> Tensor:
+    """[X] quantiles of histograms, within half a bin; NaN for an empty one."""
+    hist_XH = hist_XH.double().cpu()
+    total_X = hist_XH.sum(-1)
+    index_X = (hist_XH.cumsum(-1) >= q * total_X[..., None]).double().argmax(-1)
+    value_X = torch.exp(LOG_LOW + (index_X - 0.5) * BIN_WIDTH)
+    return torch.where(total_X > 0, value_X, torch.nan)
+
+
+@dataclasses.dataclass
+class Sums:
+    """State of one layer and site."""
+
+    hist_H: Tensor
+    sum_D: Tensor
+    square_D: Tensor
+    num_tokens: Tensor
+    mean_sum_2D: Tensor  # of the mean tokens of P and T
+    count_2: Tensor
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device | str) -> Sums:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(zeros(NUM_BINS), zeros(width), zeros(width), zeros(1), zeros(2, width), zeros(2))
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What one layer and site is measured against, fp32. massive: the norm above which a token is massive. inverse_D:
+    1 / standard deviation; 0 for a dimension that never varies, which is thereby left out."""
+
+    massive: float
+    inverse_D: Tensor
+    mean_sum_2D: Tensor
+    count_2: Tensor
+
+    def centres(self, means_B2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
+        """centre_B2D: mean over the subset's examples other than the one itself (inside_B: it is of the subset), and
+        known_B2: whether there is any."""
+        own_B11 = inside_B.double()[:, None, None]
+        others_B21 = self.count_2[None, :, None] - own_B11
+        sum_B2D = self.mean_sum_2D - own_B11 * means_B2D.double()
+        return (sum_B2D / others_B21.clamp_min(1)).float(), others_B21[..., 0] > 0
+
+
+class Scales:
+    """`sample_ids`: the subset, known beforehand and the same on all ranks."""
+
+    def __init__(self, sample_ids: Sequence[str]) -> None:
+        self.sample_ids = frozenset(sample_ids)
+        self.sums: dict[tuple[int, Site], Sums] = {}
+        self._scales: dict[tuple[int, Site], Scale] = {}
+
+    def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
+        self._mask_BRS = view_masks(roles_BS)[:, :2]
+        self._any_BS = self._mask_BRS.any(1)
+        count_BR = self._mask_BRS.sum(-1)
+        self._weight_BRS = self._mask_BRS.double() / count_BR.clamp_min(1)[..., None]
+        self._has_BR = count_BR > 0
+
+    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
+        key = layer, site
+        if key not in self.sums:
+            self.sums[key] = Sums.empty(x_BSD.shape[-1], x_BSD.device)
+        sums = self.sums[key]
+        tokens_ND = x_BSD[self._any_BS].double()
+        sums.hist_H += torch.bincount(norm_bins(tokens_ND.float().norm(dim=-1)), minlength=NUM_BINS)
+        sums.sum_D += tokens_ND.sum(0)
+        sums.square_D += tokens_ND.square().sum(0)
+        sums.num_tokens += len(tokens_ND)
+        sums.mean_sum_2D += torch.einsum("brs,bsd->rd", self._weight_BRS, x_BSD.double())
+        sums.count_2 += self._has_BR.sum(0)
+
+    def end(self) -> None:
+        self._scales = {}
+
+    def reduce(self) -> None:
+        """Sum over ranks, in place on every rank; nothing to do without torch.distributed."""
+        import torch.distributed as dist
+
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        widths: list[dict[tuple[int, Site], int]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(widths, {key: sums.sum_D.numel() for key, sums in self.sums.items()})
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+        for key, width in sorted({item for known in widths for item in known.items()}):
+            self.sums[key] = self.sums.pop(key, Sums.empty(width, device))
+            for value in self.sums[key].tensors():
+                dist.all_reduce(value)
+        self._scales = {}
+
+    def of(self, layer: int, site: Site) -> Scale:
+        key = layer, site
+        if key not in self._scales:
+            assert key in self.sums, "the earlier pass saw other layers or sites"
+            sums = self.sums[key]
+            num = sums.num_tokens.clamp_min(1)
+            variance_D = (sums.square_D / num - (sums.sum_D / num).square()).clamp_min(0)
+            # Below what rounding leaves of a dimension that is constant.
+            varies_D = variance_D > 1e-12 * sums.square_D / num
+            inverse_D = torch.where(varies_D, variance_D.clamp_min(1e-300).rsqrt(), 0.0)
+            massive = MASSIVE * float(quantile_of(sums.hist_H, 0.5))
+            self._scales[key] = Scale(massive, inverse_D.float(), sums.mean_sum_2D, sums.count_2)
+        return self._scales[key]
