@@ -29,7 +29,7 @@ from ima.types import Sample
 
 TYPES = ("random", "popular", "adversarial")
 NUM_COUNTED = 4000  # training scenes that the frequencies come from
-NUM_TRIES = 1000
+NUM_TRIES = 200
 
 
 class StampPope(Source):
