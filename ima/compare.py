@@ -44,11 +44,12 @@ def read_predictions(folder: Path) -> dict[str, dict[str, Line]]:
 def compare(first: Path, second: Path, metric: str = "right", tracks: Sequence[str] = ()) -> dict[str, Any]:
     """Per track: both means and their paired difference with a 95 % cluster-bootstrap interval.
 
-    tracks: empty for all that the first run has. Raises UserError where the runs were not measured on the same
-    examples or where `metric` is no number of every example.
+    tracks: empty for all that both runs have (a run on noise has none of spoilt media).
+    Raises UserError where the runs were not measured on the same examples or where `metric` is no number of every example.
     """
     runs = [read_predictions(folder) for folder in (first, second)]
-    names = list(tracks) or [name for name in runs[0] if name not in CONTROLS]
+    own = [name for name in runs[0] if name not in CONTROLS]
+    names = list(tracks) or [name for name in own if name in runs[1]] or own
     found = {name: compare_track(first, second, runs, name, metric) for name in names}
     return {"first": str(first), "second": str(second), "metric": metric, "tracks": found}
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 import ima.demo
 from ima.compare import compare, main, read_predictions
 from ima.compose import compose
+from ima.errors import UserError
 from ima.results import write_json
 
 
@@ -52,6 +53,16 @@ def test_the_blind_row_is_no_track_unless_it_is_asked_for(tmp_path: Path) -> Non
     first, second = run_of(tmp_path / "a", [True] * 4), run_of(tmp_path / "b", [False] * 4)
     assert list(compare(first, second)["tracks"]) == ["T0"]
     assert compare(first, second, tracks=["blind"])["tracks"]["blind"]["difference"]["value"] == 0.0
+
+
+def test_rows_of_spoilt_media_that_only_one_run_has_are_left_out(tmp_path: Path) -> None:
+    first, second = run_of(tmp_path / "a", [True, False]), run_of(tmp_path / "b", [True, True])
+    spoilt = {"id": "x/single_frame", "track": "single_frame", "cluster": "c0", "epoch": 1, "right": False}
+    with open(first / "predictions.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(spoilt) + "\n")
+    assert list(compare(first, second)["tracks"]) == ["T0"]
+    with pytest.raises(UserError, match="single_frame"):
+        compare(first, second, tracks=["single_frame"])
 
 
 def test_main_prints_a_line_per_track_and_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
