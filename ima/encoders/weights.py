@@ -116,9 +116,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
 def aisfx_weights(path: Path) -> dict[str, Tensor]:
     """The embedding network out of the checkpoint, a tuple (weights, numbers of classes); its heads have no names of
     classes and are left out. The numbers are numpy's: their kinds are allowed beside the weights, nothing else."""
-    allowed: list[Any] = [
-        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Int64DType
-    ]  # fmt: skip
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    allowed: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Int64DType]
     with torch.serialization.safe_globals(allowed):
         weights, _ = torch.load(path, map_location="cpu", weights_only=True)
     prefix = "embedding_net."
