@@ -1,21 +1,30 @@
 """Interventions: context managers on a frozen LLM. Entered, they act; left, the model is bit for bit what it was.
 
-`stack` enters several in order, all skips as one plan; a tap is entered after them and so sees the intervened values.
+`stack` enters what changes the blocks first and then all skips as one plan, so that a skip leaves out parts of the
+changed blocks; a tap is entered after them and so sees the intervened values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM
 
 
 class Intervention(Protocol):
+    def check_model(self, model_type: str, num_blocks: int) -> None:
+        """Raises UserError where it does not fit an LLM of which so much is known before it is loaded."""
+        ...
+
     def apply(self, llm: FrozenLLM) -> AbstractContextManager[None]:
         """Raises UserError where it does not fit this LLM, before anything is changed."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and settings as plain data."""
         ...
 
 
@@ -25,9 +34,9 @@ def stack(llm: FrozenLLM, interventions: Sequence[Intervention]) -> Iterator[Non
 
     skips = [intervention for intervention in interventions if isinstance(intervention, Skip)]
     with ExitStack() as entered:
-        if skips:
-            entered.enter_context(Engine(llm, skips))
         for intervention in interventions:
             if not isinstance(intervention, Skip):
                 entered.enter_context(intervention.apply(llm))
+        if skips:
+            entered.enter_context(Engine(llm, skips))
         yield

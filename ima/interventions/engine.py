@@ -245,10 +245,11 @@ class Engine:
         varies = skip.needs_states or skip.redraw_per_block
         key = ("chosen", index, block if varies else None)
         if key not in running.memo:
-            roles_BS = running.roles_BS
-            skip_BS = torch.zeros_like(roles_BS, dtype=torch.bool)
-            for group in skip.groups:
-                skip_BS |= self._chosen_of(group, skip, block, x_BSD, running)
+            skip_BS = skip.chosen(self.llm, x_BSD, running)
+            if skip_BS is None:
+                skip_BS = torch.zeros_like(running.roles_BS, dtype=torch.bool)
+                for group in skip.groups:
+                    skip_BS |= self._chosen_of(group, skip, block, x_BSD, running)
             running.memo[key] = skip_BS
         found: Tensor = running.memo[key]
         return found

@@ -140,7 +140,7 @@ def rows_mask(mask: Tensor | None, now: Now, length: int) -> Tensor:
     """The rows of the attention mask that the taken queries need; a missing mask is causal. Made once a pass."""
     rows = now.queries
     assert rows is not None
-    memo, key = now.running.memo, ("mask", id(rows))
+    memo, key = now.running.memo, ("mask", id(rows), id(mask))
     if key not in memo:
         if mask is None:
             places = torch.arange(length, device=rows.wanted_BS.device)
@@ -151,7 +151,7 @@ def rows_mask(mask: Tensor | None, now: Now, length: int) -> Tensor:
             columns = rows.queries()
             wide = mask.expand(len(columns), -1, -1, -1)
             found = wide.gather(2, columns[:, None, :, None].expand(-1, wide.shape[1], -1, wide.shape[-1]))
-        memo[key] = (found, rows)  # the rows live as long as their id is a key
+        memo[key] = (found, rows, mask)  # these live as long as their ids are a key
     result: Tensor = memo[key][0]
     return result
 

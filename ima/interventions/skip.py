@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from torch import Tensor
+
 from ima.errors import UserError, nearest
+from ima.interventions.blocks import DECODED, Phase, described, which_blocks
 from ima.interventions.choose import NEEDS_STATES, Select
-from ima.llm.frozen import FrozenLLM
+from ima.llm.frozen import FrozenLLM, Running
 from ima.types import Role
 
 Part = Literal["ffn", "attn", "block", "heads"]
-Phase = Literal["prefill", "decode", "both"]
 Visibility = Literal["visible", "hidden"]
 ROLES = {
     "percept": (Role.PERCEPT,),
@@ -28,7 +30,6 @@ ROLES = {
     "soft": (Role.SOFT,),
     "all": (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.GENERATED, Role.SPECIAL, Role.SOFT),
 }
-DECODED = (Role.ANSWER, Role.GENERATED)  # tokens that decoding makes, also where a teacher-forced pass is given them
 
 
 class Skip:
@@ -60,20 +61,20 @@ class Skip:
     ) -> None:
         unknown = [role for role in roles if role not in ROLES]
         if unknown:
-            raise UserError(f"intervention.roles: {unknown[0]!r} is no role group; {nearest(unknown[0], ROLES)}")
+            raise UserError(f"roles: {unknown[0]!r} is no role group; {nearest(unknown[0], ROLES)}")
         if not roles:
-            raise UserError(f"intervention.roles: empty, nothing would be skipped; choose from {', '.join(ROLES)}")
+            raise UserError(f"roles: empty, nothing would be skipped; choose from {', '.join(ROLES)}")
         if not 0 <= ratio <= 1:
-            raise UserError(f"intervention.ratio: {ratio} is outside 0 to 1 (the share of the role's tokens)")
+            raise UserError(f"ratio: {ratio} is outside 0 to 1 (the share of the role's tokens)")
         if (part == "heads") != (heads is not None):
-            raise UserError("intervention.heads: a list of heads belongs to part=heads and to no other part")
+            raise UserError("heads: a list of heads belongs to part=heads and to no other part")
         if part == "ffn" and visibility == "hidden":
-            raise UserError("intervention.visibility: hidden says who attends; part=ffn has no attention, use visible")
+            raise UserError("visibility: hidden says who attends; part=ffn has no attention, use visible")
         ids = {int(role) for name in roles for role in ROLES[name]}
         decoded = {int(role) for role in DECODED}
         ids = {"prefill": ids - decoded, "decode": ids & decoded, "both": ids}[phase]
         if not ids:
-            raise UserError(f"intervention.phase: {phase!r} leaves no token of roles {', '.join(roles)}")
+            raise UserError(f"phase: {phase!r} leaves no token of roles {', '.join(roles)}")
         self.part, self.start, self.stop, self.every = part, start, stop, every
         self.roles, self.listed, self.ratio, self.select = tuple(roles), blocks, ratio, select
         self.phase, self.visibility, self.heads = phase, visibility, None if heads is None else tuple(heads)
@@ -96,32 +97,30 @@ class Skip:
 
     def blocks(self, num_blocks: int) -> list[int]:
         """Raises UserError where the range does not fit a model of `num_blocks`."""
-        if self.listed is not None:
-            wrong = [block for block in self.listed if not 0 <= block < num_blocks]
-            if wrong or not self.listed:
-                raise UserError(f"intervention.blocks: {list(self.listed)} must name blocks 0 to {num_blocks - 1}")
-            return sorted(set(self.listed))
-        stop = num_blocks if self.stop is None else self.stop
-        if not self.start < stop <= num_blocks:
-            raise UserError(
-                f"intervention: blocks start={self.start} stop={stop} must satisfy 0 <= start < stop <= {num_blocks}"
-            )
-        return list(range(self.start, stop, self.every))
+        return which_blocks(num_blocks, self.start, self.stop, self.every, self.listed)
+
+    def check_model(self, model_type: str, num_blocks: int) -> None:
+        """Raises UserError where the skip does not fit a model of which so much is known before it is loaded."""
+        blocks = self.blocks(num_blocks)
+        if self.select == "similar" and self.needs_states and blocks[0] == 0:
+            raise UserError("select: similar compares with the previous block; block 0 has none, start=1")
 
     def check(self, llm: FrozenLLM) -> None:
         """Raises UserError where the skip does not fit this LLM."""
-        blocks = self.blocks(llm.num_blocks)
+        self.check_model(llm.table.model_type, llm.num_blocks)
         if llm.table.family.stream_norms:
             raise UserError(
-                f"intervention: skipping is defined on a residual stream that only sums change; {llm.name} norms its "
+                f"skipping is defined on a residual stream that only sums change; {llm.name} norms its "
                 "stream after each sum (as opt-350m does); choose another LLM"
             )
-        if self.select == "similar" and self.needs_states and blocks[0] == 0:
-            raise UserError("intervention.select: similar compares with the previous block; block 0 has none, start=1")
         num_heads = llm.model.config.num_attention_heads
         wrong = [head for head in self.heads or () if not 0 <= head < num_heads]
         if wrong:
-            raise UserError(f"intervention.heads: {wrong[0]} is none of {llm.name}'s heads 0 to {num_heads - 1}")
+            raise UserError(f"heads: {wrong[0]} is none of {llm.name}'s heads 0 to {num_heads - 1}")
+
+    def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: Running) -> Tensor | None:
+        """skip_BS where a kind of skip has a rule of its own for what it leaves out; None: ratio and select say."""
+        return None
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
@@ -131,4 +130,4 @@ class Skip:
             yield
 
     def describe(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "ids"}
+        return described("skip", {name: value for name, value in vars(self).items() if name != "ids"})

@@ -1,0 +1,132 @@
+"""Attention and FFN side by side: h + SA(LN1 h) + FFN(LN2 h), so that the FFN does not see what attention found.
+
+Published as `parrallel_attn`; its Llama form gives the FFN LN1 instead of LN2 (`norm: ln1`). Nothing is left out: it
+saves no FLOPs by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ima.errors import UserError
+from ima.interventions.blocks import (
+    Args,
+    Kwargs,
+    Phase,
+    before,
+    described,
+    of_phase,
+    shadow,
+    states_of,
+    which_blocks,
+    with_states,
+)
+from ima.llm.frozen import FrozenLLM
+from ima.llm.projections import projections_of
+from ima.types import Site
+
+Norm = Literal["own", "ln1"]
+
+
+class Parallel:
+    """In the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, or in the list `blocks`, the FFN
+    reads what attention reads: through its `own` norm, or through that of attention (`ln1`). phase: for tokens of the
+    prompt (prefill), answer tokens (decode) or both."""
+
+    RANGES = {"start": (0, None), "stop": (1, None), "every": (1, None)}
+
+    def __init__(
+        self,
+        norm: Norm = "own",
+        start: int = 4,
+        stop: int | None = None,
+        every: int = 1,
+        blocks: Sequence[int] | None = None,
+        phase: Phase = "both",
+    ) -> None:
+        self.norm, self.start, self.stop, self.every = norm, start, stop, every
+        self.listed, self.phase = blocks, phase
+
+    def blocks(self, num_blocks: int) -> list[int]:
+        return which_blocks(num_blocks, self.start, self.stop, self.every, self.listed)
+
+    def check_model(self, model_type: str, num_blocks: int) -> None:
+        """Raises UserError where there are no such blocks, or no such norm."""
+        self.blocks(num_blocks)
+        if self.norm == "ln1" and model_type == "olmo2":
+            raise UserError("norm: ln1, but olmo2 blocks have no norm before attention; use norm=own")
+
+    def check(self, llm: FrozenLLM) -> None:
+        """Raises UserError where it does not fit this LLM."""
+        self.check_model(llm.table.model_type, llm.num_blocks)
+        family = llm.table.family
+        if family.stream_norms:
+            raise UserError(f"parallel: {llm.name} norms its stream after each sum; there is no sum of both parts")
+        if family.parallel and self.norm == "own":
+            raise UserError(f"norm: own, but the blocks of {llm.name} run attention and FFN side by side by themselves")
+
+    @contextmanager
+    def apply(self, llm: FrozenLLM) -> Iterator[None]:
+        self.check(llm)
+        with ExitStack() as stack:
+            for block in self.blocks(llm.num_blocks):
+                self._side_by_side(stack, llm, block)
+            yield
+
+    def _side_by_side(self, stack: ExitStack, llm: FrozenLLM, block: int) -> None:
+        kept: list[Tensor] = []
+
+        def keep_input(args: Args, kwargs: Kwargs) -> None:
+            kept[:] = [states_of(args, kwargs)]
+
+        def acting(like: Tensor) -> Tensor:
+            """(B, S, 1), or (B * S, 1) where a family flattens its FFN: the tokens of the phase."""
+            assert llm.running is not None, "blocks run side by side in FrozenLLM's passes"
+            chosen_BS = of_phase(llm.running.roles_BS, self.phase)
+            return (chosen_BS if like.dim() == 3 else chosen_BS.flatten())[..., None]
+
+        def read_input(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+            mid = states_of(args, kwargs)
+            x = kept.pop().reshape(mid.shape)
+            return with_states(args, kwargs, x if self.phase == "both" else torch.where(acting(mid), x, mid))
+
+        before(stack, llm.table.blocks[block], keep_input)
+        before(stack, projections_of(llm.table, block).ffn_in, read_input)
+        stack.callback(kept.clear)
+        if self.norm == "ln1":
+            self._norm_as_attention(stack, llm, block, acting)
+
+    def _norm_as_attention(self, stack: ExitStack, llm: FrozenLLM, block: int, acting: Any) -> None:
+        ln1, ln2 = (llm.table.place(block, site).module for site in (Site.LN1, Site.LN2))
+        own = type(ln2).forward
+
+        def forward(hidden_states: Tensor) -> Tensor:
+            chosen = acting(hidden_states)
+            by_ln1: Tensor = apply_norm(ln1, hidden_states)
+            if self.phase == "both" or bool(chosen.all()):
+                return by_ln1
+            by_ln2: Tensor = own(ln2, hidden_states)
+            if not chosen.any():
+                return by_ln2
+            if chosen.shape[:-1] != hidden_states.shape[:-1]:
+                raise UserError(
+                    f"parallel: norm=ln1 with phase={self.phase} cannot stack with skips of the same FFN in training or "
+                    "in a teacher-forced pass; use norm=own or phase=both"
+                )
+            return torch.where(chosen, by_ln1, by_ln2)
+
+        shadow(stack, ln2, forward)
+
+    def describe(self) -> dict[str, Any]:
+        return described("parallel", vars(self), "saves no FLOPs by itself")
+
+
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """Without the hooks of a module that is run in another's place."""
+    out: Tensor = type(norm).forward(norm, x)
+    return out
