@@ -45,7 +45,7 @@ def compare(first: Path, second: Path, metric: str = "right", tracks: Sequence[s
     """Per track: both means and their paired difference with a 95 % cluster-bootstrap interval.
 
     tracks: empty for all that both runs have (a run on noise has none of spoilt media).
-    Raises UserError where the runs were not measured on the same examples or where `metric` is no number of every example.
+    Raises UserError where the runs were not measured on the same examples or where `metric` is no number of all.
     """
     runs = [read_predictions(folder) for folder in (first, second)]
     own = [name for name in runs[0] if name not in CONTROLS]
