@@ -70,7 +70,7 @@ def site_rows(stats: SiteStats, site: Site, base: Base) -> Iterator[Row]:
     for view in stats.plan.views:
         role, variant = split_view(view)
         if role in ("P", "T") and variant not in MATCHED_ONLY:
-            alike = {"role_a": role, "role_b": role, "variant": variant}
+            alike: Base = {"role_a": role, "role_b": role, "variant": variant}
             alike |= {"dataset_b": base.get("dataset_a"), "modality_b": base.get("modality_a")} if role == "P" else {}
             alike |= {"modality_a": "text"} if role == "T" else {}
             yield from layer_rows("cone", cone(stats, view), 1 if variant == "update" else first, base | alike)

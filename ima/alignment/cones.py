@@ -1,0 +1,86 @@
+"""`python -m ima.alignment.cones DIR DIR...`: how near the cones of datasets and modalities are, layer by layer.
+
+Reads the `alignment.safetensors` of evaluations of ONE LLM and needs no model. Rows of score `cone`: P with P and T
+with T within each dataset (distinct pairs) and across datasets, P with T of every two; `cone_mean` is the mean over
+layers 1..L. The rows go to a file that the report reads; the table shows the means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ima.alignment.rows import layer_rows, make
+from ima.alignment.scores import Curve
+from ima.alignment.sums import Sums, across, read_sums, within
+from ima.errors import UserError
+from ima.results import to_json, write_atomic
+from ima.types import Row, Site
+
+ALIKE = ("llm", "llm_width", "llm_blocks")
+
+
+def cone_rows(sums: Sequence[Sums], run: str = "cones") -> Iterator[Row]:
+    """Rows of every pair. Raises UserError where they are not of one LLM."""
+    for one in sums[1:]:
+        for fact in ALIKE:
+            mine, first = one.facts.get(fact), sums[0].facts.get(fact)
+            if mine != first:
+                raise UserError(
+                    f"cones: {sums[0].facts['run']} has {fact} {first}, {one.facts['run']} has {mine}; "
+                    "states of different LLMs have no common space"
+                )
+    for index, one in enumerate(sums):
+        for other in sums[index:]:
+            for role in ("P", "T"):
+                for variant in shared(one, other):
+                    view = role if variant == "raw" else f"{role}.{variant}"
+                    curve = within(one, view) if one is other else across(one, view, other, view)
+                    yield from both(curve, one, other, role, role, variant, run)
+    for one, other in itertools.product(sums, sums):
+        for variant in shared(one, other):
+            tail = "" if variant == "raw" else f".{variant}"
+            curve = across(one, f"P{tail}", other, f"T{tail}")
+            yield from both(curve, one, other, "P", "T", variant, run)
+
+
+def shared(one: Sums, other: Sums) -> list[str]:
+    views = one.sum_LGD.keys() & other.sum_LGD.keys()
+    return ["raw", *sorted(view.removeprefix("P.") for view in views if view.startswith("P."))]
+
+
+def both(curve: Curve, one: Sums, other: Sums, role_a: str, role_b: str, variant: str, run: str) -> Iterator[Row]:
+    base = {"run": run, "site": Site.RESID_POST.value, "role_a": role_a, "role_b": role_b, "variant": variant}
+    for side, sums, role in (("a", one, role_a), ("b", other, role_b)):
+        base[f"dataset_{side}"] = sums.facts["dataset"]
+        base[f"modality_{side}"] = "text" if role == "T" else sums.facts["modality"]
+    yield from layer_rows("cone", curve, 0, base)
+    value, se = curve.mean(1)
+    yield make("cone_mean", value, base, se=se, n=curve.n)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ima.alignment.cones", description=__doc__.split("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="evaluations that have an alignment.safetensors")
+    parser.add_argument("--rows", type=Path, default=Path("outputs/cones/rows.jsonl"), help="where the rows go")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = list(cone_rows([read_sums(folder) for folder in arguments.folders], arguments.rows.parent.name))
+        write_atomic(arguments.rows, "".join(json.dumps(to_json(row)) + "\n" for row in rows))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for row in rows:
+        if row.score == "cone_mean" and row.variant == "raw":
+            sides = f"{row.role_a} {row.dataset_a} ({row.modality_a})  {row.role_b} {row.dataset_b} ({row.modality_b})"
+            print(f"{row.value:7.3f} +- {1.96 * (row.se or 0):.3f}  {sides}")
+    print(arguments.rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
