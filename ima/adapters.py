@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ima.errors import UserError
+
 
 class Adapter(nn.Module):
     """Base: `dim` E, `width` D, `num_tokens` K (None: as many as the encoder gives)."""
@@ -149,3 +151,71 @@ class PoolAdapter(Adapter):
     def forward(self, f_BNE: Tensor) -> Tensor:
         x = self.proj(F.gelu(self.up(self.norm(self.pool(f_BNE)))))
         return self.out_norm(x) + self.position
+
+
+class PerceiverAdapter(Adapter):
+    """Learned queries that attend to the encoder tokens (arXiv 2103.03206, 2204.14198): `num_blocks` times cross-
+    attention and an FFN, pre-norm. Cost grows with N times K, not with N times N as in `query`.
+
+    Tokens carry sinusoidal codes of their number in the sequence, so that place (image), time (sound) or both (clips)
+    can be told whatever N is; without them a set of tokens in any order would look the same.
+    """
+
+    RANGES = {"num_tokens": (1, None), "hidden": (1, None), "num_blocks": (1, None), "num_heads": (1, None)}
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        num_tokens: int = 16,
+        hidden: int = 256,
+        num_blocks: int = 2,
+        num_heads: int = 8,
+        inner: int = 512,
+    ) -> None:
+        super().__init__(dim, width, num_tokens)
+        if hidden % num_heads or hidden % 2:
+            raise UserError(f"adapter.hidden: {hidden} must be even and a multiple of num_heads={num_heads}")
+        self.norm = nn.LayerNorm(dim)
+        self.down = nn.Linear(dim, hidden)
+        self.const = nn.Parameter(torch.randn(num_tokens, hidden))
+        self.blocks = nn.ModuleList(CrossBlock(hidden, num_heads, inner) for _ in range(num_blocks))
+        self.proj = nn.Linear(hidden, width)
+        nn.init.zeros_(self.proj.bias)
+        self.out_norm = nn.LayerNorm(width)
+
+    def last(self) -> nn.Linear:
+        return self.proj
+
+    def rescale(self, factor: float) -> None:
+        self.out_norm.weight.mul_(factor)
+
+    def forward(self, f_BNE: Tensor) -> Tensor:
+        x_BNH = self.down(self.norm(f_BNE))
+        keys_BNH = x_BNH + sinusoids(x_BNH.shape[1], x_BNH.shape[2]).to(x_BNH)
+        h_BKH = self.const.expand(f_BNE.shape[0], -1, -1)
+        for block in self.blocks:
+            h_BKH = block(h_BKH, keys_BNH)
+        return self.out_norm(self.proj(h_BKH))
+
+
+class CrossBlock(nn.Module):
+    """h + attention(h to the keys), then h + FFN(h)."""
+
+    def __init__(self, hidden: int, num_heads: int, inner: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm_keys = (nn.LayerNorm(hidden) for _ in range(3))
+        self.attention = nn.MultiheadAttention(hidden, num_heads, batch_first=True)
+        self.up, self.down = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
+
+    def forward(self, h_BKH: Tensor, keys_BNH: Tensor) -> Tensor:
+        keys_BNH = self.norm_keys(keys_BNH)
+        seen, _ = self.attention(self.norm1(h_BKH), keys_BNH, keys_BNH, need_weights=False)
+        h_BKH = h_BKH + seen
+        return h_BKH + self.down(F.gelu(self.up(self.norm2(h_BKH))))
+
+
+def sinusoids(num: int, width: int) -> Tensor:
+    """(num, width): sines and cosines of a position, periods from 2 pi to 10,000 times that (arXiv 1706.03762)."""
+    angle = torch.arange(num)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))[None]
+    return torch.cat([angle.sin(), angle.cos()], dim=1)

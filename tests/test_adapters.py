@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ima.adapters import Adapter, LinearAdapter, MlpAdapter, PoolAdapter, QueryAdapter
+from ima.adapters import Adapter, LinearAdapter, MlpAdapter, PerceiverAdapter, PoolAdapter, QueryAdapter
+from ima.errors import UserError
 
 KINDS = {
     "linear": LinearAdapter,
     "mlp": MlpAdapter,
     "query": lambda dim, width: QueryAdapter(dim, width, num_tokens=3, hidden=8, num_blocks=2, num_heads=2, inner=16),
+    "perceiver": lambda dim, width: PerceiverAdapter(dim, width, num_tokens=3, hidden=8, num_heads=2, inner=16),
     "pool": lambda dim, width: PoolAdapter(dim, width, grid=2, hidden=24),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -112,3 +114,15 @@ def test_every_parameter_gets_a_gradient(kind: str) -> None:
     adapter(features()).square().sum().backward()
     without = [name for name, p in adapter.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert without == []
+
+
+def test_perceiver_tells_the_order_of_tokens_by_their_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, f_BNE = make("perceiver"), features()
+    assert (adapter(f_BNE.flip(1)) - adapter(f_BNE)).abs().max() > 1e-2
+    monkeypatch.setattr("ima.adapters.sinusoids", lambda num, width: torch.zeros(num, width))
+    torch.testing.assert_close(adapter(f_BNE.flip(1)), adapter(f_BNE), rtol=1e-4, atol=1e-4)
+
+
+def test_perceiver_refuses_a_width_that_its_heads_do_not_share() -> None:
+    with pytest.raises(UserError, match="adapter.hidden: 10"):
+        PerceiverAdapter(12, 20, hidden=10, num_heads=4)
