@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ima.tasks.metrics.cider import MAX_N, grams
-from ima.tasks.metrics.ptb import tokenize
+from ima.tasks.metrics.ptb import glued, tokenize
 
 SMALL, TINY = 1e-9, 1e-15  # keep fractions of nothing defined
 BETA = 1.2
@@ -43,10 +43,10 @@ def bleu_of(parts: np.ndarray, n: int) -> np.ndarray:
 
 def rouge_l(text: str, references: Sequence[str]) -> float:
     """F-measure in 0..1 of the longest common subsequence; 0 where nothing is common."""
-    tokens = tokenize(text) or ("",)
+    tokens = glued(text) or ("",)
     precision = recall = 0.0
     for reference in references:
-        truth = tokenize(reference) or ("",)
+        truth = glued(reference) or ("",)
         common = longest_common(tokens, truth)
         precision, recall = max(precision, common / len(tokens)), max(recall, common / len(truth))
     if not precision or not recall:
