@@ -43,14 +43,16 @@ def clip(
     key_every: int = 4,
     b_frames: int = 0,
 ) -> None:
-    """Frame i is grey shade(number) + 4 i; a key frame every `key_every`."""
+    """Frame i is grey shade(number) + 4 i, modulo 256; a key frame every `key_every`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        options = {"sc_threshold": "0"} if codec.startswith("libx264") else {}  # key frames as asked, no others
+        stream = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 32, 16, pixels
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = key_every, b_frames
+        container.start_encoding()
         for index in range(num_frames):
-            frame = np.full((16, 32, 3), shade(number) + 4 * index, np.uint8)
+            frame = np.full((16, 32, 3), (shade(number) + 4 * index) % 256, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
         container.mux(stream.encode(None))
 
