@@ -117,8 +117,11 @@ def aisfx_weights(path: Path) -> dict[str, Tensor]:
     """The embedding network out of the checkpoint, a tuple (weights, numbers of classes); its heads have no names of
     classes and are left out. The numbers are numpy's: their kinds are allowed beside the weights, nothing else."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    allowed: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Int64DType]
-    with torch.serialization.safe_globals(allowed):
-        weights, _ = torch.load(path, map_location="cpu", weights_only=True)
+    allowed: list[Any] = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Int64DType]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            weights, _ = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling fails in many ways
+        raise UserError(f"{path}: not the checkpoint of aisfx ({str(error).splitlines()[0][:80]})") from error
     prefix = "embedding_net."
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
