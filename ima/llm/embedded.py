@@ -57,9 +57,6 @@ def convert_smollm2() -> Path:
 
 def convert_llama(gguf: Gguf, folder: Path) -> None:
     """Write config.json, model.safetensors (float32), tokenizer.json and tokenizer_config.json into `folder`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     config = llama_config(gguf.metadata)
     heads = {"attn_q": config.num_attention_heads, "attn_k": int(gguf.metadata["llama.attention.head_count_kv"])}
     weights = {}
@@ -67,16 +64,24 @@ def convert_llama(gguf: Gguf, folder: Path) -> None:
         weight = torch.from_numpy(tensor.read())
         part = name.split(".")[-2]
         weights[llama_key(name)] = unpermute(weight, heads[part]) if part in heads else weight
+    config.architectures = ["LlamaForCausalLM"]
+    save_folder(folder, config, weights, make_tokenizer(gguf.metadata, config.max_position_embeddings))
+
+
+def save_folder(folder: Path, config: Any, weights: dict[str, torch.Tensor], tokenizer: Any) -> None:
+    """A model folder as stock transformers reads it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # its own kind even for a full disk
         raise OSError(str(error)) from error
     (folder / "model.safetensors").chmod(0o644)  # it is made private by default; a cache may be shared
     config.tie_word_embeddings = "lm_head.weight" not in weights
-    config.architectures = ["LlamaForCausalLM"]
     config.dtype = torch.float32
     config.save_pretrained(folder)
-    make_tokenizer(gguf.metadata, config.max_position_embeddings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def llama_key(name: str) -> str:
@@ -145,14 +150,19 @@ def make_tokenizer(metadata: dict[str, Any], max_length: int) -> PreTrainedToken
 
 
 def load_llama(folder: Path, dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Model and tokenizer of a folder that `convert_llama` made; sets nothing global, never asks the network."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return open_folder(folder, dtype, LlamaConfig, LlamaForCausalLM)
+
+
+def open_folder(folder: Path, dtype: torch.dtype, config_class: Any, model_class: Any) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder that `save_folder` made; sets nothing global, never asks the network."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers import PreTrainedTokenizerFast
 
     try:
-        config = LlamaConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        config = config_class.from_dict(json.loads((folder / "config.json").read_text()))
         weights = load_file(folder / "model.safetensors")
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, SafetensorError) as error:
@@ -162,12 +172,12 @@ def load_llama(folder: Path, dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreT
     config._attn_implementation = "sdpa"
     config.dtype = dtype
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = model_class(config)
     weights = {key: weight.to(dtype) for key, weight in weights.items()}
     missing, unexpected = model.load_state_dict(weights, assign=True, strict=False)
     tied = ["lm_head.weight"] if config.tie_word_embeddings else []
     if unexpected or sorted(missing) != tied:
         raise UserError(f"{folder}: not this model's weights ({(missing + unexpected)[:3]} ...); delete the folder")
     model.tie_weights()
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffers are computed, not stored
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
     return model.eval().requires_grad_(False), tokenizer

@@ -1,4 +1,4 @@
-"""Ways to get a frozen LLM: the embedded SmolLM2, any Hugging Face checkpoint, a tiny random one.
+"""Ways to get a frozen LLM: the embedded SmolLM2, Gemma-3-270M, any Hugging Face checkpoint, a tiny random one.
 
 Hides the choice of dtype: `auto` takes bf16 where this machine multiplies matrices faster in it, by measurement.
 """
@@ -59,6 +59,17 @@ def smollm2(dtype: DtypeName = "auto", bos: Bos = "auto", pretrained: bool = Tru
     if not pretrained:
         reinitialise(model, seed)
     return FrozenLLM(model, tokenizer, bos, name="smollm2" if pretrained else f"smollm2-random{seed}")
+
+
+def gemma3_270m(dtype: DtypeName = "auto", bos: Bos = "always", pretrained: bool = True, seed: int = 0) -> FrozenLLM:
+    """Gemma-3-270M from a package that is installed by those who accept its terms. `pretrained=false`: random weights
+    of `seed`."""
+    from ima.llm.gemma import load_gemma3_270m
+
+    model, tokenizer = load_gemma3_270m(pick_dtype(dtype))
+    if not pretrained:
+        reinitialise(model, seed)
+    return FrozenLLM(model, tokenizer, bos, name="gemma3-270m" if pretrained else f"gemma3-270m-random{seed}")
 
 
 def hf(
