@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import corpora_files
 import numpy as np
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ima.compose import compose
@@ -34,8 +36,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return out
 
 
+@functools.cache
+def config_of(name: str, *overrides: str) -> Any:
+    return OmegaConf.to_container(compose([f"data={name}", "data.folder=somewhere", *overrides])["data"])
+
+
 def source_of(name: str, folder: Path, *overrides: str) -> Any:
-    return instantiate(compose([f"data={name}", f"data.folder={folder}", *overrides])["data"])
+    config = config_of(name, *overrides)
+    return instantiate(config | ({"folder": str(folder)} if config["folder"] == "somewhere" else {}))
 
 
 @pytest.mark.parametrize("name", CHOICES)

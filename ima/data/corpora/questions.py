@@ -37,22 +37,25 @@ class VqaQuestions(Corpus):
         found: dict[str, Record] = {}
         if "annotations" in table:
             found = unique(read_object(self.file(split)).records("annotations"), "question_id")
-        path = self.file(split, "questions")
+        path, asked = self.file(split, "questions"), set()
         for record in read_object(path).records("questions"):
             key, question = record.id("question_id"), record.text("question")
+            if key in asked:
+                raise UserError(f"{record.where}: question_id {key} occurs twice; ids must differ")
+            asked.add(key)
             record.id("image_id")
             if "annotations" not in table:
                 yield self.sample(split, key, record, (), question)
                 continue
             if key not in found:
                 raise UserError(f"{record.where}: question_id {key} has no annotation in {self.file(split)}")
-            annotation = found.pop(key)
+            annotation = found[key]
             answers = official_answers(annotation)
             facts = {name: annotation.values[key] for name, key in TYPES if key in annotation}
             yield self.sample(split, key, record, answers, question, soft_weights(answers), facts)
-        if found:
-            key, annotation = next(iter(found.items()))
-            raise UserError(f"{annotation.where}: question_id {key} has no question in {path}")
+        for key, annotation in found.items():
+            if key not in asked:
+                raise UserError(f"{annotation.where}: question_id {key} has no question in {path}")
 
 
 TYPES = (("type", "question_type"), ("answer_type", "answer_type"))
