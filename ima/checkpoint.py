@@ -152,3 +152,7 @@ def weight_sum(module: nn.Module) -> str:
         plain += int(bits.sum())
         weighted += int((bits * (torch.arange(bits.numel(), device=bits.device) % 65521 + 1)).sum())
     return f"{plain & (2**64 - 1):016x}{weighted & (2**64 - 1):016x}"
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.safetensors"

@@ -6,6 +6,7 @@ alignment statistics, gathered predictions for tasks. Every example counts once.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ima.alignment.stats import AlignmentStats
-from ima.alignment.tap import Tap
+from ima.alignment.suite import Suite
 from ima.data.collate import Collate, NoPercepts, Percepts
 from ima.data.loader import eval_loader
 from ima.data.source import Source
@@ -24,7 +25,7 @@ from ima.llm.frozen import Generation
 from ima.progress import progress
 from ima.settings import Alignment
 from ima.tasks.base import Metric, Prediction, Task
-from ima.types import Row, Sample, Site
+from ima.types import Row, Sample
 
 
 class Evaluator:
@@ -51,14 +52,20 @@ class Evaluator:
         self, samples: Sequence[Sample], alignment: Alignment | None
     ) -> tuple[float, AlignmentStats | None]:
         """Mean loss per labelled token, and the statistics of the tap (None where nothing is asked)."""
+        loss, suite = self.aligned(samples, alignment)
+        return loss, suite.stats if suite is not None else None
+
+    def aligned(self, samples: Sequence[Sample], alignment: Alignment | None) -> tuple[float, Suite | None]:
+        """`teacher_forced` with everything that came of the tap."""
         module, llm = self.module, self.module.llm
+        suite = Suite(alignment, llm, [sample.id for sample in samples]) if alignment is not None else None
+        if suite is not None:
+            self._scales(samples, suite)
         start = time.perf_counter()
         loader = self._loader(samples, Collate(self.task, llm, self.percepts))
         total = torch.zeros(2, dtype=torch.float64)
-        stats, tap = None, None
-        if alignment is not None:
-            stats = AlignmentStats(llm.num_blocks + 1, alignment.consecutive)
-            tap = Tap(llm, [stats], tuple(Site(site) for site in alignment.sites), alignment.layers)
+        tap = suite.tap() if suite is not None else None
+        if tap is not None:
             tap.__enter__()
         try:
             with (
@@ -80,10 +87,29 @@ class Evaluator:
         if num_ranks() > 1:
             total = total.to(module.device)
             dist.all_reduce(total)
-        if stats is not None:
-            stats.reduce()
+        if suite is not None:
+            suite.reduce()
         self._spent("alignment" if tap else "validate", start)
-        return float(total[0] / total[1]), stats
+        return float(total[0] / total[1]), suite
+
+    @torch.no_grad()
+    def _scales(self, samples: Sequence[Sample], suite: Suite) -> None:
+        """The earlier pass, over its subset of the samples."""
+        tap = suite.first_tap()
+        if tap is None or suite.scales is None:
+            return
+        start = time.perf_counter()
+        chosen = [sample for sample in samples if sample.id in suite.scales.sample_ids]
+        loader = self._loader(chosen, Collate(self.task, self.module.llm, self.percepts))
+        with tap, progress(len(chosen), "measure scales", "sample") as advance:
+            for batch in loader:
+                x_BSD, roles_BS, _ = self.module.splice(batch.to(self.module.device))
+                sample_ids = [sample.id for sample in batch.samples]
+                with tap.batch(roles_BS, sample_ids):
+                    self.module.llm(x_BSD, roles_BS, sample_ids)
+                advance(len(batch))
+        suite.scales.reduce()
+        self._spent("scales", start)
 
     def predict(self, samples: Sequence[Sample], blind: bool = False) -> list[Prediction]:
         """Generated text of every sample, in the order of `samples`, on all ranks. `blind`: no perceptual tokens, so
@@ -141,3 +167,11 @@ def rank() -> int:
 
 def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, known before any process group exists."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    # Lightning starts its own processes with LOCAL_RANK, perhaps inside a Slurm job of one task.
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,3 +31,16 @@ def progress(total: int, what: str, unit: str = "it") -> Iterator[Callable[..., 
             bar.update(n)
 
         yield advance
+
+
+class timed:  # noqa: N801 (reads as a statement)
+    """Seconds of a phase, added to a clock."""
+
+    def __init__(self, clock: dict[str, float], phase: str) -> None:
+        self.clock, self.phase = clock, phase
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock[self.phase] = self.clock.get(self.phase, 0.0) + time.perf_counter() - self.start

@@ -22,8 +22,10 @@ from ima.checkpoint import load_adapter, weight_sum
 from ima.compose import compose
 from ima.data.collate import Collate
 from ima.data.loader import schedule
+from ima.fitting import start, train
+from ima.parts import assemble
 from ima.results import read_result, read_rows
-from ima.run import assemble, quiet, start, train
+from ima.run import quiet
 from ima.types import ROW_FIELDS, ROW_SCHEMA
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
@@ -196,7 +198,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 STEP, SAVE = "ima.callbacks.StepRecorder.on_train_batch_end", "ima.callbacks.Checkpointer.on_train_batch_end"
 MEASURE, PREDICT = "ima.evaluation.Evaluator.teacher_forced", "ima.evaluation.Evaluator.predict"
 DEATHS = {
-    "while loading": ("ima.run.assemble", 1),
+    "while loading": ("ima.fitting.assemble", 1),
     "in the first measurement": (MEASURE, 1),
     "before the first checkpoint": (STEP, 2),
     "just before a checkpoint": (SAVE, 3),
@@ -206,7 +208,7 @@ DEATHS = {
     "while scoring at a border": (PREDICT, 2),
     "in the last epoch": (STEP, 11),
     "in the last measurement": (PREDICT, 6),
-    "while writing what is shown": ("ima.run.write_samples", 1),
+    "while writing what is shown": ("ima.fitting.write_samples", 1),
     "while writing the export": ("ima.checkpoint.write_tensors", 9),
     "while a file takes its place": ("ima.results.os.replace", 7),
 }

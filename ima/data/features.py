@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ima.checkpoint import write_tensors
-from ima.data.source import Source
+from ima.data.source import MediumError, Source
 from ima.encoders.base import Encoder
 from ima.errors import UserError
 from ima.progress import progress
@@ -33,17 +33,55 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.
 NUMPY = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
 
 
-class Media(Dataset[Tensor]):
-    """Samples as preprocessed media, for worker processes."""
+class Media(Dataset[Tensor | str]):
+    """Samples as preprocessed media, for worker processes; a medium that cannot be read is the reason why not (an
+    exception would come out of a worker as a page of text)."""
 
-    def __init__(self, source: Source, samples: Sequence[Sample], encoder: Encoder) -> None:
-        self.source, self.samples, self.preprocess = source, samples, encoder.preprocess
+    def __init__(self, source: Source, samples: Sequence[Sample], preprocess: Callable[[Any], Tensor]) -> None:
+        self.source, self.samples, self.preprocess = source, samples, preprocess
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.preprocess(self.source.medium(self.samples[index]))
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.preprocess(self.source.medium(self.samples[index]))
+        except MediumError as error:
+            return str(error)
+
+
+def stacked(items: list[Tensor | str]) -> tuple[Tensor | None, list[str]]:
+    """The readable media of a batch, and for each item why it is not readable ("" where it is)."""
+    good = [item for item in items if not isinstance(item, str)]
+    return torch.stack(good) if good else None, [item if isinstance(item, str) else "" for item in items]
+
+
+def read_media(
+    source: Source,
+    samples: Sequence[Sample],
+    preprocess: Callable[[Any], Tensor],
+    batch_size: int,
+    num_workers: int,
+    bad: dict[str, str],
+) -> Iterator[tuple[int, list[Sample], Tensor | None]]:
+    """Batches in order: how many samples were looked at, which of them are readable, their media. What cannot be read
+    goes into `bad` (medium key -> reason), or raises MediumError where the source's policy is to stop."""
+    policy = getattr(source, "on_bad_medium", None)
+    media = Media(source, samples, preprocess)
+    place = 0
+    for batch, reasons in DataLoader(media, batch_size=batch_size, num_workers=num_workers, collate_fn=stacked):
+        part = samples[place : place + len(reasons)]
+        place += len(reasons)
+        good = []
+        for sample, reason in zip(part, reasons, strict=True):
+            if reason and policy != "skip":
+                raise MediumError(reason + ("; data.on_bad_medium=skip leaves such samples out" if policy else ""))
+            if reason:
+                bad[sample.medium_key] = reason
+            else:
+                good.append(sample)
+                bad.pop(sample.medium_key, None)
+        yield len(part), good, batch
 
 
 class FeatureStore:
@@ -59,6 +97,7 @@ class FeatureStore:
         self._rows: dict[str, tuple[Path, int]] = {}
         self._maps: dict[Path, np.ndarray] = {}
         self._known: set[Path] = set()
+        self.bad: dict[str, str] = {}  # medium key -> why it has no features, where the source's policy is to skip
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}}  # maps are opened anew in each worker
@@ -88,7 +127,8 @@ class FeatureStore:
     def ensure(
         self, samples: Sequence[Sample], device: torch.device | str = "cpu", batch_size: int = 32, num_workers: int = 0
     ) -> int:
-        """Compute what is missing; returns how many media that were. Memory does not grow with their number."""
+        """Compute what is missing; returns how many media that were. Memory does not grow with their number. Media
+        that cannot be read are kept in `bad` and tried again by the next call."""
         if not self.missing(samples):
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,20 +136,23 @@ class FeatureStore:
             todo = self.missing(samples)
             for leftover in self.folder.glob(".*"):  # of a writer that was killed; who holds the lock is the only one
                 leftover.unlink(missing_ok=True)
-            encoder = self.encoder.to(device)
+            encoder, num = self.encoder.to(device), 0
             with progress(len(todo), f"encode {self.source.name}", "sample") as advance:
                 for start in range(0, len(todo), SHARD_SIZE):
                     part = todo[start : start + SHARD_SIZE]
-                    loader = DataLoader(
-                        Media(self.source, part, self.encoder), batch_size=batch_size, num_workers=num_workers
-                    )
+                    keys: list[str] = []
                     features = []
-                    for media in loader:
-                        features.append(encoder(media.to(device)).to(DTYPES[self.dtype]).cpu())
-                        advance(len(media))
-                    self._write([sample.medium_key for sample in part], torch.cat(features))
+                    batches = read_media(self.source, part, self.encoder.preprocess, batch_size, num_workers, self.bad)
+                    for seen, good, media in batches:
+                        if media is not None:
+                            keys += [sample.medium_key for sample in good]
+                            features.append(encoder(media.to(device)).to(DTYPES[self.dtype]).cpu())
+                        advance(seen)
+                    num += len(keys)
+                    if keys:
+                        self._write(keys, torch.cat(features))
             self.scan()
-        return len(todo)
+        return num
 
     def read(self, samples: Sequence[Sample]) -> Tensor:
         """f_BNE in fp32. Samples must have been ensured."""

@@ -31,6 +31,20 @@ class _Items:
         return self.samples[index], draw
 
 
+class Batches(DataLoader[Batch]):
+    """A mistake of the user's that a worker process met comes out as the one line that it is, without the worker's
+    traceback in front."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            name, _, message = str(error).strip().splitlines()[-1].partition(": ")
+            if name.rpartition(".")[2] not in ("UserError", "MediumError"):
+                raise
+            raise UserError(message) from None
+
+
 class TrainLoader:
     """Global batches of `batch_size`, of which rank r takes every world-th sample. Resumable: `state_dict` says how
     many batches of which epoch were handed out; after `load_state_dict` the next one follows."""
@@ -70,7 +84,7 @@ class TrainLoader:
         mine = [
             [(int(index), self.epoch) for index in batch[self.rank :: self.world]] for batch in self.batches(self.epoch)
         ]
-        loader: DataLoader[Batch] = DataLoader(
+        loader = Batches(
             _Items(self.samples),  # type: ignore[arg-type]
             batch_sampler=mine[self.done :],
             collate_fn=self.collate,
@@ -94,8 +108,8 @@ class TrainLoader:
 
 def eval_loader(
     samples: Sequence[Sample], collate: Collate, batch_size: int, rank: int = 0, world: int = 1, num_workers: int = 0
-) -> DataLoader[Batch]:
+) -> Batches:
     """Every sample once over all ranks, in order; ranks may have different numbers of batches."""
     keys = [(index, 0) for index in range(rank, len(samples), world)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    return DataLoader(_Items(samples), batch_sampler=batches, collate_fn=collate, num_workers=num_workers)  # type: ignore[arg-type]
+    return Batches(_Items(samples), batch_sampler=batches, collate_fn=collate, num_workers=num_workers)  # type: ignore[arg-type]
