@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from ima.alignment.rows import alignment_rows
+from ima.alignment.suite import write_suite
 from ima.checkpoint import save_adapter
 from ima.evaluation import Evaluator, metric_rows
 from ima.progress import progress
@@ -85,32 +85,59 @@ class EpochPart:
 
 
 class AlignmentLogger(EpochPart):
-    """IMA per layer and per epoch with norms and consecutive similarity, and the loss of the same pass."""
+    """IMA per layer and per epoch with norms and consecutive similarity, and the loss of the same pass; whatever else
+    the config asks for. The last measurement leaves its sums in `folder`."""
 
     def __init__(
-        self, evaluator: Evaluator, samples: Sequence[Sample], alignment: Alignment | None, recorder: Recorder
+        self,
+        evaluator: Evaluator,
+        samples: Sequence[Sample],
+        alignment: Alignment | None,
+        recorder: Recorder,
+        folder: Path | None = None,
     ) -> None:
         self.evaluator, self.samples, self.alignment, self.recorder = evaluator, samples, alignment, recorder
+        self.folder = folder
 
     def measure(self, epoch: int, step: int, last: bool) -> None:
         alignment = self.alignment
         if alignment is not None and epoch % alignment.every_num_epochs and not last:
             alignment = None
-        loss, stats = self.evaluator.teacher_forced(self.samples, alignment)
+        loss, suite = self.evaluator.aligned(self.samples, alignment)
         split = self.alignment.split if self.alignment else "val"
         base = self.recorder.base(epoch=epoch, step=step, split=split)
         rows = [Row(score="val_loss", value=loss, n=len(self.samples), **base)]
-        if stats is not None:
+        if suite is not None and (self.recorder.writer is not None or suite.reservoir is None):
             pair = {"dataset_b": self.recorder.facts.get("dataset_a"), "modality_b": "text"}
-            rows += alignment_rows(stats, base | pair)
-            self.recorder.metrics["alignment/state_bytes"] = stats.num_bytes()
-            self.recorder.metrics["alignment/dump_bytes"] = stats.num_state_bytes_seen
+            found, lens = suite.rows(base | pair, self.evaluator.seconds)
+            rows += found
+            self.recorder.metrics["alignment/state_bytes"] = suite.stats.num_bytes()
+            self.recorder.metrics["alignment/dump_bytes"] = suite.stats.num_state_bytes_seen
+            if suite.reservoir is not None:
+                self.recorder.metrics["alignment/reservoir_bytes"] = suite.reservoir.num_bytes()
+            if last and self.folder is not None and self.recorder.writer is not None:
+                write_suite(self.folder, suite, lens, self._facts(split, epoch))
         self.recorder.write(rows)
         self.recorder.metrics |= {"val/loss": loss}
         for row in rows:
             if row.score in ("ima", "ima_p0", "ima_matched", "ima_gap") and row.layer_a is None:
                 name = f"{row.score}/mean" + ("" if row.variant == "raw" else f"/{row.variant}")
                 self.recorder.metrics |= {name: row.value} | ({f"{name}/se": row.se} if row.se is not None else {})
+
+    def _facts(self, split: str, epoch: int) -> Base:
+        """What a reader of the sums must know to compare them with those of another run."""
+        llm = self.evaluator.module.llm
+        facts = self.recorder.facts
+        return {
+            "run": self.recorder.run,
+            "dataset": facts.get("dataset_a"),
+            "modality": facts.get("modality_a"),
+            "split": split,
+            "epoch": epoch,
+            "llm": llm.name,
+            "llm_width": llm.width,
+            "llm_blocks": llm.num_blocks,
+        }
 
 
 class GenerationScorer(EpochPart):

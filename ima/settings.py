@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 Range = tuple[float | None, float | None]
 SiteName = Literal["resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post"]
+VariantName = Literal["nosink", "nomassive", "scaled", "centred", "update"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +72,31 @@ class Training:
 @dataclasses.dataclass(frozen=True)
 class Alignment:
     """What the tap looks at, on `split`: before training and every so many epochs. `sites`: names of `ima.types.Site`;
-    `layers`: None for all."""
+    `layers`: None for all. `variants`: of the similarities, beside the paper's; nomassive, scaled and centred need an
+    earlier pass over `num_scale_samples` samples.
 
-    RANGES: ClassVar[dict[str, Range]] = {"every_num_epochs": (1, None)}
+    The reservoir (0: none) keeps the states of `num_reservoir` seeded examples at `reservoir_layers` (None: nine,
+    evenly spread) for what does not factorise; the logit lens looks at `num_vocabulary_layers` of these layers, t-SNE
+    at `num_tsne_layers`.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "every_num_epochs": (1, None),
+        "num_scale_samples": (2, None),
+        "num_reservoir": (0, None),
+        "num_vocabulary_layers": (0, None),
+        "num_tsne_layers": (0, None),
+    }
 
     every_num_epochs: int = 1
     split: str = "val"
     sites: tuple[SiteName, ...] = ("resid_post",)
     layers: tuple[int, ...] | None = None
     consecutive: bool = True
+    variants: tuple[VariantName, ...] = ("nosink",)
+    num_scale_samples: int = 64
+    num_reservoir: int = 0
+    reservoir_layers: tuple[int, ...] | None = None
+    num_vocabulary_layers: int = 0
+    num_tsne_layers: int = 0
+    seed: int = 0

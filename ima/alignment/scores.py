@@ -8,13 +8,15 @@ similarity; taking P from layer 0 gives its twin.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ima.alignment.scales import quantile_of
 from ima.alignment.stats import SiteStats
-from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, split_view
+from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, NUM_GROUPS, group_of, split_view
 
 QUANTILES = (0.25, 0.5, 0.75)
 
@@ -117,6 +119,19 @@ def norm_quantiles(stats: SiteStats, view: str) -> Tensor:
     """[3, L] quartiles of the token norms, within half a bin (0.5 %); NaN where the view is empty."""
     hist_LH = stats.norm_hist_LRH[:, NORM_VIEWS.index(view)]
     return torch.stack([quantile_of(hist_LH, q) for q in QUANTILES])
+
+
+def mean_with_error(value_E: Tensor, ids: Sequence[str]) -> tuple[float, float, int]:
+    """Mean over the examples whose value is not NaN, its jackknife error, and how many they are."""
+    known_E = ~value_E.isnan()
+    if not bool(known_E.any()):
+        return math.nan, math.nan, 0
+    groups = torch.tensor([group_of(name) for name in ids])[known_E]
+    onehot_EG = torch.nn.functional.one_hot(groups, NUM_GROUPS).double()
+    sums_G, counts_G = value_E[known_E].double() @ onehot_EG, onehot_EG.sum(0)
+    used_G = counts_G > 0
+    left = (sums_G.sum() - sums_G[used_G]) / (counts_G.sum() - counts_G[used_G])
+    return float(value_E[known_E].double().mean()), float(jackknife_se(left)), int(known_E.sum())
 
 
 def average(curves: list[Curve]) -> Curve:

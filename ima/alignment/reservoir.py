@@ -1,0 +1,151 @@
+"""A seeded sample of examples whose states are kept, for what does not factorise over examples.
+
+The samples with the lowest place in a seeded draw stay, at most `num`, so that any batch split, order and number of
+ranks keeps the same ones and two reservoirs merge into one. Kept are the P and T tokens (not SPECIAL) of the block
+outputs at chosen layers, on the CPU in the dtype of the model, which is exact. Memory: num x layers x tokens x width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ima.alignment.scales import Scale, Scales
+from ima.alignment.views import draw_of
+from ima.types import Role, Site
+
+KEPT_ROLES = (Role.PERCEPT, Role.PROMPT, Role.ANSWER)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """One example. place: in the draw. roles_S: of its P and T tokens in their order; sink_S: the first position of
+    the sequence; states_LSD: at the reservoir's layers."""
+
+    place: str
+    sample_id: str
+    roles_S: Tensor
+    sink_S: Tensor
+    states_LSD: Tensor
+
+
+class Reservoir:
+    """A tap's sink."""
+
+    def __init__(self, num: int, layers: Sequence[int], seed: int = 0) -> None:
+        self.num, self.layers, self.seed = num, tuple(sorted(set(layers))), seed
+        self.kept: dict[str, Kept] = {}
+        self._wanted: list[tuple[int, str]] = []
+
+    def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
+        limit = max((kept.place for kept in self.kept.values()), default="") if len(self.kept) >= self.num else "~"
+        places = [(row, draw_of(sample_id, self.seed, "reservoir")) for row, sample_id in enumerate(sample_ids)]
+        self._wanted = sorted([(row, place) for row, place in places if place < limit], key=lambda item: item[1])
+        self._wanted = self._wanted[: self.num]
+        self._sample_ids = list(sample_ids)
+        roles_BS = roles_BS.cpu()
+        self._chosen_BS = torch.isin(roles_BS, torch.tensor([int(role) for role in KEPT_ROLES]))
+        self._roles_BS = roles_BS
+        self._sink_BS = (roles_BS != Role.PAD) & ((roles_BS != Role.PAD).long().cumsum(1) == 1)
+        self._states: dict[int, list[Tensor]] = {}
+
+    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
+        if site is Site.RESID_POST and layer in self.layers and self._wanted:
+            x_WSD = x_BSD[[row for row, _ in self._wanted]].cpu()
+            rows = enumerate(self._wanted)
+            self._states[layer] = [x_WSD[index, self._chosen_BS[row]].clone() for index, (row, _) in rows]
+
+    def end(self) -> None:
+        if not self._states:
+            return
+        found = [layer for layer in self.layers if layer in self._states]
+        assert found == list(self.layers), "the tap shows every layer of the reservoir"
+        for index, (row, place) in enumerate(self._wanted):
+            states_LSD = torch.stack([self._states[layer][index] for layer in found])
+            chosen_S = self._chosen_BS[row]
+            kept = Kept(
+                place, self._sample_ids[row], self._roles_BS[row][chosen_S], self._sink_BS[row][chosen_S], states_LSD
+            )
+            self.kept[kept.sample_id] = kept
+        self._states = {}
+        self._drop()
+
+    def merge(self, other: dict[str, Kept]) -> None:
+        self.kept |= other
+        self._drop()
+
+    def _drop(self) -> None:
+        ordered = sorted(self.kept.values(), key=lambda kept: (kept.place, kept.sample_id))
+        self.kept = {kept.sample_id: kept for kept in ordered[: self.num]}
+
+    def reduce(self) -> None:
+        """The samples of all ranks, on every rank."""
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            parts: list[dict[str, Kept]] = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(parts, self.kept)
+            for part in parts:
+                self.merge(part)
+        else:
+            self._drop()
+
+    def num_bytes(self) -> int:
+        return sum(kept.states_LSD.numel() * kept.states_LSD.element_size() for kept in self.kept.values())
+
+
+class Tokens:
+    """The kept tokens as scores want them: fp32, by layer, role and variant. Examples are in the order of the draw."""
+
+    def __init__(self, reservoir: Reservoir, scales: Scales | None = None) -> None:
+        self.layers, self.scales = reservoir.layers, scales
+        self.kept = list(reservoir.kept.values())
+
+    @property
+    def ids(self) -> list[str]:
+        return [kept.sample_id for kept in self.kept]
+
+    def of(self, layer: int, role: str, variant: str = "raw") -> list[Tensor]:
+        """Per example its tokens [n, D], perhaps none."""
+        scale = self.scale(layer) if variant in ("nomassive", "scaled") else None
+        return [self._chosen(kept, self.layers.index(layer), role, variant, scale) for kept in self.kept]
+
+    def scale(self, layer: int) -> Scale:
+        assert self.scales is not None, "this variant needs scales of an earlier pass"
+        return self.scales.of(layer, Site.RESID_POST)
+
+    def _chosen(self, kept: Kept, index: int, role: str, variant: str, scale: Scale | None) -> Tensor:
+        percept_S = kept.roles_S == Role.PERCEPT
+        chosen_S = percept_S if role == "P" else ~percept_S
+        if variant == "nosink":
+            chosen_S = chosen_S & ~kept.sink_S
+        x_SD = kept.states_LSD[index, chosen_S].float()
+        if scale is not None and variant == "nomassive":
+            x_SD = x_SD[x_SD.norm(dim=-1) <= scale.massive]
+        if scale is not None and variant == "scaled":
+            x_SD = x_SD * scale.inverse_D.cpu()
+        return x_SD
+
+    def means(self, layer: int, variant: str = "raw") -> tuple[Tensor, Tensor, list[str]]:
+        """(means of P [E, D], of T, ids) of the examples that have both. "centred": minus the mean of the other
+        examples of the scales' pass."""
+        inner = "raw" if variant == "centred" else variant
+        pairs = zip(self.of(layer, "P", inner), self.of(layer, "T", inner), self.ids, strict=True)
+        both = [(p.mean(0), t.mean(0), name) for p, t, name in pairs if len(p) and len(t)]
+        if not both:
+            return torch.zeros(0, 1), torch.zeros(0, 1), []
+        means_E2D = torch.stack([torch.stack([p, t]) for p, t, _ in both])
+        ids = [name for _, _, name in both]
+        if variant == "centred":
+            scale = self.scale(layer)
+            assert self.scales is not None
+            inside_E = torch.tensor([name in self.scales.sample_ids for name in ids])
+            on_cpu = dataclasses.replace(scale, mean_sum_2D=scale.mean_sum_2D.cpu(), count_2=scale.count_2.cpu())
+            centre_E2D, known_E2 = on_cpu.centres(means_E2D, inside_E)
+            kept_E = known_E2.all(1)
+            means_E2D = (means_E2D - centre_E2D)[kept_E]
+            ids = [name for name, there in zip(ids, kept_E.tolist(), strict=True) if there]
+        return means_E2D[:, 0], means_E2D[:, 1], ids

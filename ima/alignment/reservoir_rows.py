@@ -1,0 +1,98 @@
+"""Scores of the reservoir as rows: what does not factorise over examples.
+
+medsim, maxsim, minsim, meansim, maxmeansim   of token pairs: `_matched` within one example, `_across` of two
+cka, cka_debiased, mutual_knn, procrustes     of the mean tokens of P and T, example by example
+retrieval                                     does P's mean find its own text among all; by chance it is 1 / n
+mir_fid, mir                                  Modality Integration Rate: a layer's part, and log10 of the sum
+Each per layer of the reservoir; `<score>_mean` is the mean over its layers from 1 on, which the note lists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from ima.alignment import geometry
+from ima.alignment.reservoir import Tokens
+from ima.alignment.rows import NOTHING, Base
+from ima.alignment.scores import mean_with_error
+from ima.alignment.token_pairs import SCORES, pair_scores, within_and_across
+from ima.types import Row, Site
+
+Value = tuple[float, float, int]
+GEOMETRY = {
+    "cka": geometry.cka,
+    "cka_debiased": geometry.cka_debiased,
+    "mutual_knn": geometry.mutual_neighbours,
+    "procrustes": geometry.procrustes,
+}
+PAIR_VARIANTS = ("raw", "nosink", "nomassive", "scaled")
+RETRIEVAL_VARIANTS = ("raw", "centred")
+
+
+def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
+    """Variants that need scales are left out where there are none."""
+    known = tokens.scales is not None
+    fields = base | {"site": Site.RESID_POST.value, "role_a": "P", "role_b": "T"}
+    for variant in PAIR_VARIANTS:
+        if known or variant in ("raw", "nosink"):
+            yield from rows_of({layer: pairs_at(tokens, layer, variant) for layer in tokens.layers},
+                               fields | {"variant": variant}, tokens)  # fmt: skip
+    means = {layer: geometry_at(tokens, layer) for layer in tokens.layers}
+    yield from rows_of(means, fields | {"variant": "raw"}, tokens)
+    for variant in RETRIEVAL_VARIANTS if known else RETRIEVAL_VARIANTS[:1]:
+        found = {layer: {"retrieval": retrieval_at(tokens, layer, variant)} for layer in tokens.layers}
+        yield from rows_of(found, fields | {"variant": variant}, tokens)
+    parts = {layer: mir_at(tokens, layer) for layer in tokens.layers}
+    yield from rows_of({layer: {"mir_fid": part} for layer, part in parts.items()}, fields | {"variant": "raw"}, tokens)
+    total = sum(part[0] for layer, part in parts.items() if layer > 0)
+    value = math.log10(total) if total > 0 else math.nan
+    yield row("mir", value, None, len(tokens.kept), fields | {"variant": "raw"}, over(tokens))
+
+
+def pairs_at(tokens: Tokens, layer: int, variant: str) -> dict[str, Value]:
+    scores = pair_scores(tokens.of(layer, "P", variant), tokens.of(layer, "T", variant))
+    named = ((SCORES[name], within_and_across(value_EE, tokens.ids)) for name, value_EE in scores.items())
+    return {f"{score}_{kind}": value for score, found in named for kind, value in found.items()}
+
+
+def geometry_at(tokens: Tokens, layer: int) -> dict[str, Value]:
+    p_ED, t_ED, ids = tokens.means(layer)
+    if not ids:
+        return {score: (math.nan, math.nan, 0) for score in GEOMETRY}
+    return {score: (*geometry.with_error(of, p_ED, t_ED, ids), len(ids)) for score, of in GEOMETRY.items()}
+
+
+def retrieval_at(tokens: Tokens, layer: int, variant: str) -> Value:
+    p_ED, t_ED, ids = tokens.means(layer, variant)
+    if len(ids) < 2:
+        return math.nan, math.nan, len(ids)
+    return mean_with_error(geometry.retrieval(p_ED, t_ED), ids)
+
+
+def mir_at(tokens: Tokens, layer: int) -> Value:
+    p_ND, t_MD = (torch.cat(tokens.of(layer, role)) if tokens.kept else torch.zeros(0, 1) for role in ("P", "T"))
+    return geometry.mir_layer(p_ND, t_MD), math.nan, len(tokens.kept)
+
+
+def over(tokens: Tokens) -> str:
+    layers = ", ".join(str(layer) for layer in tokens.layers if layer > 0)
+    return f"reservoir of {len(tokens.kept)}, layers {layers}"
+
+
+def rows_of(found: dict[int, dict[str, Value]], fields: Base, tokens: Tokens) -> Iterator[Row]:
+    for score in next(iter(found.values()), {}):
+        for layer, values in found.items():
+            value, se, n = values[score]
+            note = f"reservoir of {len(tokens.kept)}"
+            yield row(score, value, se, n, fields | {"layer_a": layer, "layer_b": layer}, note)
+        inner = [values[score][0] for layer, values in found.items() if layer > 0]
+        if inner:
+            n = max(values[score][2] for values in found.values())
+            yield row(f"{score}_mean", sum(inner) / len(inner), None, n, fields, over(tokens))
+
+
+def row(score: str, value: float, se: float | None, n: int, fields: Base, note: str) -> Row:
+    return Row(score=score, value=value, se=se, n=n, note=note if value == value else NOTHING, **fields)
