@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
 ARGS ?=
 RUN ?= outputs/demo
+DATA ?= stamps_single
+OUT ?= outputs/exported
 PY := .venv/bin/python
 TEST_ARGS ?= -n 2 --dist loadfile
 
@@ -17,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control test test-fast check lint type train evaluate sweep bench bench-train report clean
+.PHONY: help setup demo demo-control test test-fast check lint type train evaluate sweep bench bench-train export-data report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -60,6 +62,9 @@ bench: bench-train  ## all benchmarks, into outputs/bench/
 
 bench-train: setup  ## step time against the bare LLM and a plain loop on stock parts
 	@$(PY) -m ima.bench train $(ARGS)
+
+export-data: setup  ## write a source in official formats: make export-data DATA=stamps_single OUT=folder
+	@$(PY) -m ima.data.export $(DATA) --out $(OUT) $(ARGS)
 
 report: setup  ## write the page of a run again: make report RUN=outputs/demo
 	@$(PY) -m ima.report $(RUN)
