@@ -82,7 +82,7 @@ def entropy(llm: FrozenLLM, h_ND: Tensor) -> Tensor:
 
 
 def lens(llm: FrozenLLM, h_ND: Tensor) -> Tensor:
-    """fp32 logits of states inside the stream, by the final norm and the LM head; no hook of theirs fires."""
+    """fp32 logits of states inside the stream, by the final norm (without its hooks) and the LM head."""
     base: Any = getattr(llm.model.base_model, "decoder", llm.model.base_model)
     norm = getattr(base, "norm", None) or base.final_layer_norm
     normed = type(norm).forward(norm, h_ND)

@@ -38,9 +38,7 @@ class Exit(Skip):
     def check_model(self, model_type: str, num_blocks: int) -> None:
         """Raises UserError where no block is left to leave out."""
         if self.block + 1 >= num_blocks:
-            raise UserError(
-                f"block: {self.block}; to leave before the end of {num_blocks} blocks, 0 to {num_blocks - 2}"
-            )
+            raise UserError(f"block: {self.block}; early in {num_blocks} blocks is after 0 to {num_blocks - 2}")
 
     def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: Running) -> Tensor | None:
         if self.leaving != "context":

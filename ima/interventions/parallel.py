@@ -34,9 +34,9 @@ Norm = Literal["own", "ln1"]
 
 
 class Parallel:
-    """In the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, or in the list `blocks`, the FFN
-    reads what attention reads: through its `own` norm, or through that of attention (`ln1`). phase: for tokens of the
-    prompt (prefill), answer tokens (decode) or both."""
+    """In the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, or in the list `blocks`, the
+    FFN reads what attention reads: through its `own` norm, or through that of attention (`ln1`). phase: for tokens of
+    the prompt (prefill), answer tokens (decode) or both."""
 
     RANGES = {"start": (0, None), "stop": (1, None), "every": (1, None)}
 
@@ -103,20 +103,21 @@ class Parallel:
 
     def _norm_as_attention(self, stack: ExitStack, llm: FrozenLLM, block: int, acting: Any) -> None:
         ln1, ln2 = (llm.table.place(block, site).module for site in (Site.LN1, Site.LN2))
-        own = type(ln2).forward
 
         def forward(hidden_states: Tensor) -> Tensor:
-            chosen = acting(hidden_states)
-            by_ln1: Tensor = apply_norm(ln1, hidden_states)
-            if self.phase == "both" or bool(chosen.all()):
+            by_ln1 = apply_norm(ln1, hidden_states)
+            if self.phase == "both":
                 return by_ln1
-            by_ln2: Tensor = own(ln2, hidden_states)
-            if not chosen.any():
+            by_ln2 = apply_norm(ln2, hidden_states)
+            if llm.running is None:  # somebody tries the block out, outside of any pass
                 return by_ln2
+            chosen = acting(hidden_states)
+            if bool(chosen.all()) or not chosen.any():
+                return by_ln1 if bool(chosen.all()) else by_ln2
             if chosen.shape[:-1] != hidden_states.shape[:-1]:
                 raise UserError(
-                    f"parallel: norm=ln1 with phase={self.phase} cannot stack with skips of the same FFN in training or "
-                    "in a teacher-forced pass; use norm=own or phase=both"
+                    f"parallel: norm=ln1 with phase={self.phase} cannot stack with skips of the same FFN in "
+                    "training or in a teacher-forced pass; use norm=own or phase=both"
                 )
             return torch.where(chosen, by_ln1, by_ln2)
 
