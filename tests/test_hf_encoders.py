@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from tiny_encoders import AUDIO, MEAN, STD, VIDEO, audiomae_folder, tiny_config, tiny_folder
 
+from ima.compose import CONF, compose
 from ima.encoders import check_features
 from ima.encoders.base import Encoder
 from ima.encoders.hf_audio import AudioMAE, AudioTransformer
@@ -73,6 +75,18 @@ def test_features_have_the_promised_shape_and_are_the_same_again(kind: str, fold
     f_BNE = check_features(encoder, features(encoder, kind), 2)
     assert torch.equal(f_BNE, features(make(kind, folders[kind]), kind))
     assert not torch.allclose(f_BNE[0], f_BNE[1], atol=1e-4), "two media, one feature"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_config_composes_and_gives_the_class_from_a_local_folder(kind: str, folders: dict[str, Path]) -> None:
+    config = compose([f"encoder={kind}", f"encoder.path={folders[kind]}", "encoder.pretrained=false"])
+    encoder = instantiate(config.encoder)
+    assert encoder.fingerprint == make(kind, folders[kind], pretrained=False).fingerprint
+
+
+def test_every_encoder_of_conf_that_the_hub_holds_is_tried_here() -> None:
+    texts = {path.stem: path.read_text() for path in CONF.glob("encoder/*.yaml")}
+    assert {name for name, text in texts.items() if "ima.encoders.hf_" in text} == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

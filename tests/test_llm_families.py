@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from ima.compose import CONF, compose
 from ima.errors import UserError
-from ima.llm.frozen import FrozenLLM
+from ima.llm.frozen import FrozenLLM, Generation
 from ima.llm.load import hf
 from ima.llm.tiny import tiny_model, tiny_tokenizer
 from ima.types import Role
@@ -76,6 +76,36 @@ def test_random_weights_need_the_config_only_and_have_a_seed(choice: str, folder
     assert torch.equal(torch.rand(1), expected), "the global stream was touched"
     assert torch.equal(logits(one, IDS), logits(same, IDS))
     assert not torch.allclose(logits(one, IDS), logits(other, IDS))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "phi3"])
+def test_a_window_shorter_than_the_text_agrees_in_cached_whole_and_padded_passes(family: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_model(family).config
+    config.sliding_window = 4
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    llm = FrozenLLM(model, tiny_tokenizer())
+    rows = [torch.randint(3, 259, (length,), generator=torch.Generator().manual_seed(length)) for length in (9, 6)]
+    roles_BS = torch.zeros(2, 9, dtype=torch.long)
+    x_BSD = torch.zeros(2, 9, llm.width)
+    with torch.no_grad():
+        for index, ids in enumerate(rows):
+            x_BSD[index, 9 - len(ids) :], roles_BS[index, 9 - len(ids) :] = llm.embed(ids), int(Role.PROMPT)
+        found = llm.generate(x_BSD, roles_BS, Generation(6))
+        wide = logits(llm, rows[0][None])
+        model.config.sliding_window = 4096
+        assert not torch.allclose(logits(FrozenLLM(model, tiny_tokenizer()), rows[0][None]), wide), "no window at all"
+        model.config.sliding_window = 4
+        for ids, written in zip(rows, found, strict=True):
+            whole = ids[None]
+            for token in written:
+                assert int(logits(llm, whole)[-1].argmax()) == token
+                whole = torch.cat([whole, torch.tensor([[token]])], dim=1)
 
 
 def gemma3_that_sees(folder: Path) -> Any:
