@@ -117,7 +117,7 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
             write_atomic(folder / "rows.jsonl", "")
     evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
     scorer = GenerationScorer(evaluator, shown.tracks, shown.controls, t, recorder)
-    borders = EpochMeasure([AlignmentLogger(evaluator, shown.val, parts.alignment, recorder), scorer], t.epochs)
+    borders = EpochMeasure([AlignmentLogger(evaluator, shown.val, parts.alignment, recorder, folder), scorer], t.epochs)
     steps = StepRecorder(recorder, t.log_every_num_steps)
     checkpointer = Checkpointer(folder, t.save_every_num_steps, steps, facts)
 

@@ -51,7 +51,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     scorer = GenerationScorer(evaluator, shown.tracks, shown.controls, t, recorder)
     epoch = t.epochs
     with stack(parts.llm, parts.interventions), fast(parts):
-        AlignmentLogger(evaluator, shown.val, parts.alignment, recorder).measure(epoch, 0, last=True)
+        AlignmentLogger(evaluator, shown.val, parts.alignment, recorder, folder).measure(epoch, 0, last=True)
         scorer.measure(epoch, 0, last=True)
     facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}
     result = record | {
