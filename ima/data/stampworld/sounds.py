@@ -151,7 +151,7 @@ def resampled(wave: np.ndarray, rate: int, to: int) -> np.ndarray:
     import torch
     from torchaudio.functional import resample
 
-    out: np.ndarray = resample(torch.from_numpy(np.ascontiguousarray(wave)), rate, to).numpy()
+    out: np.ndarray = resample(torch.from_numpy(wave.copy()), rate, to).numpy()
     return out
 
 
