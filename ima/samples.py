@@ -19,7 +19,7 @@ from ima.tasks.base import Prediction, Task
 NUM_SHOWN = 12
 BESIDE = ("blind", "prior")  # rows about the samples of another track
 PICTURE_SIZE = 160  # pixels; of one frame
-NUM_FRAMES = 4
+NUM_FRAMES, NUM_COLUMNS = 4, 2
 
 
 def write_samples(
@@ -70,7 +70,7 @@ def picture(folder: Path, source: Source, prediction: Prediction, stem: str) -> 
 
 
 def still(medium: Medium) -> Image.Image:
-    """A picture of any medium: itself, four frames of a clip side by side, the spectrogram of a sound."""
+    """A picture of any medium: itself, four frames of a clip in two rows, the spectrogram of a sound."""
     if isinstance(medium, Sound):
         return spectrogram(medium)
     if isinstance(medium, Image.Image):
@@ -78,12 +78,12 @@ def still(medium: Medium) -> Image.Image:
         image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
         return image
     shown = [still(frame) for frame in medium.frames(spaced(medium.num_frames, NUM_FRAMES))]
-    strip = Image.new("RGB", (sum(frame.width + 2 for frame in shown) - 2, max(frame.height for frame in shown)))
-    left = 0
-    for frame in shown:
-        strip.paste(frame, (left, 0))
-        left += frame.width + 2
-    return strip
+    width, height = max(frame.width for frame in shown) + 2, max(frame.height for frame in shown) + 2
+    num_rows = -(-len(shown) // NUM_COLUMNS)
+    grid = Image.new("RGB", (NUM_COLUMNS * width - 2, num_rows * height - 2))
+    for index, frame in enumerate(shown):
+        grid.paste(frame, (index % NUM_COLUMNS * width, index // NUM_COLUMNS * height))
+    return grid
 
 
 def spectrogram(sound: Sound) -> Image.Image:

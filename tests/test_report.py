@@ -56,7 +56,7 @@ def test_page_holds_headlines_with_intervals_figures_samples_and_the_command(dem
     assert html.count('src="data:image/') == 12
     assert "✓ right" in html
     assert "SmolLM2-135M-Instruct" in html
-    assert "blind · no picture" in html
+    assert "blind · no medium" in html
 
 
 def test_every_figure_is_also_svg_png_and_csv(demo: Path) -> None:
@@ -303,3 +303,68 @@ def test_help_loads_no_drawing_code_and_the_page_no_torch(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(folder / "report.html"), "[]"]
     assert done.stderr == ""
+
+
+def task_run(folder: Path, score: str, tracks: dict[str, float]) -> Path:
+    """A run whose task is told by `score` alone, one value a track."""
+    small_run(folder, samples=0)
+    rows = [
+        row for line in (folder / "rows.jsonl").read_text().splitlines() if (row := json.loads(line))["track"] is None
+    ]
+    rows += [
+        {"run": "r", "score": score + ending, "value": value + shift, "epoch": 2, "split": "test", "track": track}
+        for track, value in tracks.items()
+        for ending, shift in (("", 0.0), ("_low", -0.05), ("_high", 0.05))
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewrite_result(folder, metrics={f"{track}/{score}": value for track, value in tracks.items()})
+    return folder
+
+
+def test_what_stands_beside_the_tracks_comes_last_and_is_said_in_words(tmp_path: Path) -> None:
+    values = {
+        "prior": 0.4,
+        "blind": 0.35,
+        "shuffled_frames": 0.5,
+        "T1": 0.6,
+        "single_frame": 0.45,
+        "other": 0.2,
+        "T0": 0.8,
+    }
+    html = page_of(task_run(tmp_path / "run", "accuracy", values))
+    table = html.partition('<section id="tasks">')[2].partition("</section>")[0]
+    order = (
+        "T0 · ",
+        "T1 · ",
+        ">other<",
+        "single frame · ",
+        "shuffled frames · ",
+        "blind · ",
+        "prior · best guess from the",
+    )
+    places = [table.index(words) for words in order]
+    assert places == sorted(places)
+    assert table.count('<tr class="blind">') == 4
+    for title in ("T0 accuracy", "T1 accuracy", "blind accuracy", "prior accuracy", "single frame"):
+        assert f"<h3>{title}</h3>" in html
+    assert "Accuracy by track" in html
+
+
+def card_of(folder: Path, **fields: Any) -> str:
+    from ima.report.samples import card
+
+    return card(folder, [{"references": ["two"], "prediction": "2", "epoch": 1, **fields}])
+
+
+def test_cards_show_the_question_and_every_kind_of_verdict(tmp_path: Path) -> None:
+    asked = card_of(tmp_path, question="How many <b>cows</b>?", right=1.0)
+    assert "How many &lt;b&gt;cows&lt;/b&gt;?" in asked and "✓ right" in asked
+    assert asked.index("How many") < asked.index("“2”")
+    assert "question" not in card_of(tmp_path, right=True)
+    for fields, words in (
+        ({"right": True}, "✓ right"), ({"right": False}, "✗ wrong"), ({"right": 0}, "✗ wrong"),
+        ({"right": 0.3}, "◐ 0.30 right"), ({"right": 1}, "✓ right"), ({}, "○ not scored"),
+        ({"right": None}, "○ not scored"), ({"correct": True}, "✓ right"),
+        ({"right": 0.531, "cider_d": 0.531}, "CIDEr-D 0.53"), ({"right": True, "cider_d": 1.0}, "✓ right"),
+    ):  # fmt: skip
+        assert words in card_of(tmp_path, **fields)

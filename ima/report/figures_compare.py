@@ -15,6 +15,9 @@ from ima.report.series import Curve
 from ima.report.style import DASHES, MARKERS, Theme
 
 MAX_OVERLAID = 8
+SCATTERED = tuple(
+    f"{track}/{score}" for score in ("noun_accuracy", "accuracy", "cider_d", "cider") for track in ("T1", "T0", "test")
+)
 
 
 def overlay(
@@ -65,7 +68,7 @@ def last_layers(run: Run) -> Curve | None:
 
 
 def task_curve(run: Run) -> Curve | None:
-    """Noun accuracy on seen objects, or the first metric and track that the run has."""
+    """The first headline metric that the run has, on its first track."""
     scores = series.task_scores(run.rows)
     score = next((score for score in (*HEADLINE_SCORES, *sorted(scores)) if score in scores), None)
     return next(iter(scores[score].values())) if score else None
@@ -79,7 +82,7 @@ def headline_scores(runs: Sequence[Run], names: Sequence[str]) -> str | None:
 def scatter(runs: Sequence[Run]) -> Figure:
     title, name = "IMA against performance", "ima_vs_task"
     caption = "Every run that has both numbers is a point; a relation seen here holds within one LLM only."
-    score = headline_scores(runs, ("T1/noun_accuracy", "T0/noun_accuracy", "T1/cider", "T0/cider"))
+    score = headline_scores(runs, SCATTERED)
     points = [
         (run.name, a, b)
         for run in runs
@@ -131,7 +134,7 @@ def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
                 lambda run: series.by_epoch(series.alignment_rows(run.rows), "ima")),
         overlay(runs, "compare_val_loss", "Validation loss", "Cross-entropy on the answer tokens, nats per token.",
                 ("step", "step"), "loss", lambda run: series.training(run.rows).get("val")),
-        overlay(runs, "compare_task", "Task metric by epoch", "Noun accuracy (or the run's first metric) on its first"
-                " track, T0 where there is one; band: 95 % interval.", ("epoch", "epoch"), "task metric", task_curve),
+        overlay(runs, "compare_task", "Task metric by epoch", "The run's headline metric on its first track, T0 where"
+                " there is one; band: 95 % interval.", ("epoch", "epoch"), "task metric", task_curve),
         scatter(runs),
     ]  # fmt: skip

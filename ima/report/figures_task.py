@@ -14,7 +14,7 @@ from ima.report.series import Curve
 from ima.report.style import DASHES, MARKERS, Theme
 
 MAX_POINTS = 300
-HEADLINE_SCORES = ("noun_accuracy", "noun_f1", "cider_d")
+HEADLINE_SCORES = ("noun_accuracy", "accuracy", "noun_f1", "cider_d")
 
 
 def smooth(found: Curve, share: float = 0.03) -> Curve:
@@ -67,7 +67,7 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
     title, name = "Task metric by epoch", "tasks"
     scores = series.task_scores(rows)
     score = next((score for score in (*HEADLINE_SCORES, *sorted(scores)) if score in scores), None)
-    caption = "Generated captions, scored; bars: 95 % interval. Blind: the same questions without a picture."
+    caption = "Generated texts, scored; bars: 95 % interval. Grey: without the medium (blind), guessed (prior), spoilt."
     if score is None:
         return Figure(name, title, caption, missing="no task metric rows, as before the first evaluation")
     tracks = {track: found for track, found in scores[score].items() if any(map(math.isfinite, found.y))}
@@ -78,7 +78,7 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
     def draw(figure: Canvas, theme: Theme) -> None:
         ax = figure.add_subplot()
         for index, (track, found) in enumerate(tracks.items()):
-            blind = track == "blind"
+            beside = track in series.BESIDE
             x = [float(index)] if single else found.x
             low, high = found.band
             error = [
@@ -91,9 +91,9 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
                 yerr=error if found.has_band else None,
                 label=track,
                 capsize=2.5,
-                color=theme["before"] if blind else theme.category(index),
+                color=theme["before"] if beside else theme.category(index),
                 elinewidth=1,
-                linestyle="none" if single else DASHES[1 if blind else 0],
+                linestyle="none" if single else DASHES[1 if beside else 0],
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=7 if single else 4.5,
             )
@@ -101,7 +101,7 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
         values = [y for found in tracks.values() for y in found.y if math.isfinite(y)]
         ax.set_ylim(bottom=min(0.0, *values), top=None if max(values) > 1 else 1.02)
         if single:
-            ax.set_xticks(range(len(tracks)), list(tracks))
+            ax.set_xticks(range(len(tracks)), [track.replace("_", "\n") for track in tracks])
             ax.set_xlim(-0.6, len(tracks) - 0.4)
             ax.set_xlabel("track")
         else:
@@ -111,9 +111,9 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
                 Line2D(
                     [],
                     [],
-                    color=theme["before"] if track == "blind" else theme.category(index),
+                    color=theme["before"] if track in series.BESIDE else theme.category(index),
                     marker=MARKERS[index % len(MARKERS)],
-                    linestyle=DASHES[1 if track == "blind" else 0],
+                    linestyle=DASHES[1 if track in series.BESIDE else 0],
                     label=track,
                 )
                 for index, track in enumerate(tracks)

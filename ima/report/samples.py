@@ -1,4 +1,4 @@
-"""Sample cards: the picture, what is true, what was generated, and whether that is right.
+"""Sample cards: the picture, what was asked, what was generated, what is true, and whether the answer is right.
 
 Pictures are read below the run folder only and shrunk, so that a page stays small. Right and wrong differ by sign and
 word, not by colour alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,11 @@ def card(folder: Path, history: list[dict[str, Any]]) -> str:
         f"<li>epoch {escape(str(sample.get('epoch')))}: {prediction(sample)}</li>" for sample in history[:-1]
     )
     folded = f"<details><summary>earlier epochs</summary><ul>{earlier}</ul></details>" if earlier else ""
+    asked = str(last.get("question") or "").strip()
+    question = f'<p class="asked"><span>question</span> {escape(asked)}</p>' if asked else ""
     return (
         f'<figure class="card">{picture(folder, last.get("image"), truths[0] if truths else "sample")}'
-        f'<figcaption><p>{verdict(last.get("correct"))}</p><p class="said">{prediction(last)}</p>'
+        f'<figcaption><p>{verdict(last)}</p>{question}<p class="said">{prediction(last)}</p>'
         f'<p class="true"><span>reference</span> {truth}</p>{folded}</figcaption></figure>'
     )
 
@@ -65,10 +68,17 @@ def prediction(sample: dict[str, Any]) -> str:
     return f"“{escape(said)}”" if said else "<i>(empty)</i>"
 
 
-def verdict(correct: Any) -> str:
-    if correct is None:
+def verdict(sample: dict[str, Any]) -> str:
+    """Right or wrong, the share of a full mark (annotators may differ), or CIDEr-D, which has no right or wrong."""
+    right = sample.get("right", sample.get("correct"))
+    value = finite(right if not isinstance(right, bool) else float(right))
+    if not math.isfinite(value):
         return '<span class="verdict">○ not scored</span>'
-    return '<span class="verdict right">✓ right</span>' if correct else '<span class="verdict wrong">✗ wrong</span>'
+    if not isinstance(right, bool) and right == sample.get("cider_d"):
+        return f'<span class="verdict">CIDEr-D {value:.2f}</span>'
+    if 0 < value < 1:
+        return f'<span class="verdict">◐ {value:.2f} right</span>'
+    return '<span class="verdict right">✓ right</span>' if value else '<span class="verdict wrong">✗ wrong</span>'
 
 
 def picture(folder: Path, image: Any, alt: str) -> str:

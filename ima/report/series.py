@@ -14,7 +14,9 @@ from typing import Any
 
 Row = dict[str, Any]
 TEXT_ROLES = ("T", "T.answer", "T.prompt")
-TRACK_ORDER = ("T0", "T1", "T2", "val", "blind")
+TRACKS = ("T0", "T1", "T2", "test", "val")
+# What stands beside a track to say what its number is worth: media spoilt, left out, or not asked at all.
+BESIDE = ("single_frame", "shuffled_frames", "shuffled", "blind", "prior")
 EVALUATED = -1  # stands for the epoch where a run has none: one evaluation of a checkpoint
 Z95 = 1.959964
 
@@ -205,4 +207,7 @@ def task_scores(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
 
 
 def track_rank(track: str) -> tuple[int, str]:
-    return (TRACK_ORDER.index(track) if track in TRACK_ORDER else len(TRACK_ORDER) - 1, track)
+    """Tracks first, then those that are not known here, then what stands beside them."""
+    if track in BESIDE:
+        return (len(TRACKS) + 1 + BESIDE.index(track), track)
+    return (TRACKS.index(track) if track in TRACKS else len(TRACKS), track)

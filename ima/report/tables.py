@@ -81,7 +81,7 @@ def metric_table(run: Run) -> str:
 
 
 def task_table(run: Run) -> str:
-    """Task metrics: a row per metric and track (blind last), a column per epoch."""
+    """Task metrics: a row per metric and track (what stands beside the tracks last), a column per epoch."""
     scores = series.task_scores(run.rows)
     measured = sorted({int(epoch) for tracks in scores.values() for found in tracks.values() for epoch in found.x})
     if not scores:
@@ -94,7 +94,7 @@ def task_table(run: Run) -> str:
         for track, found in tracks.items():
             points = {at: (value, se, found.limits.get(at)) for at, value, se in found.points}
             cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
-            kind = ' class="blind"' if track == "blind" else ""
+            kind = ' class="blind"' if track in series.BESIDE else ""
             body += (
                 f'<tr{kind}><th scope="row">{escape(score.replace("_", " "))}</th>'
                 f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>'

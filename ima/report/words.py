@@ -7,20 +7,38 @@ from typing import Any
 
 HEADLINES = (
     ("T0/noun_accuracy", "T0 noun accuracy",
-     "Pictures of objects seen in training, in new scenes: share of captions that name the right object and no wrong"
-     " one."),
+     "Objects seen in training, in new scenes: share of captions that name the right object and no wrong one."),
     ("T1/noun_accuracy", "T1 noun accuracy",
-     "New pictures of known kinds of object: the same share. This is what the adapter generalises."),
+     "New instances of known kinds of object: the same share. This is what the adapter generalises."),
+    ("T0/accuracy", "T0 accuracy", "Share of right answers about objects seen in training, in new scenes."),
+    ("T1/accuracy", "T1 accuracy",
+     "Share of right answers about new instances of known kinds. This is what the adapter generalises."),
+    ("test/accuracy", "test accuracy", "Share of right answers on the test split (VQA: as annotators agree)."),
+    ("val/accuracy", "validation accuracy", "Share of right answers on the validation split."),
+    ("test/cider_d", "test CIDEr-D", "Agreement of the captions' words with the references (0 to 10)."),
+    ("single_frame/noun_accuracy", "single frame", "The same clips with one frame only: what needs no motion."),
+    ("single_frame/accuracy", "single frame", "The same clips with one frame only: what needs no motion."),
     ("blind/noun_accuracy", "blind noun accuracy",
-     "The same questions without a picture: what the LLM gets by guessing. Accuracy below this means nothing."),
+     "The same prompt without the medium: what the LLM gets by guessing. Accuracy below this means nothing."),
+    ("blind/accuracy", "blind accuracy",
+     "The same questions without the medium: what the LLM gets by guessing. Accuracy below this means nothing."),
+    ("prior/accuracy", "prior accuracy",
+     "The most frequent training answer to the same question: what answering by heart would get."),
     ("ima/mean", "IMA score",
-     "Mean cosine of pictures' and texts' mean tokens over all blocks of the frozen LLM. Compare within one LLM only."),
+     "Mean cosine of media's and texts' mean tokens over all blocks of the frozen LLM. Compare within one LLM only."),
+    ("T0/macro_accuracy", "T0 macro accuracy", "Mean of the accuracies of the question types, each counting the same."),
+    ("T0/f1_adversarial", "T0 F1, adversarial",
+     "F1 of yes where the absent things are those that usually come with what is there: habit does not help."),
+    ("test/f1_adversarial", "test F1, adversarial",
+     "F1 of yes where the absent things are those that usually come with what is there: habit does not help."),
+    ("T0/f1", "T0 F1", "F1 of yes; always saying yes gets 0.667, so the yes-ratio belongs beside it."),
+    ("test/f1", "test F1", "F1 of yes; always saying yes gets 0.667, so the yes-ratio belongs beside it."),
     ("T0/cider_d", "T0 CIDEr-D",
      "Agreement of the captions' words with the references (0 to 10); with few references a wrong noun costs little."),
     ("val/loss", "validation loss", "Cross-entropy on held-out answer tokens, in nats per token; lower is better."),
     ("train/loss", "training loss", "Cross-entropy on the answer tokens at the end of training, in nats per token."),
 )  # fmt: skip
-MAX_HEADLINES = 6
+MAX_HEADLINES = 8
 
 
 def value_text(value: Any) -> str:
@@ -52,6 +70,9 @@ def seconds_text(value: Any) -> str:
 
 
 def track_name(track: str) -> str:
-    names = {"T0": "T0 · seen objects, new scenes", "T1": "T1 · new pictures of known kinds",
-             "T2": "T2 · unknown kinds", "blind": "blind · no picture", "val": "validation"}  # fmt: skip
+    names = {"T0": "T0 · seen objects, new scenes", "T1": "T1 · new instances of known kinds",
+             "T2": "T2 · unknown kinds", "test": "test", "val": "validation",
+             "single_frame": "single frame · no motion", "shuffled_frames": "shuffled frames · no order",
+             "shuffled": "shuffled · no order in time",
+             "blind": "blind · no medium", "prior": "prior · best guess from the training answers"}  # fmt: skip
     return names.get(track, track)

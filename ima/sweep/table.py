@@ -8,10 +8,11 @@ from typing import Any
 
 from ima.report import collect, write_csv
 from ima.report.load import number
+from ima.report.series import BESIDE
 from ima.sweep.job import Job
 from ima.sweep.view import MEANING, seconds_text
 
-HEADLINES = ("noun_accuracy", "cider_d")  # the first of these that a run has is shown, for each track
+HEADLINES = ("noun_accuracy", "accuracy", "cider_d")  # the first of these that a run has is shown, for each track
 ALONE = ("ima", "val/loss")
 
 
@@ -51,7 +52,8 @@ def short_table(jobs: Sequence[Job]) -> list[list[str]]:
 def headlines(metrics: Sequence[dict[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for found in metrics for name in found))
     for last in HEADLINES:
-        if tracks := [name for name in names if name.endswith(f"/{last}") and not name.startswith("blind/")]:
+        measured = [name for name in names if name.endswith(f"/{last}")]
+        if tracks := [name for name in measured if name.split("/")[0] not in BESIDE]:
             return [*tracks, *(name for name in ALONE if name in names)]
     return [name for name in ALONE if name in names]
 
