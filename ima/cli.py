@@ -31,7 +31,7 @@ ENTRIES = {"train": "ima.run.fit", "evaluate": "ima.run.evaluate", "sweep": "ima
 PURPOSE = {
     "train": "Train an adapter into a frozen LLM and measure the alignment inside.",
     "evaluate": "Evaluate a checkpoint, with interventions and alignment measures as chosen.",
-    "sweep": "Run a grid of trainings, one process each, and collect one table.",
+    "sweep": "Run a grid of trainings or evaluations, one process each, and collect one table.",
 }
 OPTIONS = {
     "--help": "this text",
@@ -93,7 +93,7 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
 
 
 def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
-    """The sweep's config with `jobs`: overrides and hash of each training, every one composed and checked by now.
+    """The sweep's config with `jobs`: overrides and hash of each job, every one composed and checked by now.
 
     Keys of sweep.yaml go to the sweep; several values (a=1,2) to its grid; everything else to every job.
     """
@@ -108,10 +108,11 @@ def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
         else:
             shared.append(text)
     config = compose(mine, "sweep", conf)
-    theirs = [*default_groups("train", conf), *(field.name for field in dataclasses.fields(ROOTS["train"]))]
+    root = str(config.script)
+    theirs = [*default_groups(root, conf), *(field.name for field in dataclasses.fields(ROOTS[root]))]
     for name in (text.partition("=")[0].lstrip("+") for text in [*shared, *grid]):
         if name.split(".")[0] not in theirs:
-            raise UserError(f"{name}: no key of sweep.py or train.py; {nearest(name.split('.')[0], {*own, *theirs})}")
+            raise UserError(f"{name}: no key of sweep.py or {root}.py; {nearest(name.split('.')[0], {*own, *theirs})}")
     axes = {name: axis(name, values) for name, values in config.params.items()}
     axes |= {name: axis(name, values) for name, values in grid.items()}
     config.params = {name: list(values) for name, values in axes.items()}
@@ -121,7 +122,7 @@ def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
     jobs = []
     for point in itertools.product(*axes.values()):
         overrides = [*config.overrides, *(f"{name}={value}" for name, value in zip(axes, point, strict=True))]
-        plain = OmegaConf.to_container(compose(overrides, "train", conf))
+        plain = OmegaConf.to_container(compose(overrides, root, conf))
         assert isinstance(plain, dict)
         jobs.append({"overrides": overrides, "hash": config_hash({str(name): item for name, item in plain.items()})})
     if config.name is None:

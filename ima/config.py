@@ -76,6 +76,7 @@ class SweepConfig:
     overrides: list[str] = dataclasses.field(default_factory=list, metadata={"help": "what all jobs share, key=value"})
     name: str | None = key("folder of the sweep under output_dir; default: the sweep's name or sweep-<hash>")
     output_dir: str = key("where the sweep's folder is made", "outputs")
+    script: Literal["train", "evaluate"] = key("what each job runs: train.py or evaluate.py", "train")
     num_parallel: int = key("jobs at the same time, one process each", 1)
     keep_going: bool = key("go on with the other jobs when one fails", True)
 

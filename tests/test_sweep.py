@@ -16,8 +16,12 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from omegaconf import OmegaConf
 
 from ima.cli import compose_sweep
+from ima.compose import compose
+from ima.errors import UserError
+from ima.results import write_json
 from ima.sweep import job as job_module
 from ima.sweep import pool, run_jobs
 from ima.sweep.job import Job, last_words, quoted
@@ -72,9 +76,9 @@ mark.write_text(f"{started} {time.time()} {os.environ.get('CUDA_VISIBLE_DEVICES'
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Output folder of sweeps whose jobs run FAKE; no page is drawn."""
-    script = tmp_path / "fake.py"
+    script = tmp_path / "train.py"
     script.write_text(FAKE)
-    monkeypatch.setattr(job_module, "TRAIN", script)
+    monkeypatch.setattr(job_module, "SCRIPTS", tmp_path)
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.01)
     monkeypatch.setattr("ima.sweep.page", lambda folder, jobs: None)
     return tmp_path / "out put"  # with a space: paths travel through the override grammar
@@ -227,7 +231,7 @@ def test_an_interrupted_sweep_ends_its_jobs_and_goes_on_later(fake: Path, number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import ima.sweep, ima.sweep.job as job_module
         from ima.cli import run_script
-        job_module.TRAIN = Path({str(fake.parent / "fake.py")!r})
+        job_module.SCRIPTS = Path({str(fake.parent)!r})
         job_module.quoted = lambda text: text
         ima.sweep.page = lambda folder, jobs: None
         sys.exit(run_script("sweep", ["llm=tiny", "seed=0,1,2", "name=s", "output_dir='{fake}'"]))
@@ -316,3 +320,18 @@ def test_a_real_sweep_of_a_tiny_training(tmp_path: Path) -> None:
     assert "<html" in (folder / "report.html").read_text()
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert second.returncode == 0 and second.stdout.count("finished before: seed=3") == 1
+
+
+def test_a_sweep_of_evaluations_varies_the_plan_of_one_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = OmegaConf.to_container(compose(["experiment=smoke", "logger=none"], "train"))
+    write_json(run / "result.json", {"status": "ok", "config": config})
+    given = ["script=evaluate", f"checkpoint={run}", "intervention=[skip_ffn]", "intervention.skip_ffn.start=1"]
+    composed: Any = OmegaConf.to_container(compose_sweep([*given, "intervention.skip_ffn.ratio=0.5,1.0"]))
+    jobs = job_module.jobs_of(composed, tmp_path / "sweep")
+    assert [job.varied for job in jobs] == [{"intervention.skip_ffn.ratio": ratio} for ratio in ("0.5", "1.0")]
+    assert len({job.hash for job in jobs}) == 2
+    for job in jobs:
+        assert Path(job_module.command_of(job, "s", "out")[1]).name == "evaluate.py"
+    with pytest.raises(UserError, match="resume.*no key of sweep.py or evaluate.py"):
+        compose_sweep([*given, "resume=never", "seed=0,1"])

@@ -24,7 +24,7 @@ from ima.folders import owned
 from ima.provenance import provenance
 from ima.results import read_result, write_json
 
-TRAIN = Path(__file__).resolve().parent.parent.parent / "train.py"
+SCRIPTS = Path(__file__).resolve().parent.parent.parent
 PLAIN = re.compile(r"[\w./-]+")
 ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Exit|Interrupt)\b")
 REFUSED = "another process is writing there"  # what ima.folders says
@@ -33,7 +33,8 @@ Spot = tuple[float, int]  # (time, epoch)
 
 @dataclasses.dataclass
 class Job:
-    """One training. state: waiting, elsewhere, running, ok, finished (before this sweep), failed, interrupted."""
+    """One training or evaluation. state: waiting, elsewhere, running, ok, finished (before this sweep), failed or
+    interrupted."""
 
     overrides: list[str]
     hash: str
@@ -41,6 +42,7 @@ class Job:
     folder: Path
     log: Path
     overwrite: bool = False
+    script: str = "train"
     state: str = "waiting"
     reason: str = ""
     seconds: float = 0.0
@@ -88,7 +90,16 @@ def jobs_of(config: dict[str, Any], folder: Path) -> list[Job]:
         varied = dict(text.split("=", 1) for text in overrides[shared:])
         overwrite = last_value(overrides, "overwrite") in ("true", "True", "1")
         jobs.setdefault(
-            name, Job(overrides, name, varied, folder / name, folder / "logs" / f"{name}.txt", overwrite=overwrite)
+            name,
+            Job(
+                overrides,
+                name,
+                varied,
+                folder / name,
+                folder / "logs" / f"{name}.txt",
+                overwrite,
+                str(config.get("script", "train")),
+            ),  # fmt: skip
         )
     return list(jobs.values())
 
@@ -98,9 +109,9 @@ def last_value(overrides: list[str], name: str) -> str | None:
 
 
 def command_of(job: Job, name: str, output_dir: str) -> list[str]:
-    """train.py as its own process. Tests put something quicker here."""
+    """train.py or evaluate.py as its own process. Tests put something quicker here."""
     place = [f"name={quoted(f'{name}/{job.hash}')}", f"output_dir={quoted(output_dir)}"]
-    return [sys.executable, str(TRAIN), *job.overrides, *place]
+    return [sys.executable, str(SCRIPTS / f"{job.script}.py"), *job.overrides, *place]
 
 
 def quoted(text: str) -> str:
@@ -157,7 +168,7 @@ def record(job: Job, status: str, reason: str) -> None:
         return
     if result is None:
         config = plain(job)
-        result = {"config": config, "command": shlex.join(["python", "train.py", *job.overrides])}
+        result = {"config": config, "command": shlex.join(["python", f"{job.script}.py", *job.overrides])}
         result |= {"seeds": {"seed": config.get("seed")}, "config_hash": job.hash, "metrics": {}}
         result |= provenance() | {"wall_seconds": None}
     with contextlib.suppress(UserError), owned(job.folder):
@@ -167,7 +178,7 @@ def record(job: Job, status: str, reason: str) -> None:
 def plain(job: Job) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    config = OmegaConf.to_container(compose(job.overrides, "train"))
+    config = OmegaConf.to_container(compose(job.overrides, job.script))
     assert isinstance(config, dict)
     return {str(name): value for name, value in config.items()}
 
