@@ -1,0 +1,203 @@
+"""Is an alignment score a proxy of a task metric? Correlations over a set of runs or over the epochs of runs.
+
+`python -m ima.alignment.proxy DIR DIR... --x ima/mean --y T0/noun_accuracy` takes both columns from each run's
+`result.json`; `--epochs` takes them from the rows of each epoch instead (score[/variant] and track/score). Pearson,
+Spearman and Kendall's tau-b, each with a bootstrap 95 % interval over the points, the number of points and the p of a
+permutation test. Which runs are compared decides what it means: raw IMA is comparable within one LLM only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ima.errors import UserError, nearest
+from ima.results import read_result, read_rows, to_json, write_atomic
+from ima.types import Row
+
+Array = np.ndarray
+NUM_DRAWS = 2000
+NUM_PERMUTATIONS = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """low, high: bootstrap 95 % interval. p: two-sided, of no relation at all; exact where there are at most seven
+    points. NaN where a side does not vary or there are fewer than three points."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    label: str
+    x: float
+    y: float
+
+
+def pearson(x: Array, y: Array) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 1e-300 else math.nan
+
+
+def spearman(x: Array, y: Array) -> float:
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(x), rankdata(y))
+
+
+def kendall(x: Array, y: Array) -> float:
+    """tau-b."""
+    from scipy.stats import kendalltau
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(kendalltau(x, y).statistic)
+
+
+KINDS: dict[str, Callable[[Array, Array], float]] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
+
+
+def correlate(x: Sequence[float], y: Sequence[float], seed: int = 0) -> list[Correlation]:
+    """All three, over the points where both are finite."""
+    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)])
+    n = len(pairs)
+    if n < 3 or np.ptp(pairs[:, 0]) == 0 or np.ptp(pairs[:, 1]) == 0:
+        return [Correlation(name, math.nan, math.nan, math.nan, math.nan, n) for name in KINDS]
+    result = []
+    for name, of in KINDS.items():
+        value = of(pairs[:, 0], pairs[:, 1])
+        low, high = interval(of, pairs, seed)
+        result.append(Correlation(name, value, low, high, permutation_p(of, pairs, value, seed), n))
+    return result
+
+
+def interval(of: Callable[[Array, Array], float], pairs: Array, seed: int) -> tuple[float, float]:
+    """Percentiles over resampled points; draws in which a side does not vary say nothing and are left out."""
+    generator = np.random.default_rng(seed)
+    draws = (pairs[generator.integers(0, len(pairs), len(pairs))] for _ in range(NUM_DRAWS))
+    values = [of(drawn[:, 0], drawn[:, 1]) for drawn in draws]
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < NUM_DRAWS // 2:
+        return math.nan, math.nan
+    low, high = np.quantile(finite, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def permutation_p(of: Callable[[Array, Array], float], pairs: Array, value: float, seed: int) -> float:
+    x, y = pairs[:, 0], pairs[:, 1]
+    if len(x) <= 7:
+        found = [of(x, np.array(order)) for order in itertools.permutations(y)]
+        return sum(abs(each) >= abs(value) - 1e-12 for each in found) / len(found)
+    generator = np.random.default_rng(seed)
+    hits = sum(abs(of(x, generator.permutation(y))) >= abs(value) - 1e-12 for _ in range(NUM_PERMUTATIONS))
+    return (1 + hits) / (1 + NUM_PERMUTATIONS)
+
+
+def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
+    """How often a positive example's score is above a negative one's, ties half; NaN without both kinds."""
+    from scipy.stats import mannwhitneyu
+
+    high = [value for value, yes in zip(score, positive, strict=True) if yes]
+    low = [value for value, yes in zip(score, positive, strict=True) if not yes]
+    if not high or not low:
+        return math.nan
+    return float(mannwhitneyu(high, low).statistic) / (len(high) * len(low))
+
+
+# -- columns of runs -------------------------------------------------------------------------------------------------
+
+
+def run_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
+    """A point per run, from `metrics` of its result. Raises UserError naming what a run lacks."""
+    points = []
+    for folder in folders:
+        metrics = read_result(folder).get("metrics") or {}
+        for column in (x, y):
+            if column not in metrics:
+                raise UserError(f"{folder}: no metric {column!r}; {nearest(column, metrics)}")
+        points.append(Point(folder.name, number(metrics[x]), number(metrics[y])))
+    return points
+
+
+def epoch_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
+    """A point per run and epoch that has both."""
+    points = []
+    for folder in folders:
+        columns: dict[str, dict[int, float]] = {x: {}, y: {}}
+        rows = [row for row in read_rows(folder / "rows.jsonl") if row["epoch"] is not None]
+        for column, found in columns.items():
+            found |= {row["epoch"]: number(row["value"]) for row in rows if is_column(row, column)}
+            if not found:
+                raise UserError(f"{folder}/rows.jsonl: no rows of {column!r}; give score, score/variant or track/score")
+        shared = sorted(columns[x].keys() & columns[y].keys())
+        points += [Point(f"{folder.name}@{epoch}", columns[x][epoch], columns[y][epoch]) for epoch in shared]
+    return points
+
+
+def is_column(row: dict[str, Any], column: str) -> bool:
+    """score or score/variant of an alignment score pooled over layers at the block outputs, or track/score."""
+    left, _, right = column.rpartition("/")
+    if row["track"] is not None:
+        return (row["track"], row["score"]) == (left, right)
+    if row["layer_a"] is not None or row["site"] not in (None, "resid_post") or row["role_b"] not in (None, "T"):
+        return False
+    score, variant = (left, right) if left else (right, "raw")
+    return row["score"] == score and (row["variant"] or "raw") == variant
+
+
+def number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def correlation_rows(found: Sequence[Correlation], x: str, y: str, run: str) -> Iterator[Row]:
+    """A row per correlation and its limits; the note names the columns."""
+    for each in found:
+        note = f"{x} ~ {y}, p = {each.p:.3g}"
+        values = {"": each.value, "_low": each.low, "_high": each.high, "_p": each.p}
+        for suffix, value in values.items():
+            yield Row(run=run, score=f"proxy_{each.name}{suffix}", value=value, n=each.n, note=note)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ima.alignment.proxy", description=__doc__.split("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="runs or evaluations")
+    parser.add_argument("--x", default="ima/mean", help="an alignment score")
+    parser.add_argument("--y", required=True, help="a task metric")
+    parser.add_argument("--epochs", action="store_true", help="a point per epoch instead of per run")
+    parser.add_argument("--rows", type=Path, default=Path("outputs/proxy/rows.jsonl"), help="where the rows go")
+    arguments = parser.parse_args(argv)
+    try:
+        points_of = epoch_points if arguments.epochs else run_points
+        points = points_of(arguments.folders, arguments.x, arguments.y)
+        found = correlate([point.x for point in points], [point.y for point in points])
+        rows = list(correlation_rows(found, arguments.x, arguments.y, arguments.rows.parent.name))
+        write_atomic(arguments.rows, "".join(json.dumps(to_json(row)) + "\n" for row in rows))
+        described = {"x": arguments.x, "y": arguments.y, "points": points, "correlations": found}
+        write_atomic(arguments.rows.with_name("points.json"), json.dumps(to_json(described), indent=2) + "\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for each in found:
+        print(f"{each.name:9s} {each.value:6.3f}  [{each.low:.3f}, {each.high:.3f}]  p {each.p:.3g}  n {each.n}")
+    print(arguments.rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
