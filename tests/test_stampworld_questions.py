@@ -269,6 +269,7 @@ def test_mistakes_are_one_line(stamps: dict[str, str], tmp_path: Path) -> None:
         lambda: StampVqa(types="colour", **stamps),
         lambda: StampVqa(types=[], **stamps),
         lambda: StampVqa(max_kinds=5, **stamps),
+        lambda: StampVqa(max_kinds=1, **stamps),
         lambda: StampVqa(num_t0=0, **stamps),
         lambda: StampVqa(**stamps).samples("test"),
         lambda: StampPope(num_present=4, **stamps),
@@ -280,6 +281,11 @@ def test_mistakes_are_one_line(stamps: dict[str, str], tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def test_no_picture_is_empty(vqa: StampVqa) -> None:
+    """But where a track has a single category, as T2 has here: there nothing else may stand beside it."""
+    assert all(s.facts["objects"] for split in ("train", "val", "T0", "T1") for s in vqa.samples(split))
 
 
 def test_a_single_noun_can_still_be_moved_and_counted(stamps: dict[str, str]) -> None:

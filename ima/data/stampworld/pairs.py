@@ -119,11 +119,14 @@ def draw_pair(scenery: Scenery, draws: Draws, track: str, edit: Edit, turn: int,
     """The `turn`-th pair with this edit. Raises UserError where the nouns do not allow it."""
     for attempt in range(NUM_TRIES):
         plan = PLANS[edit](scenery, draws, track, turn)
-        kinds = {num: KIND_WEIGHTS[num] for num in range(max_kinds)} if attempt < NUM_TRIES // 2 else {0: 1.0}
+        hopeless = attempt >= NUM_TRIES // 2
+        kinds = {0: 1.0} if hopeless else {num: KIND_WEIGHTS[num] for num in range(max_kinds)}
         found = stage(scenery, draws, track, plan, kinds, size)
         if found is None:
             continue
         theme, scenes = found
+        if not all(scenes) and not hopeless:
+            continue  # an empty picture
         ground = draw_ground(draws, theme)
         first, second = scenes if draws.chance(0.5) else scenes[::-1]
         return Pair(edit, theme, ground, first, second)

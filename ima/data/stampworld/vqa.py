@@ -21,10 +21,10 @@ from ima.data.stampworld.pairs import Edit, Pair, Scene, draw_pair, feasible
 from ima.data.stampworld.questions import MAIN, TYPES, Asker, Question, Type, options, present
 from ima.data.stampworld.render import Placed, ground_for, paste
 from ima.data.stampworld.scenery import NUM_KINDS, Scenery
-from ima.data.stampworld.single import VERSION
 from ima.errors import UserError, nearest
 from ima.types import Sample
 
+VERSION = "stampworld-vqa-1"
 # Shares of the edits: about 38 % of the questions are yes/no, 18 % object, 15 % each of the others.
 CYCLE: tuple[Edit, ...] = ("noun", "kind", "move", "count") * 3 + ("noun",)
 
@@ -46,7 +46,7 @@ class StampVqa(Source):
         "num_t0": (1, None),
         "num_t1": (1, None),
         "num_t2": (1, None),
-        "max_kinds": (1, 4),
+        "max_kinds": (2, 4),
         "size": (96, None),
     }
 
@@ -70,8 +70,8 @@ class StampVqa(Source):
                                 ("num_t1", num_t1, 1), ("num_t2", num_t2, 1), ("size", size, 96)):  # fmt: skip
             if value < low:
                 raise UserError(f"{key}: {value} is too small; at least {low}")
-        if max_kinds not in NUM_KINDS:
-            raise UserError(f"max_kinds: {max_kinds} is out of range; allowed: 1 to {NUM_KINDS[-1]}")
+        if max_kinds not in NUM_KINDS[1:]:  # of one thing, none would be left where it is taken away
+            raise UserError(f"max_kinds: {max_kinds} is out of range; allowed: 2 to {NUM_KINDS[-1]}")
         self.name = "stampworld/vqa"
         self.catalog = Catalog(folder, table, svg)
         self.nouns = self.catalog.select(nouns)
@@ -119,7 +119,8 @@ class StampVqa(Source):
     def _cycle(self, track: str) -> tuple[Edit, ...]:
         """The edits of a track, as they take turns."""
         possible = set(feasible(self.scenery, track)) - ({"noun"} if track == "T2" else set())
-        return tuple(e for e in CYCLE if e in possible and ("yes/no" in self.types or MAIN[e] in self.types))
+        wanted = {edit for edit, main in MAIN.items() if main in self.types or self.types == ("yes/no",)}
+        return tuple(edit for edit in CYCLE if edit in possible & wanted)
 
     def _seed(self, track: str) -> int:
         return self.seed if track == "train" else 0
