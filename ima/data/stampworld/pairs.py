@@ -95,9 +95,12 @@ def kinds_of(scenery: Scenery, track: str) -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def partners(scenery: Scenery, track: str) -> dict[str, tuple[str, ...]]:
-    """Noun -> others of its category that are not confused with it; nouns without any are left out."""
-    kinds = kinds_of(scenery, track).values()
-    found = {noun: tuple(o for o in kind if not scenery.clash(noun, o)) for kind in kinds for noun in kind}
+    """Noun -> others of its category that do not clash with it, beginning with the next one; nouns without any are
+    left out."""
+    found = {}
+    for kind in kinds_of(scenery, track).values():
+        for index, noun in enumerate(kind):
+            found[noun] = tuple(o for o in kind[index + 1 :] + kind[:index] if not scenery.clash(noun, o))
     return {noun: others for noun, others in found.items() if others}
 
 
@@ -200,10 +203,11 @@ def fits(thing: Thing, around: Sequence[Thing], size: int) -> bool:
 
 
 def plan_noun(scenery: Scenery, draws: Draws, track: str, turn: int) -> Plan:
-    """Another noun of the same category."""
+    """Another noun of the same category: first each noun for the next one, then for the one after that, ..."""
     known = partners(scenery, track)
-    noun = list(known)[turn % len(known)]
-    return replaced(scenery, draws, track, noun, draws.choice(known[noun]))
+    rounds, index = divmod(turn, len(known))
+    noun = list(known)[index]
+    return replaced(scenery, draws, track, noun, known[noun][rounds % len(known[noun])])
 
 
 def plan_kind(scenery: Scenery, draws: Draws, track: str, turn: int) -> Plan:

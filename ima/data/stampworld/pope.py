@@ -36,8 +36,8 @@ class StampPope(Source):
     """For each picture and each type `num_present` nouns that are there and as many that are not. `facts`: "type",
     "noun", "present", "nouns", "objects", "ground", "theme".
 
-    nouns: "all", "demo" or a list, those of the training. num_val, num_t0, num_t1: pictures of each track (val has V0
-    and V1, half each). max_kinds: at most so many different nouns in a picture. The rest as StampSingle.
+    nouns: "all", "demo", "few" or a list, those of the training. num_val, num_t0, num_t1: pictures of each track (val
+    has V0 and V1, half each). max_kinds: at most so many different nouns in a picture. The rest as StampSingle.
     """
 
     modality = "image"

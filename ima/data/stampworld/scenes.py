@@ -27,8 +27,8 @@ from ima.types import Sample
 class StampScenes(Source):
     """Scenes with ground truth in `facts`: "objects" [{noun, num, place, category, stamp, cluster, boxes}], "ground".
 
-    nouns: "all", "demo" or a list. num_*: scenes of each track (val has V0 and V1, half each). max_kinds: at most so
-    many different nouns in a scene. The rest as StampSingle.
+    nouns: "all", "demo", "few" or a list. num_*: scenes of each track (val has V0 and V1, half each). max_kinds: at
+    most so many different nouns in a scene. The rest as StampSingle.
     """
 
     modality = "image"

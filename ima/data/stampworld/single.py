@@ -30,8 +30,8 @@ STAMP_SPLITS = {"train": ("train",), "T0": ("train",), "T1": ("T1",), "T2": ("T2
 class StampSingle(Source):
     """Pictures of one stamp each.
 
-    nouns: "demo", "all" or a list; T2 always shows all its unknown nouns. views: training pictures of each stamp;
-    views_t0, views_t1: test pictures of each stamp. limit: at most so many training pictures, first one view of
+    nouns: "demo", "all", "few" or a list; T2 always shows all its unknown nouns. views: training pictures of each
+    stamp; views_t0, views_t1: test pictures of each stamp. limit: at most so many training pictures, first one view of
     every stamp, then the second. svg: also the stamps that exist only as SVG (needs resvg_py).
     folder, table: own stamps instead of Debian's, with a table like stamps.tsv.
     """

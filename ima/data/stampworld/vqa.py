@@ -33,9 +33,9 @@ class StampVqa(Source):
     """One or two questions about each picture. `facts`: "type", "answers" (all that its type can have), "pair" (shared
     with the sample that has the other answer), "synonyms", "template", "nouns", "objects", "ground", "theme", "edit".
 
-    nouns: "all", "demo" or a list. num_*: pairs of pictures of each track (val has V0 and V1, half each). types: "all"
-    or some of yes/no, object, number, category, position. max_kinds: at most so many different nouns in a picture.
-    The rest as StampSingle.
+    nouns: "all", "demo", "few" or a list. num_*: pairs of pictures of each track (val has V0 and V1, half each).
+    types: "all" or some of yes/no, object, number, category, position. max_kinds: at most so many different nouns in a
+    picture. The rest as StampSingle.
     """
 
     modality = "image"
