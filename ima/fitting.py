@@ -35,7 +35,7 @@ from ima.interventions import stack
 from ima.parts import Parts, assemble, device_of
 from ima.progress import timed
 from ima.provenance import provenance
-from ima.ready import fast, make_ready, run_facts
+from ima.ready import fast, make_ready, run_facts, say_plan
 from ima.results import RowWriter, read_result, read_rows, write_atomic, write_json
 from ima.samples import write_samples
 from ima.types import Row, Sample
@@ -102,6 +102,7 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         facts["start_norm"] = start(parts, shown.train)
 
     if main:
+        say_plan(parts, shown)
         write_json(folder / "result.json", record | {"metrics": {}, "facts": facts, "wall_seconds": None})
     writer = RowWriter(folder / "rows.jsonl") if main else None
     recorder = Recorder(

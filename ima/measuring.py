@@ -17,7 +17,7 @@ from ima.interventions import stack
 from ima.parts import assemble, device_of
 from ima.progress import timed
 from ima.provenance import provenance
-from ima.ready import fast, make_ready, run_facts
+from ima.ready import fast, make_ready, run_facts, say_plan
 from ima.results import RowWriter, read_result, write_json
 from ima.samples import write_samples
 
@@ -41,6 +41,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     with timed(clock, "encode"):
         shown = make_ready(parts, training=False)
     facts = run_facts(parts, shown) | {"evaluated": str(checkpoint)}
+    say_plan(parts, shown)
     (folder / "rows.jsonl").unlink(missing_ok=True)
     recorder = Recorder(
         folder.name,

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.data.collate import LivePercepts
+from ima.data.collate import Collate, LivePercepts, NoPercepts
 from ima.data.features import read_media
 from ima.errors import UserError
+from ima.interventions.plan import mean_tokens, plan_facts, plan_table
 from ima.llm.fast import accelerate
 from ima.media import Clip, spaced
 from ima.parts import Parts, device_of
@@ -26,6 +27,7 @@ from ima.progress import progress
 from ima.types import Sample
 
 NUM_LOOKED_AT = 8  # frames of a clip
+NUM_TYPICAL = 64  # samples whose prompts are counted
 
 
 @dataclasses.dataclass
@@ -141,4 +143,18 @@ def run_facts(parts: Parts, shown: Shown) -> dict[str, Any]:
         "num_samples": {split: len(parts.source.samples(split)) for split in parts.source.splits},
         "device": str(device_of(parts.training)),
         "feature_cache_bytes": parts.store.num_bytes() if parts.store else 0,
+        "plan": plan_facts(parts.llm, parts.interventions, typical_tokens(parts, shown)),
     }
+
+
+def say_plan(parts: Parts, shown: Shown) -> None:
+    """On the terminal, where there is one."""
+    if parts.interventions:
+        print(plan_table(parts.llm, parts.interventions, typical_tokens(parts, shown)))
+
+
+def typical_tokens(parts: Parts, shown: Shown) -> dict[str, int]:
+    """Tokens of each role in a typical prompt."""
+    collate = Collate(parts.task, parts.llm, NoPercepts(), answers=False)
+    roles = [collate.text(sample, 0)[1] for sample in shown.val[:NUM_TYPICAL]]
+    return mean_tokens(roles, parts.adapter.num_tokens or parts.encoder.num_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,11 @@ from ima.interventions.exit import Exit
 from ima.interventions.isolate import Isolate
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
+from ima.interventions.plan import mean_tokens, plan_facts, plan_table
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM, Generation
+from ima.llm.tiny import tiny_model, tiny_tokenizer
+from ima.types import Role
 
 TOKENS = {"percept": 8, "special": 1, "prompt": 4}
 PLANS: dict[str, Callable[[], list[Any]]] = {
@@ -93,3 +97,35 @@ def test_half_of_the_decoded_tokens_by_chance_is_half_the_ffn() -> None:
     llm = make("llama")
     plain, half = (decode(llm, plan, 9) for plan in ([], [Skip("ffn", ("answer",), start=1, ratio=0.5)]))
     assert [part.ffn for part in half[:3]] == [plain[0].ffn, plain[1].ffn / 2, plain[2].ffn / 2]
+
+
+def test_a_plan_is_told_in_words_and_numbers() -> None:
+    llm = FrozenLLM(tiny_model("llama", num_blocks=9), tiny_tokenizer())
+    plan: list[Intervention] = [Skip("block", ("percept",), start=2, every=2, ratio=0.5), Drop(8), Isolate(2)]
+    text = plan_table(llm, plan, TOKENS)
+    facts = plan_facts(llm, plan, TOKENS)
+    rows = {row.split("  ")[0]: row for row in text.splitlines()}
+    assert "percept and others apart" in rows["0-1"] and "100.0 %" in rows["0-1"]
+    assert "no block for percept: 4 of 8 prompt tokens" in rows["2-6 by 2"]
+    assert "as it is" in rows["3-7 by 2"] and "dropped" in rows["8"] and "0.0 %" in rows["8"]
+    assert f"{100 * facts['flops']['prefill_left']:.1f} % left" in text
+    assert facts["tokens"] == TOKENS and json.loads(json.dumps(facts)) == facts
+    assert [said["kind"] for said in facts["interventions"]] == ["skip", "drop", "isolate"]
+    assert facts["flops"]["prefill"] == pytest.approx(total(prefill(llm, plan, TOKENS)) / 1e9)
+    assert sum(facts["flops"]["prefill_parts"].values()) == pytest.approx(facts["flops"]["prefill"])
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_plan_has_a_table_whose_lines_add_up(plan: str) -> None:
+    llm = make("llama")
+    text, made = plan_table(llm, PLANS[plan](), TOKENS), PLANS[plan]()
+    lines = [line.split() for line in text.splitlines()[1:-2]]
+    parts = sum(float(line[-3]) for line in lines)
+    assert parts == pytest.approx(total(prefill(llm, made, TOKENS)) / 1e9, rel=1e-3)
+
+
+def test_an_example_is_typical_of_its_texts() -> None:
+    special, prompt = int(Role.SPECIAL), int(Role.PROMPT)
+    assert mean_tokens([[special, prompt, prompt], [special] + [prompt] * 5], 49) == {
+        "percept": 49, "prompt": 4, "special": 1,
+    }  # fmt: skip
