@@ -20,7 +20,10 @@ NEEDED = {("encoder", "timm"): ["encoder.name=resnet18"], ("llm", "hf"): ["llm.p
 def unset(group: str, choice: str) -> list[str]:
     """A word for each key that a file leaves to the user (`folder: ???`)."""
     node = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()) or {}
-    return [f"{group}.{key}=somewhere" for key, value in node.items() if value == "???"]
+    own = [f"{group}.{key}=somewhere" for key, value in node.items() if value == "???"]
+    chosen = [entry.items() for entry in node.get("defaults", []) if isinstance(entry, dict)]
+    pairs = [(name.rpartition("/")[2], picked) for items in chosen for name, picked in items]
+    return own + [line for other, picked in pairs if other == "data" for line in unset(other, picked)]
 
 
 CHOICES = [(group, choice) for group in default_groups("train", CONF) for choice in choices_of(group, CONF)]
