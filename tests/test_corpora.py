@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ima.compose import compose
+from ima.data.corpora.spoilt import Spoilt
 from ima.data.source import Source
-from ima.media import Clip, Sound, spaced
+from ima.data.stampworld.video import StampVideo
+from ima.media import Clip, Frames, Sound, spaced
 
 CHOICES = sorted(corpora_files.CORPORA)
 SPLITS = {"nocaps": ("val", "in-domain", "near-domain", "out-domain")} | dict.fromkeys(
@@ -195,3 +197,31 @@ def test_another_medium_of_another_size_is_another_medium(tmp_path: Path) -> Non
     assert after.fingerprint == before.fingerprint
     assert all(a.medium_id != b for a, b in zip(after.samples("train"), ids, strict=True))
     assert after.samples("val") == before.samples("val")
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 7, 8, 40])
+def test_spoilt_clips_show_one_frame_or_the_same_frames_in_another_order(num_frames: int) -> None:
+    clip = Frames(tuple(Image.new("RGB", (2, 2), (index,) * 3) for index in range(num_frames)))
+
+    def shown(name: str) -> list[int]:
+        spoilt = Spoilt(clip, name, "key")
+        chosen = spaced(spoilt.num_frames, 8) if num_frames >= 8 else range(num_frames)
+        return [int(np.asarray(frame)[0, 0, 0]) for frame in spoilt.frames(list(chosen))]
+
+    assert set(shown("single_frame")) == {num_frames // 2}
+    straight = spaced(num_frames, 8) if num_frames >= 8 else list(range(num_frames))
+    if num_frames >= 3:
+        assert sorted(shown("shuffled_frames")) == straight
+        assert shown("shuffled_frames") not in (straight, straight[::-1])
+
+
+def test_corpora_of_clips_have_the_controls_of_stampworlds(folders: dict[str, Path]) -> None:
+    source = source_of("msrvtt", folders["msrvtt"])
+    assert source.controls == StampVideo.controls and source_of("coco", folders["coco"]).controls == ()
+    sample = source.samples("test")[0]
+    clips = [source.medium(spoilt) for spoilt in (sample, *(source.control(sample, name) for name in source.controls))]
+    straight, single, shuffled = ([np.asarray(frame) for frame in clip.frames(range(12))] for clip in clips)
+    assert all(np.array_equal(frame, straight[6]) for frame in single)
+    assert not np.array_equal(shuffled, straight)
+    keys = {source.control(sample, name).medium_key for name in source.controls} | {sample.medium_key}
+    assert len(keys) == 3 and source.control(sample, "single_frame").references == sample.references

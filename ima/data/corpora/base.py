@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ima.data.corpora.reading import Record, find_file, read_object
+from ima.data.corpora.spoilt import CONTROLS, Spoilt, spoil
 from ima.data.files import READERS
 from ima.data.source import Source
 from ima.errors import UserError, nearest
-from ima.media import Medium
+from ima.media import Clip, Medium
 from ima.types import Sample
 
 VERSION = "corpora-1"
@@ -58,7 +59,7 @@ class Corpus(Source):
         self.name, self.on_bad_medium, self.limit = name, on_bad_medium, limit
         self.tables = {str(split): self._check(str(split), plain(table)) for split, table in splits.items()}
         self.splits = tuple(self.tables)
-        self.clusters = clusters
+        self.controls = CONTROLS.get(self.modality, ())
         self._clusters = read_object(find_file(self.folder, clusters, "clusters")).values if clusters else {}
         self._samples: dict[str, list[Sample]] = {}
         self._sizes: dict[str, int | None] = {}  # of media; None where there is none
@@ -96,7 +97,16 @@ class Corpus(Source):
             self._samples[split] = list(found.values())
         return self._samples[split]
 
+    def control(self, sample: Sample, name: str) -> Sample:
+        return spoil(sample, name) if name in self.controls else super().control(sample, name)
+
     def medium(self, sample: Sample) -> Medium:
+        medium = self._read(sample)
+        if isinstance(medium, Clip) and "control" in sample.facts:
+            return Spoilt(medium, sample.facts["control"], sample.facts["control_of"])
+        return medium
+
+    def _read(self, sample: Sample) -> Medium:
         path = self.media / sample.facts["file"]
         return READERS[self.modality](path, str(path))
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ima.data.corpora.base import BadMedium, plain
 from ima.data.corpora.questions import soft_weights
 from ima.data.corpora.reading import Record, kind_of
+from ima.data.corpora.spoilt import CONTROLS, Spoilt, spoil
 from ima.data.corpora.tables import (
     FORMATS,
     check_column,
@@ -29,7 +30,7 @@ from ima.data.corpora.tables import (
 from ima.data.files import READERS
 from ima.data.source import MediumError, Source
 from ima.errors import UserError, nearest
-from ima.media import Medium
+from ima.media import Clip, Medium
 from ima.types import Sample
 
 VERSION = "hub-1"
@@ -59,7 +60,7 @@ class Hub(Source):
         self.path, self.modality, self.column, self.medium_key = path, modality, medium, medium_key
         if modality not in READERS:
             raise UserError(f"modality: {modality!r} is unknown; {nearest(modality, READERS)}")
-        self.name = name or Path(path).stem
+        self.name, self.controls = name or Path(path).stem, CONTROLS.get(modality, ())
         self.on_bad_medium, self.limit = on_bad_medium, limit
         local = Path(path).expanduser()
         is_local = local.exists() or path.startswith(("/", ".", "~")) or local.suffix in FORMATS
@@ -102,7 +103,16 @@ class Hub(Source):
                 raise UserError(f"{self.path}: no samples for split {split!r}")
         return self._samples[split]
 
+    def control(self, sample: Sample, name: str) -> Sample:
+        return spoil(sample, name) if name in self.controls else super().control(sample, name)
+
     def medium(self, sample: Sample) -> Medium:
+        medium = self._read(sample)
+        if isinstance(medium, Clip) and "control" in sample.facts:
+            return Spoilt(medium, sample.facts["control"], sample.facts["control_of"])
+        return medium
+
+    def _read(self, sample: Sample) -> Medium:
         row = self._rows[sample.split][sample.facts["row"]]
         value, where = pick(row, self.column), f"{self.path}: {sample.split}[{sample.facts['row']}]"
         content = value.get("bytes") if isinstance(value, dict) else value
