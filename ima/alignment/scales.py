@@ -86,11 +86,12 @@ class Scales:
         self._scales: dict[tuple[int, Site], Scale] = {}
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
-        self._mask_BRS = view_masks(roles_BS)[:, :2]
-        self._any_BS = self._mask_BRS.any(1)
-        count_BR = self._mask_BRS.sum(-1)
-        self._weight_BRS = self._mask_BRS.double() / count_BR.clamp_min(1)[..., None]
-        self._has_BR = count_BR > 0
+        mask_BRS = view_masks(roles_BS)[:, :2]
+        count_BR = mask_BRS.sum(-1)
+        weight_RBS = (mask_BRS.double() / count_BR.clamp_min(1)[..., None]).transpose(0, 1)
+        self._any_BS = mask_BRS.any(1)
+        self._weight_RN = weight_RBS[:, self._any_BS]
+        self._count_R = (count_BR > 0).sum(0)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
         key = layer, site
@@ -98,12 +99,13 @@ class Scales:
             self.sums[key] = Sums.empty(x_BSD.shape[-1], x_BSD.device)
         sums = self.sums[key]
         tokens_ND = x_BSD[self._any_BS].double()
-        sums.hist_H += torch.bincount(norm_bins(tokens_ND.float().norm(dim=-1)), minlength=NUM_BINS)
+        square_ND = tokens_ND.square()
+        sums.hist_H += torch.bincount(norm_bins(square_ND.sum(1).sqrt()), minlength=NUM_BINS)
+        sums.square_D += square_ND.sum(0)
         sums.sum_D += tokens_ND.sum(0)
-        sums.square_D += tokens_ND.square().sum(0)
         sums.num_tokens += len(tokens_ND)
-        sums.mean_sum_2D += torch.einsum("brs,bsd->rd", self._weight_BRS, x_BSD.double())
-        sums.count_2 += self._has_BR.sum(0)
+        sums.mean_sum_2D += self._weight_RN @ tokens_ND
+        sums.count_2 += self._count_R
 
     def end(self) -> None:
         self._scales = {}

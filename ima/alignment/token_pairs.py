@@ -16,43 +16,53 @@ from torch.nn.functional import normalize
 from ima.alignment.scores import jackknife_se
 from ima.alignment.views import group_of
 
+CHUNK = 1 << 22  # cosines at a time
 SCORES = {"median": "medsim", "max": "maxsim", "min": "minsim", "mean": "meansim", "maxmean": "maxmeansim"}
 
 
 def pair_scores(p_tokens: Sequence[Tensor], t_tokens: Sequence[Tensor]) -> dict[str, Tensor]:
-    """value_EE of each of SCORES: row a the P tokens of example a, column b the T tokens of b; NaN where either has
-    none. One row at a time, so that memory grows with the examples, not with their pairs."""
-    num, longest = len(t_tokens), max((len(t) for t in t_tokens), default=0)
-    result = {name: torch.full((len(p_tokens), num), torch.nan) for name in SCORES}
-    if not longest:
+    """value_AE of each of SCORES: row a the P tokens of example a, column e the T tokens of e; NaN where either has
+    none. Some rows at a time, so that memory grows with the examples, not with their pairs."""
+    p_AND, has_AN = padded(p_tokens)
+    t_EMD, has_EM = padded(t_tokens)
+    result = {name: torch.full((len(p_tokens), len(t_tokens)), torch.nan) for name in SCORES}
+    both_AE = has_AN.any(1)[:, None] & has_EM.any(1)
+    if not bool(both_AE.any()):
         return result
-    units_EMD = torch.zeros(num, longest, t_tokens[0].shape[-1])
-    there_EM = torch.zeros(num, longest, dtype=torch.bool)
-    for index, t in enumerate(t_tokens):
-        units_EMD[index, : len(t)] = normalize(t, dim=-1)
-        there_EM[index, : len(t)] = True
-    has_E = there_EM.any(1)
-    for a, p in enumerate(p_tokens):
-        if len(p):
-            cosine_ENM = torch.einsum("nd,emd->enm", normalize(p, dim=-1), units_EMD)
-            for name, value_E in reduced(cosine_ENM, there_EM).items():
-                result[name][a] = torch.where(has_E, value_E, torch.nan)
+    rows = max(1, CHUNK // (has_AN.shape[1] * has_EM.numel()))
+    for start in range(0, len(p_tokens), rows):
+        part = slice(start, start + rows)
+        flat_XY = p_AND[part].flatten(0, 1) @ t_EMD.flatten(0, 1).T
+        cosine_ANEM = flat_XY.view(-1, has_AN.shape[1], *has_EM.shape)
+        for name, value_AE in reduced(cosine_ANEM.transpose(1, 2), has_AN[part], has_EM).items():
+            result[name][part] = torch.where(both_AE[part], value_AE, torch.nan)
     return result
 
 
-def reduced(cosine_ENM: Tensor, there_EM: Tensor) -> dict[str, Tensor]:
-    num_p = cosine_ENM.shape[1]
-    there_E1M = there_EM[:, None]
-    count_E = there_EM.sum(1) * num_p
-    low_ENM = cosine_ENM.masked_fill(~there_E1M, -torch.inf)
-    high_EX = cosine_ENM.masked_fill(~there_E1M, torch.inf).flatten(1).sort(dim=1).values
-    middle = [high_EX.gather(1, ((count_E - odd) // 2).clamp_min(0)[:, None])[:, 0] for odd in (1, 0)]
+def padded(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Unit vectors u_END, zero where an example has fewer tokens than another, and which are there."""
+    longest = max((len(x) for x in tokens), default=0)
+    units_END = torch.zeros(len(tokens), longest, tokens[0].shape[-1] if tokens else 1)
+    there_EN = torch.zeros(len(tokens), longest, dtype=torch.bool)
+    for index, x in enumerate(tokens):
+        units_END[index, : len(x)] = normalize(x, dim=-1)
+        there_EN[index, : len(x)] = True
+    return units_END, there_EN
+
+
+def reduced(cosine_AENM: Tensor, has_AN: Tensor, has_EM: Tensor) -> dict[str, Tensor]:
+    there_AENM = has_AN[:, None, :, None] & has_EM[None, :, None, :]
+    num_AE = has_AN.sum(1)[:, None] * has_EM.sum(1)
+    low_AENM = cosine_AENM.masked_fill(~there_AENM, -torch.inf)
+    high_AEX = cosine_AENM.masked_fill(~there_AENM, torch.inf).flatten(2).sort(dim=2).values
+    middle = [high_AEX.gather(2, ((num_AE - odd) // 2).clamp_min(0)[..., None])[..., 0] for odd in (1, 0)]
+    best_AEN = low_AENM.amax(3)
     return {
         "median": (middle[0] + middle[1]) / 2,
-        "max": low_ENM.amax((1, 2)),
-        "min": high_EX[:, 0],
-        "mean": (cosine_ENM * there_E1M).sum((1, 2)) / count_E.clamp_min(1),
-        "maxmean": low_ENM.amax(2).mean(1),
+        "max": best_AEN.amax(2),
+        "min": high_AEX[..., 0],
+        "mean": (cosine_AENM * there_AENM).sum((2, 3)) / num_AE.clamp_min(1),
+        "maxmean": best_AEN.where(has_AN[:, None], 0.0).sum(2) / has_AN.sum(1).clamp_min(1)[:, None],
     }
 
 
