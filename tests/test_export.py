@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sounds import make_sounds
 from stamps import draw_stamps
 from test_corpora import source_of
 
@@ -16,8 +17,14 @@ from ima.data.corpora.captions import Clotho
 from ima.data.export import export, main
 from ima.data.shapes import Shapes
 from ima.data.source import Source
+from ima.data.stampworld.audio import StampAudio
+from ima.data.stampworld.audio_qa import StampAudioQa
+from ima.data.stampworld.pope import StampPope
 from ima.data.stampworld.scenes import StampScenes
 from ima.data.stampworld.single import StampSingle
+from ima.data.stampworld.video import StampVideo
+from ima.data.stampworld.video_qa import StampVideoQa
+from ima.data.stampworld.vqa import StampVqa
 from ima.errors import UserError
 from ima.media import Clip, Frames, Medium, Sound
 from ima.types import Sample
@@ -93,13 +100,39 @@ def test_every_kind_comes_back_as_it_was(tmp_path: Path, modality: str, asks: bo
     assert_same(source, tmp_path / "out")
 
 
-def test_stampworld_comes_back_as_it_was(tmp_path: Path) -> None:
-    folder, table = draw_stamps(tmp_path / "stamps")
-    own = {"folder": str(folder), "table": str(table), "nouns": "all", "size": 96}
-    nums = dict.fromkeys(("num_train", "num_val", "num_t0", "num_t1", "num_t2"), 4)
-    for name, source in (("single", StampSingle(**own, views=1)), ("scenes", StampScenes(**own, **nums))):  # type: ignore[arg-type]
-        export(source, tmp_path / name)
-        assert_same(source, tmp_path / name)
+NUMS = dict.fromkeys(("num_train", "num_val", "num_t0", "num_t1", "num_t2"), 4)
+
+
+@pytest.mark.parametrize("name", ["single", "scenes", "vqa", "pope", "video", "video_qa", "audio", "audio_qa"])
+def test_stampworld_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+    def stamps(**more: Any) -> dict[str, Any]:
+        folder, table = draw_stamps(tmp_path / "stamps")
+        return {"folder": str(folder), "table": str(table), "nouns": "all", "size": 96} | more
+
+    def sounds() -> dict[str, Any]:
+        folders, table = make_sounds(tmp_path / "sounds")
+        return {"folders": folders, "table": str(table)} | NUMS
+
+    source: Source
+    match name:
+        case "single":
+            source = StampSingle(**stamps(views=1))
+        case "scenes":
+            source = StampScenes(**stamps(**NUMS))
+        case "vqa":
+            source = StampVqa(**stamps(**NUMS))
+        case "pope":
+            source = StampPope(**stamps(num_val=2, num_t0=4, num_t1=4, num_present=1))
+        case "video":
+            source = StampVideo(**stamps(**NUMS))
+        case "video_qa":
+            source = StampVideoQa(**stamps(**NUMS))
+        case "audio":
+            source = StampAudio(**sounds())
+        case _:
+            source = StampAudioQa(**sounds())
+    export(source, tmp_path / "out")
+    assert_same(source, tmp_path / "out")
 
 
 def test_clips_keep_their_frames_and_their_rate(tmp_path: Path) -> None:
