@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control test test-fast check lint type train evaluate sweep bench bench-train export-data report clean
+.PHONY: help setup demo demo-control test test-fast check lint type train evaluate sweep bench bench-train bench-align export-data report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -58,10 +58,13 @@ evaluate: setup  ## python evaluate.py $(ARGS)
 sweep: setup  ## python sweep.py $(ARGS)
 	@$(PY) sweep.py $(ARGS)
 
-bench: bench-train  ## all benchmarks, into outputs/bench/
+bench: bench-train bench-align  ## all benchmarks, into outputs/bench/
 
 bench-train: setup  ## step time against the bare LLM and a plain loop on stock parts
 	@$(PY) -m ima.bench train $(ARGS)
+
+bench-align: setup  ## what looking inside costs: IMA and the full suite over a bare pass, streaming over dumps
+	@$(PY) -m ima.bench align $(ARGS)
 
 export-data: setup  ## write a source in official formats: make export-data DATA=stamps_single OUT=folder
 	@$(PY) -m ima.data.export $(DATA) --out $(OUT) $(ARGS)
