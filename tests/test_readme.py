@@ -16,12 +16,13 @@ from ima.compose import CONF, choices_of, compose, default_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 SMALL = ["logger=none", "trainer.epochs=1", "data.num_train=8", "data.num_test=4", "data.size=32"]
 
 
 def blocks() -> dict[str, str]:
     """path -> content of the code blocks whose first line is the path of a file."""
-    found = re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", TEXT, flags=re.DOTALL)
+    found = re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", EXTENDING, flags=re.DOTALL)
     return {path: content for path, content in found}
 
 
@@ -51,7 +52,7 @@ def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
     for path, text in blocks().items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
-    given = re.search(r"^`(python train\.py .*?)` runs all four", TEXT, flags=re.MULTILINE)
+    given = re.search(r"^`(python train\.py .*?)` runs all four", EXTENDING, flags=re.MULTILINE)
     assert given is not None
     arguments = [*shlex.split(given[1])[1:], *SMALL, "name=mine", "adapter.every=3", "intervention.scale.factor=2"]
     done = subprocess.run(
