@@ -259,6 +259,24 @@ def test_a_checkpoint_that_lacks_part_of_the_encoder_is_refused(tmp_path: Path) 
         assert "\n" not in str(caught.value)
 
 
+def test_videomae_keeps_its_biases_under_the_names_that_checkpoints_are_published_with(tmp_path: Path) -> None:
+    """Versions of transformers without that renaming left them at zero with a warning only."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_folder("videomae", tmp_path / "videomae", weights=True)
+    weights = load_file(folder / "model.safetensors")
+    published = {
+        key.replace(".query.bias", ".q_bias").replace(".value.bias", ".v_bias"): value for key, value in weights.items()
+    }
+    for key, value in published.items():
+        if key.endswith(("q_bias", "v_bias")):
+            value.fill_(0.25)
+    save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
+    encoder = make("videomae", folder)
+    biases = [value for name, value in encoder.named_parameters() if name.endswith(("query.bias", "value.bias"))]
+    assert len(biases) == 6 and all(bool((bias == 0.25).all()) for bias in biases)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_that_are_not_here_are_one_line_with_the_way_out(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hf download someone/nothing") as caught:
