@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +28,7 @@ from ima.errors import UserError
 from ima.interventions import Intervention
 from ima.lit import MappingModule
 from ima.llm.frozen import FrozenLLM
+from ima.llm.known import known
 from ima.settings import Alignment, Training
 from ima.tasks.base import Task
 from ima.types import Sample
@@ -98,6 +101,7 @@ def assemble(config: dict[str, Any]) -> Parts:
     """Instantiate the parts; the adapter is completed with the encoder's and the LLM's sizes, drawn from the seed."""
     training = Training(**tupled(without_target(config["trainer"])))
     alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
+    interventions = build_interventions(config)
     source: Source = build(config, "data")
     encoder: Encoder = build(config, "encoder")
     if encoder.modality != source.modality:
@@ -106,11 +110,9 @@ def assemble(config: dict[str, Any]) -> Parts:
             f"choose an encoder for {source.modality} (train.py --help lists them)"
         )
     task: Task = build(config, "task")
-    chosen = config.get("intervention") or {}
-    interventions = [build(chosen, name, "intervention.") for name in chosen]
     llm: FrozenLLM = build(config, "llm")
-    for intervention in interventions:
-        with intervention.apply(llm):
+    for name, intervention in interventions.items():
+        with keyed(f"intervention.{name}"), intervention.apply(llm):
             pass
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     adapter: Adapter = build(config, "adapter")(dim=encoder.dim, width=llm.width)
@@ -123,18 +125,45 @@ def assemble(config: dict[str, Any]) -> Parts:
         percepts = CachedPercepts(store)
     else:
         percepts = LivePercepts(source, encoder)
-    return Parts(encoder, adapter, llm, task, source, training, alignment, interventions, percepts, store)
+    return Parts(
+        encoder, adapter, llm, task, source, training, alignment, list(interventions.values()), percepts, store
+    )
+
+
+def build_interventions(config: dict[str, Any]) -> dict[str, Intervention]:
+    """By name, checked against what is known of the LLM before anything is loaded."""
+    chosen = config.get("intervention") or {}
+    interventions: dict[str, Intervention] = {name: build(chosen, name, "intervention.") for name in chosen}
+    llm = known(config["llm"]) if interventions else None
+    for name, intervention in interventions.items():
+        if llm is not None:
+            with keyed(f"intervention.{name}"):
+                intervention.check(llm)
+    return interventions
 
 
 def build(config: dict[str, Any], name: str, prefix: str = "") -> Any:
     """Instantiate a node. What its constructor refuses is the user's to mend: one line that begins with the key."""
+    with keyed(f"{prefix}{name}"):
+        try:
+            return instantiate(config[name])
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, UserError):
+                raise
+            raise error.__cause__ from error
+
+
+@contextmanager
+def keyed(key: str) -> Iterator[None]:
+    """What is refused inside becomes a line that begins with the key; `name: ...` is about the key's `name`."""
     try:
-        return instantiate(config[name])
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, UserError):
+        yield
+    except UserError as error:
+        message = str(error)
+        if message.startswith(key):
             raise
-        message = str(error.__cause__)
-        raise UserError(message if message.startswith(f"{prefix}{name}") else f"{prefix}{name}.{message}") from error
+        names = message.partition(":")[0].replace(".", "_").isidentifier()
+        raise UserError(f"{key}.{message}" if names else f"{key}: {message}") from error
 
 
 def without_target(node: dict[str, Any]) -> dict[str, Any]:

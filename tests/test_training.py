@@ -386,7 +386,7 @@ def test_a_second_writer_in_one_folder_is_refused(launcher: Launcher, outputs: P
         (["data=stamps_single", "data.nouns=[unicorn]"], "data.nouns: no stamp shows 'unicorn'"),
         (["llm=hf", "llm.path=/nonexistent"], "llm.path: '/nonexistent' cannot be loaded"),
         (["llm.family=gpt5"], "llm.family: 'gpt5' is not one of"),
-        (["intervention=skip_ffn", "intervention.skip_ffn.start=9"], "intervention: blocks start=9"),
+        (["intervention=skip_ffn", "intervention.skip_ffn.start=9"], "intervention.skip_ffn.start: blocks start=9"),
         (["alignment.sites=[resid_mud]"], "resid_mud"),
     ],
 )

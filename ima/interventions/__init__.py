@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM
+from ima.llm.known import Known
 
 
 class Intervention(Protocol):
-    def check_model(self, model_type: str, num_blocks: int) -> None:
+    def check(self, llm: Known) -> None:
         """Raises UserError where it does not fit an LLM of which so much is known before it is loaded."""
         ...
 

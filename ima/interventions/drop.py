@@ -14,6 +14,7 @@ from torch import Tensor
 from ima.errors import UserError
 from ima.interventions.blocks import described, shadow, which_blocks
 from ima.llm.frozen import FrozenLLM
+from ima.llm.known import Known
 
 
 class Drop:
@@ -29,16 +30,11 @@ class Drop:
     def blocks(self, num_blocks: int) -> list[int]:
         return which_blocks(num_blocks, self.start, self.stop)
 
-    def check_model(self, model_type: str, num_blocks: int) -> None:
-        """Raises UserError where there are no such blocks."""
-        self.blocks(num_blocks)
-
-    def check(self, llm: FrozenLLM) -> None:
+    def check(self, llm: Known) -> None:
         """Raises UserError where the drop does not fit this LLM."""
-        self.check_model(llm.table.model_type, llm.num_blocks)
-        dropped, kinds = set(self.blocks(llm.num_blocks)), getattr(llm.model.config, "layer_types", None) or []
-        for kind in set(kinds):
-            alike = [block for block, other in enumerate(kinds) if other == kind]
+        dropped = set(self.blocks(llm.num_blocks))
+        for kind in sorted(set(llm.kinds)):
+            alike = [block for block, other in enumerate(llm.kinds) if other == kind]
             if alike[0] in dropped and set(alike) - dropped:
                 raise UserError(
                     f"stop: block {alike[0]} is the first with {kind} of {llm.name} and later ones need it (their "
@@ -47,7 +43,7 @@ class Drop:
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check(llm)
+        self.check(llm.known)
         with ExitStack() as stack:
             for block in self.blocks(llm.num_blocks):
                 shadow(stack, llm.table.blocks[block], pass_by)

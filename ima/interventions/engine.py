@@ -52,7 +52,7 @@ class Engine:
         self.lean = lean
         self.llm, self.skips = llm, list(skips)
         for skip in self.skips:
-            skip.check(llm)
+            skip.check(llm.known)
         self.by_block: dict[int, list[Skip]] = {}
         for skip in self.skips:
             for block in skip.blocks(llm.num_blocks):

@@ -17,6 +17,7 @@ from ima.errors import UserError
 from ima.interventions.blocks import DECODED, described
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM, Running
+from ima.llm.known import Known
 from ima.types import Role
 
 Leaving = Literal["context", "percept", "last"]
@@ -35,10 +36,12 @@ class Exit(Skip):
         self.block, self.leaving = block, leaving
         super().__init__("block", ("percept",) if leaving == "percept" else ("all",), block + 1, visibility="hidden")
 
-    def check_model(self, model_type: str, num_blocks: int) -> None:
+    def check(self, llm: Known) -> None:
         """Raises UserError where no block is left to leave out."""
+        num_blocks = llm.num_blocks
         if self.block + 1 >= num_blocks:
             raise UserError(f"block: {self.block}; early in {num_blocks} blocks is after 0 to {num_blocks - 2}")
+        super().check(llm)
 
     def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: Running) -> Tensor | None:
         if self.leaving != "context":

@@ -16,6 +16,7 @@ from torch import Tensor
 from ima.errors import UserError
 from ima.interventions.blocks import Args, Kwargs, before, described
 from ima.llm.frozen import FrozenLLM, Running
+from ima.llm.known import Known
 from ima.types import Role
 
 
@@ -29,14 +30,14 @@ class Isolate:
             raise UserError(f"num_blocks: {num_blocks} blocks isolate nothing; use >= 1, or leave the intervention out")
         self.num_blocks = num_blocks
 
-    def check_model(self, model_type: str, num_blocks: int) -> None:
-        """Raises UserError where the model has fewer blocks."""
-        if self.num_blocks > num_blocks:
-            raise UserError(f"num_blocks: {self.num_blocks}, but the LLM has {num_blocks} blocks")
+    def check(self, llm: Known) -> None:
+        """Raises UserError where the LLM has fewer blocks."""
+        if self.num_blocks > llm.num_blocks:
+            raise UserError(f"num_blocks: {self.num_blocks}, but {llm.name} has {llm.num_blocks} blocks")
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check_model(llm.table.model_type, llm.num_blocks)
+        self.check(llm.known)
 
         def part(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
             assert llm.running is not None, "modalities are kept apart in FrozenLLM's passes"

@@ -28,6 +28,7 @@ from ima.interventions.blocks import (
     with_states,
 )
 from ima.llm.frozen import FrozenLLM
+from ima.llm.known import Known
 from ima.llm.sites import first_tensor
 
 
@@ -63,13 +64,13 @@ class Merge:
             raise UserError(f"blocks: {found} with the block after each must lie in blocks 0 to {last - 1}")
         return pairs
 
-    def check_model(self, model_type: str, num_blocks: int) -> None:
+    def check(self, llm: Known) -> None:
         """Raises UserError where there are no such blocks."""
-        self.blocks(num_blocks)
+        self.blocks(llm.num_blocks)
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check_model(llm.table.model_type, llm.num_blocks)
+        self.check(llm.known)
         with ExitStack() as stack:
             for block in self.blocks(llm.num_blocks):
                 self._pair(stack, llm, block)

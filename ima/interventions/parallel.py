@@ -27,6 +27,7 @@ from ima.interventions.blocks import (
     with_states,
 )
 from ima.llm.frozen import FrozenLLM
+from ima.llm.known import Known
 from ima.llm.projections import projections_of
 from ima.types import Site
 
@@ -55,24 +56,19 @@ class Parallel:
     def blocks(self, num_blocks: int) -> list[int]:
         return which_blocks(num_blocks, self.start, self.stop, self.every, self.listed)
 
-    def check_model(self, model_type: str, num_blocks: int) -> None:
+    def check(self, llm: Known) -> None:
         """Raises UserError where there are no such blocks, or no such norm."""
-        self.blocks(num_blocks)
-        if self.norm == "ln1" and model_type == "olmo2":
+        self.blocks(llm.num_blocks)
+        if self.norm == "ln1" and llm.model_type == "olmo2":
             raise UserError("norm: ln1, but olmo2 blocks have no norm before attention; use norm=own")
-
-    def check(self, llm: FrozenLLM) -> None:
-        """Raises UserError where it does not fit this LLM."""
-        self.check_model(llm.table.model_type, llm.num_blocks)
-        family = llm.table.family
-        if family.stream_norms:
-            raise UserError(f"parallel: {llm.name} norms its stream after each sum; there is no sum of both parts")
-        if family.parallel and self.norm == "own":
+        if llm.stream_norms:
+            raise UserError(f"{llm.name} norms its stream after each sum, so that there is no sum of both parts")
+        if llm.parallel and self.norm == "own":
             raise UserError(f"norm: own, but the blocks of {llm.name} run attention and FFN side by side by themselves")
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check(llm)
+        self.check(llm.known)
         with ExitStack() as stack:
             for block in self.blocks(llm.num_blocks):
                 self._side_by_side(stack, llm, block)

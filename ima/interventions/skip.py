@@ -17,6 +17,7 @@ from ima.errors import UserError, nearest
 from ima.interventions.blocks import DECODED, Phase, described, which_blocks
 from ima.interventions.choose import NEEDS_STATES, Select
 from ima.llm.frozen import FrozenLLM, Running
+from ima.llm.known import Known
 from ima.types import Role
 
 Part = Literal["ffn", "attn", "block", "heads"]
@@ -99,24 +100,19 @@ class Skip:
         """Raises UserError where the range does not fit a model of `num_blocks`."""
         return which_blocks(num_blocks, self.start, self.stop, self.every, self.listed)
 
-    def check_model(self, model_type: str, num_blocks: int) -> None:
-        """Raises UserError where the skip does not fit a model of which so much is known before it is loaded."""
-        blocks = self.blocks(num_blocks)
+    def check(self, llm: Known) -> None:
+        """Raises UserError where the skip does not fit this LLM."""
+        blocks = self.blocks(llm.num_blocks)
+        if llm.stream_norms:
+            raise UserError(
+                f"skipping is defined on a residual stream that only sums change; {llm.name} norms its stream after "
+                "each sum (as opt-350m does); choose another LLM"
+            )
         if self.select == "similar" and self.needs_states and blocks[0] == 0:
             raise UserError("select: similar compares with the previous block; block 0 has none, start=1")
-
-    def check(self, llm: FrozenLLM) -> None:
-        """Raises UserError where the skip does not fit this LLM."""
-        self.check_model(llm.table.model_type, llm.num_blocks)
-        if llm.table.family.stream_norms:
-            raise UserError(
-                f"skipping is defined on a residual stream that only sums change; {llm.name} norms its "
-                "stream after each sum (as opt-350m does); choose another LLM"
-            )
-        num_heads = llm.model.config.num_attention_heads
-        wrong = [head for head in self.heads or () if not 0 <= head < num_heads]
+        wrong = [head for head in self.heads or () if not 0 <= head < llm.num_heads]
         if wrong:
-            raise UserError(f"heads: {wrong[0]} is none of {llm.name}'s heads 0 to {num_heads - 1}")
+            raise UserError(f"heads: {wrong[0]} is none of {llm.name}'s heads 0 to {llm.num_heads - 1}")
 
     def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: Running) -> Tensor | None:
         """skip_BS where a kind of skip has a rule of its own for what it leaves out; None: ratio and select say."""

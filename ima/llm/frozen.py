@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ima.errors import UserError
+from ima.llm.known import Known, of_config
 from ima.llm.sites import SiteTable, check_sites
 from ima.types import Role
 
@@ -74,6 +75,11 @@ class FrozenLLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def known(self) -> Known:
+        """What could be known of it before it was loaded."""
+        return of_config(self.name, self.model.config)
 
     def train(self, mode: bool = True) -> FrozenLLM:
         """Stays in eval mode whatever Lightning asks: dropout inside a frozen LLM would be noise."""
