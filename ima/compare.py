@@ -18,7 +18,6 @@ from ima.errors import UserError, nearest
 from ima.results import read_result, write_json
 
 Line = dict[str, Any]
-SHOWN = {"right": "noun accuracy"}
 CONTROLS = ("blind", "prior")  # rows of predictions.jsonl that are no track of their own
 
 
@@ -97,11 +96,22 @@ def value_of(folder: Path, line: Line, metric: str) -> float:
 def lines_of(comparison: dict[str, Any]) -> Iterable[str]:
     """What is printed: a line per track."""
     first, second = (Path(comparison[name]).name or comparison[name] for name in ("first", "second"))
-    yield f"{SHOWN.get(comparison['metric'], comparison['metric'])}, 95 % intervals over clusters"
+    yield f"{shown_name(comparison)}, 95 % intervals over clusters"
     for track, found in comparison["tracks"].items():
         cells = [f"{name} {text_of(found[key])}" for name, key in ((first, "first"), (second, "second"))]
         size = f"n = {found['n']}, {found['num_clusters']} clusters"
         yield f"{track:4} {' | '.join(cells)} | difference {text_of(found['difference'], '+')} | {size}"
+
+
+def shown_name(comparison: dict[str, Any]) -> str:
+    """What "right" means for the first run's task, as its result.json says; other metrics by their own name."""
+    if comparison["metric"] != "right":
+        return str(comparison["metric"])
+    try:
+        headline = (read_result(Path(comparison["first"])).get("facts") or {}).get("headline")
+    except UserError:
+        headline = None
+    return str(headline or "right").replace("_", " ")
 
 
 def text_of(interval: dict[str, float], sign: str = "") -> str:

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import ima.demo
-from ima.compare import compare, main, read_predictions
+from ima.compare import compare, lines_of, main, read_predictions
 from ima.compose import compose
 from ima.errors import UserError
 from ima.results import write_json
@@ -218,3 +218,11 @@ def test_a_failed_training_ends_the_demo_with_its_code(monkeypatch: pytest.Monke
     monkeypatch.setattr(ima.demo, "stamps_missing", lambda: "")
     monkeypatch.setattr(ima.demo, "train", lambda overrides: 130)
     assert ima.demo.main(["control"]) == 130
+
+
+def test_right_is_named_by_the_headline_of_the_task(tmp_path: Path) -> None:
+    comparison = {"first": str(tmp_path), "second": "b", "metric": "right", "tracks": {}}
+    assert next(iter(lines_of(comparison))).startswith("right, ")
+    (tmp_path / "result.json").write_text(json.dumps({"facts": {"headline": "cider_d"}}))
+    assert next(iter(lines_of(comparison))).startswith("cider d, ")
+    assert next(iter(lines_of(comparison | {"metric": "rouge_l"}))).startswith("rouge_l, ")
