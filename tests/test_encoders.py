@@ -269,6 +269,25 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.Monk
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224.augreg_in21k", "resnet10t.c3_in1k"])
+def test_weights_in_the_hubs_cache_are_taken_without_the_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("network is unreachable")
+
+    with seeded(3):
+        source = timm.create_model(name, pretrained=False)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(tmp_path / "model.safetensors"))
+    own = TimmImage(name).model.state_dict()
+    assert own and all(torch.equal(source.state_dict()[key], value) for key, value in own.items())
+
+
 def test_random_vit_reads_the_chosen_layer() -> None:
     early, last = FocusViT(layer=1, pretrained=False, seed=3), FocusViT(layer=-1, pretrained=False, seed=3)
     x_B = torch.randn(1, 3, 224, 224)
