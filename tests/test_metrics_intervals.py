@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ima.tasks.metrics.intervals import mean, paired_difference, ratio
+from ima.tasks.metrics.intervals import macro_mean, mean, of_sums, paired_difference, ratio
 
 
 def clustered(seed: int, num_clusters: int = 40, per_cluster: int = 6) -> tuple[np.ndarray, list[int]]:
@@ -63,3 +63,25 @@ def test_too_few_clusters_have_no_interval(num: int) -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="lengths differ"):
         mean([1.0, 2.0], ["a"])
+
+
+def test_macro_mean_counts_every_group_the_same_and_its_interval_is_that_of_a_plain_loop() -> None:
+    generator = np.random.default_rng(0)
+    values, groups = generator.random(40), ["a"] * 30 + ["b"] * 8 + ["c"] * 2
+    clusters = [f"c{i % 13}" for i in range(40)]
+    rows_of = [[i for i in range(40) if i % 13 == c] for c in range(13)]
+
+    def macro(rows: list[int]) -> float:
+        kinds = {groups[i] for i in rows}
+        return float(np.mean([np.mean([values[i] for i in rows if groups[i] == kind]) for kind in kinds]))
+
+    interval = macro_mean(values, groups, clusters, num_resamples=2000)
+    assert interval.value == pytest.approx(macro(list(range(40))))
+    drawn = [macro([i for c in generator.integers(0, 13, 13) for i in rows_of[c]]) for _ in range(2000)]
+    assert np.allclose([interval.low, interval.high], np.quantile(drawn, [0.025, 0.975]), atol=0.03)
+
+
+def test_a_ratio_is_a_statistic_of_sums() -> None:
+    values, clusters = clustered(5)
+    parts = np.stack([values, np.ones_like(values)], axis=1)
+    assert of_sums(parts, lambda sums: sums[..., 0] / sums[..., 1], clusters) == mean(values, clusters)
