@@ -77,7 +77,7 @@ class Alignment:
 
     The reservoir (0: none) keeps the states of `num_reservoir` seeded examples at `reservoir_layers` (None: nine,
     evenly spread) for what does not factorise; the logit lens looks at `num_vocabulary_layers` of these layers, t-SNE
-    at `num_tsne_layers`.
+    at `num_tsne_layers`. `examples`: also write each example's own alignment.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -99,4 +99,5 @@ class Alignment:
     reservoir_layers: tuple[int, ...] | None = None
     num_vocabulary_layers: int = 0
     num_tsne_layers: int = 0
+    examples: bool = False
     seed: int = 0

@@ -72,8 +72,26 @@ def test_the_command_takes_columns_of_runs_or_epochs(tmp_path, capsys):
     assert "pearson    1.000" in capsys.readouterr().out
     points = json.loads((tmp_path / "proxy" / "points.json").read_text())["points"]
     assert [point["label"] for point in points] == ["run0", "run1", "run2", "run3"]
-    assert main([*runs, "--epochs", "--x", "ima", "--y", "T0/noun_accuracy", *out]) == 0
+    assert main([*runs, "--over", "epochs", "--x", "ima", "--y", "T0/noun_accuracy", *out]) == 0
     points = json.loads((tmp_path / "proxy" / "points.json").read_text())["points"]
     assert len(points) == 12 and points[1] == {"label": "run0@1", "x": 1.0, "y": 2.0}
     assert main([*runs, "--y", "T0/noun_acuracy", *out]) == 2
     assert "T0/noun_accuracy" in capsys.readouterr().err
+
+
+def test_over_examples_the_alignment_meets_the_predictions_and_detects(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = [{"id": f"s{i}", "ima_matched": 0.1 * i, "ima_matched/T.prompt": -0.1 * i} for i in range(12)]
+    lines[11]["ima_matched"] = None
+    (folder / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = [{"id": f"s{i}", "track": "T0", "right": i >= 6} for i in range(2, 12)]
+    said.append({"id": "s3", "track": "blind", "right": True})
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
+    argv = [str(folder), "--over", "examples", "--y", "right", "--rows", str(tmp_path / "out" / "rows.jsonl")]
+    assert main([*argv, "--x", "ima_matched"]) == 0
+    printed = capsys.readouterr().out
+    assert "auroc      1.000" in printed and "n 9" in printed
+    assert main([*argv, "--x", "ima_matched/T.prompt"]) == 0
+    assert "auroc      0.000" in capsys.readouterr().out
+    assert main([*argv, "--x", "ima_match"]) == 2 and "ima_matched" in capsys.readouterr().err

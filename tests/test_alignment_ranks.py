@@ -9,7 +9,7 @@ from test_alignment_variants import subset_of
 
 from ima.alignment.reservoir import Reservoir, Tokens
 from ima.alignment.reservoir_rows import reservoir_rows
-from ima.alignment.rows import alignment_rows
+from ima.alignment.rows import alignment_rows, example_lines
 from ima.alignment.scales import Scales
 from ima.alignment.stats import AlignmentStats
 from ima.alignment.views import VARIANTS, Plan
@@ -24,11 +24,12 @@ def measure(mine, every, batch_size):
     scales = Scales(sorted(subset))
     feed(scales, [example for example in mine if example[0] in subset], batch_size, sites=SITES)
     scales.reduce()
-    stats = AlignmentStats(NUM_LAYERS, plan=Plan(VARIANTS), scales=scales)
+    stats = AlignmentStats(NUM_LAYERS, plan=Plan(VARIANTS), scales=scales, examples=True)
     reservoir = Reservoir(8, (0, 2))
     for sink in (stats, reservoir):
         feed(sink, mine, batch_size, sites=SITES)
         sink.reduce()
+    assert {line["id"] for line in example_lines(stats)} == {name for name, _, _ in every}
     rows = [*alignment_rows(stats, {"run": "r"}), *reservoir_rows(Tokens(reservoir, scales), {"run": "r"})]
     return [(row.score, row.site, row.variant, row.role_a, row.role_b, row.layer_a, row.layer_b, row.n, row.value,
              row.se) for row in rows]  # fmt: skip

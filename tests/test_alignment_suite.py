@@ -111,6 +111,12 @@ def test_the_last_measurement_leaves_sums_and_words(whole, tmp_path):
     write_suite(tmp_path, suite, lens, {"run": "r", "dataset": "made", "modality": "image", "llm": "tiny"})
     sums = read_sums(tmp_path)
     assert {"P", "T", "P.nomassive", "T.nosink"} <= sums.sum_LGD.keys() and float(sums.count_LG["P"][0].sum()) == 24
+    lines = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
+    pooled = {row.variant: row.value for row in rows if (row.score, row.site) == ("ima_matched", "resid_post")
+              and row.role_b == "T"}  # fmt: skip
+    assert len(lines) == 24
+    for name, variant in (("ima_matched", "raw"), ("ima_matched/scaled", "scaled")):
+        assert sum(line[name] for line in lines) / 24 == pytest.approx(pooled[variant], abs=1e-5)
     words = json.loads((tmp_path / "alignment.json").read_text())["top_tokens"]
     assert words[0].keys() == {"sample", "layer", "token", "top"}
 

@@ -1,7 +1,8 @@
 """Is an alignment score a proxy of a task metric? Correlations over a set of runs or over the epochs of runs.
 
 `python -m ima.alignment.proxy DIR DIR... --x ima/mean --y T0/noun_accuracy` takes both columns from each run's
-`result.json`; `--epochs` takes them from the rows of each epoch instead (score[/variant] and track/score). Pearson,
+`result.json`; `--over epochs` takes them from the rows of each epoch instead (score[/variant] and track/score), `--over
+examples` from `examples.jsonl` and `predictions.jsonl` of evaluations, with the AUROC where y is yes or no. Pearson,
 Spearman and Kendall's tau-b, each with a bootstrap 95 % interval over the points, the number of points and the p of a
 permutation test. Which runs are compared decides what it means: raw IMA is comparable within one LLM only.
 """
@@ -25,6 +26,7 @@ from ima.results import read_result, read_rows, to_json, write_atomic
 from ima.types import Row
 
 Array = np.ndarray
+BESIDE = ("blind", "prior")
 NUM_DRAWS = 2000
 NUM_PERMUTATIONS = 5000
 
@@ -109,6 +111,24 @@ def permutation_p(of: Callable[[Array, Array], float], pairs: Array, value: floa
     return (1 + hits) / (1 + NUM_PERMUTATIONS)
 
 
+def detect(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation:
+    """AUROC of x for y = 1 against y = 0, over the points where both are known; p is that of the rank-sum test."""
+    from scipy.stats import mannwhitneyu
+
+    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)])
+    pairs = pairs.reshape(-1, 2)
+
+    def of(score: Array, positive: Array) -> float:
+        return auroc(score.tolist(), (positive > 0.5).tolist())
+
+    value = of(pairs[:, 0], pairs[:, 1])
+    if not math.isfinite(value):
+        return Correlation("auroc", value, math.nan, math.nan, math.nan, len(pairs))
+    yes = pairs[:, 1] > 0.5
+    p = float(mannwhitneyu(pairs[yes, 0], pairs[~yes, 0]).pvalue)
+    return Correlation("auroc", value, *interval(of, pairs, seed), p, len(pairs))
+
+
 def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
     """How often a positive example's score is above a negative one's, ties half; NaN without both kinds."""
     from scipy.stats import mannwhitneyu
@@ -161,6 +181,31 @@ def is_column(row: dict[str, Any], column: str) -> bool:
     return row["score"] == score and (row["variant"] or "raw") == variant
 
 
+def example_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
+    """A point per example that was both looked into and predicted: `alignment.split` must be the track."""
+    points = []
+    for folder in folders:
+        aligned = {line["id"]: line for line in read_lines(folder / "examples.jsonl")}
+        predicted = [line for line in read_lines(folder / "predictions.jsonl") if line["track"] not in BESIDE]
+        shared = [line for line in predicted if line["id"] in aligned]
+        if not shared:
+            raise UserError(f"{folder}: no example was both aligned and predicted; evaluate with alignment.split=TRACK")
+        for column, line in ((x, aligned[shared[0]["id"]]), (y, shared[0])):
+            if column not in line:
+                raise UserError(f"{folder}: examples have no {column!r}; {nearest(column, line)}")
+        points += [Point(line["id"], number(aligned[line["id"]].get(x)), number(line.get(y))) for line in shared]
+    return points
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; evaluate with alignment=full alignment.split=TRACK") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON lines ({error.msg}); evaluate again") from error
+
+
 def number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
@@ -174,18 +219,27 @@ def correlation_rows(found: Sequence[Correlation], x: str, y: str, run: str) -> 
             yield Row(run=run, score=f"proxy_{each.name}{suffix}", value=value, n=each.n, note=note)
 
 
+OVER: dict[str, Callable[[Sequence[Path], str, str], list[Point]]] = {
+    "runs": run_points,
+    "epochs": epoch_points,
+    "examples": example_points,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ima.alignment.proxy", description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="runs or evaluations")
     parser.add_argument("--x", default="ima/mean", help="an alignment score")
     parser.add_argument("--y", required=True, help="a task metric")
-    parser.add_argument("--epochs", action="store_true", help="a point per epoch instead of per run")
+    parser.add_argument("--over", choices=tuple(OVER), default="runs", help="what a point is")
     parser.add_argument("--rows", type=Path, default=Path("outputs/proxy/rows.jsonl"), help="where the rows go")
     arguments = parser.parse_args(argv)
     try:
-        points_of = epoch_points if arguments.epochs else run_points
-        points = points_of(arguments.folders, arguments.x, arguments.y)
-        found = correlate([point.x for point in points], [point.y for point in points])
+        points = OVER[arguments.over](arguments.folders, arguments.x, arguments.y)
+        x, y = [point.x for point in points], [point.y for point in points]
+        found = correlate(x, y)
+        if arguments.over == "examples" and {value for value in y if math.isfinite(value)} <= {0.0, 1.0}:
+            found.append(detect(x, y))
         rows = list(correlation_rows(found, arguments.x, arguments.y, arguments.rows.parent.name))
         write_atomic(arguments.rows, "".join(json.dumps(to_json(row)) + "\n" for row in rows))
         described = {"x": arguments.x, "y": arguments.y, "points": points, "correlations": found}

@@ -40,6 +40,22 @@ def alignment_rows(stats: AlignmentStats, base: Base) -> Iterator[Row]:
                 yield make(score, value, base, se=se, n=curve.n, **named(view_a, view_b))
 
 
+def example_lines(stats: AlignmentStats) -> Iterator[dict[str, Any]]:
+    """Per example its own matched alignment: `ima_matched`, `ima_matched/T.prompt`, `ima_matched/nosink`... None where
+    it lacks a side. T and T.answer know the true answer (teacher forcing); T.prompt does not."""
+    names = []
+    for pair in stats.plan.pairs:
+        found = named(*pair)
+        ends = (
+            found["role_b"] if found["role_b"] != "T" else "",
+            found["variant"] if found["variant"] != "raw" else "",
+        )
+        names.append("/".join(["ima_matched", *(end for end in ends if end)]))
+    for name, values in sorted((stats.examples or {}).items()):
+        finite = [value if value == value else None for value in values]
+        yield {"id": name} | dict(zip(names, finite, strict=True))
+
+
 def make(score: str, value: float, base: Base, **fields: Any) -> Row:
     return Row(score=score, value=value, note=None if value == value else NOTHING, **(base | fields))
 

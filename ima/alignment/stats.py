@@ -68,12 +68,20 @@ class SiteStats:
 
 class AlignmentStats:
     """A tap's sink that feeds one `SiteStats` per site; widths are taken from the first state seen. `scales`: of an
-    earlier pass, where a variant of the plan needs them."""
+    earlier pass, where a variant of the plan needs them. `examples`: where asked for, per example the mean over layers
+    1..L of its own matched cosine at the block outputs, for each pair of the plan: one number each, the only thing here
+    that grows with the examples."""
 
     def __init__(
-        self, num_layers: int, consecutive: bool = True, plan: Plan | None = None, scales: Scales | None = None
+        self,
+        num_layers: int,
+        consecutive: bool = True,
+        plan: Plan | None = None,
+        scales: Scales | None = None,
+        examples: bool = False,
     ) -> None:
         self.num_layers, self.consecutive, self.plan, self.scales = num_layers, consecutive, plan or Plan(), scales
+        self.examples: dict[str, list[float]] | None = {} if examples else None
         assert scales is not None or not self.plan.needs_scales, "these variants need scales of an earlier pass"
         self._scratch: dict[Site, dict[str, Tensor]] = {}
         self.sites: dict[Site, SiteStats] = {}
@@ -85,6 +93,7 @@ class AlignmentStats:
         return self.plan if site is Site.RESID_POST else self.plan.without("update")
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
+        self._sample_ids = list(sample_ids)
         self._places = Places.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales)
         self._seen: dict[Site, Pass] = {}
         self.num_examples += len(sample_ids)
@@ -105,7 +114,10 @@ class AlignmentStats:
                 width, device = seen.means_LBRD.shape[-1], seen.means_LBRD.device
                 self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, plan)
             add_variants(seen, plan, self._places)
-            accumulate(self.sites[site], seen, self._places)
+            matched_LBQ = accumulate(self.sites[site], seen, self._places)
+            if self.examples is not None and site is Site.RESID_POST:
+                inner_BQ = matched_LBQ[[layer > 0 for layer in seen.layers]].mean(0)
+                self.examples |= dict(zip(self._sample_ids, inner_BQ.tolist(), strict=True))
         self._seen = {}
 
     def num_bytes(self) -> int:
@@ -123,6 +135,10 @@ class AlignmentStats:
                 # A rank without samples takes part with zeros, and all go through the sites in one order.
                 empty = SiteStats(self.num_layers, width, device, self.consecutive, self.plan_at(site))
                 self.sites[site] = self.sites.pop(site, empty)
+            if self.examples is not None:
+                parts: list[dict[str, list[float]]] = [{} for _ in range(dist.get_world_size())]
+                dist.all_gather_object(parts, self.examples)
+                self.examples = {name: values for part in parts for name, values in part.items()}
             counts = torch.tensor([self.num_examples, self.num_state_bytes_seen], dtype=torch.float64)
             for stats in self.sites.values():
                 for value in stats.tensors().values():
@@ -132,8 +148,9 @@ class AlignmentStats:
             self.num_examples, self.num_state_bytes_seen = (int(value) for value in counts.tolist())
 
 
-def accumulate(stats: SiteStats, seen: Seen, places: Places) -> None:
-    """Add one pass to the sums. A mean of norm zero (also of an empty view) has the unit vector zero."""
+def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
+    """Add one pass to the sums. A mean of norm zero (also of an empty view) has the unit vector zero. Returns the
+    matched cosines [L, B, Q], NaN where an example lacks a side."""
     onehot_GB, views = places.onehot_GB, stats.plan.views
     means_LBRD, has_LBR = seen.means_LBRD, seen.has_LBR
     layers = torch.tensor(seen.layers, device=has_LBR.device)
@@ -144,8 +161,9 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> None:
         dot_LB = (means_LBRD[:, :, a] * means_LBRD[:, :, b]).sum(-1)
         cosines.append(cosine(dot_LB, norms_LBR[:, :, a], norms_LBR[:, :, b]))
         both.append(has_LBR[:, :, a] * has_LBR[:, :, b])
-    stats.matched_LGQ.index_add_(0, layers, onehot_GB @ torch.stack(cosines, dim=-1))
-    stats.matched_count_LGQ.index_add_(0, layers, onehot_GB @ torch.stack(both, dim=-1))
+    matched_LBQ, both_LBQ = torch.stack(cosines, dim=-1), torch.stack(both, dim=-1)
+    stats.matched_LGQ.index_add_(0, layers, onehot_GB @ matched_LBQ)
+    stats.matched_count_LGQ.index_add_(0, layers, onehot_GB @ both_LBQ)
     stats.count_LGR.index_add_(0, layers, onehot_GB @ has_LBR)
     stats.nonzero_LGR.index_add_(0, layers, onehot_GB @ (norms_LBR > 0).float())
 
@@ -171,3 +189,4 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> None:
             summed_LBR = torch.einsum("lbs,brs->lbr", cosines_LBS, mask)
             where = torch.tensor(starts, device=layers.device)
             stats.step_sum_LGR[n].index_add_(0, where, torch.matmul(onehot_GB, summed_LBR))
+    return matched_LBQ.where(both_LBQ > 0, torch.nan)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ima.alignment.reservoir import Reservoir, Tokens
 from ima.alignment.reservoir_rows import reservoir_rows
-from ima.alignment.rows import Base, alignment_rows
+from ima.alignment.rows import Base, alignment_rows, example_lines
 from ima.alignment.scales import Scales
 from ima.alignment.stats import AlignmentStats
 from ima.alignment.sums import write_sums
@@ -53,7 +53,7 @@ class Suite:
         self.scales: Scales | None = None
         if self.plan.needs_scales:
             self.scales = Scales(lowest(sample_ids, alignment.num_scale_samples, alignment.seed, "scales"))
-        self.stats = AlignmentStats(num_layers, alignment.consecutive, self.plan, self.scales)
+        self.stats = AlignmentStats(num_layers, alignment.consecutive, self.plan, self.scales, alignment.examples)
         self.reservoir: Reservoir | None = None
         if alignment.num_reservoir:
             self.reservoir = Reservoir(alignment.num_reservoir, self._reservoir_layers(num_layers), alignment.seed)
@@ -119,7 +119,11 @@ def spent(seconds: dict[str, float], what: str, start: float) -> float:
 
 
 def write_suite(folder: Path, suite: Suite, lens: Lens | None, facts: dict[str, Any]) -> None:
-    """`alignment.safetensors` for the cones, `alignment.json` with the words that perceptual tokens decode to."""
+    """`alignment.safetensors` for the cones, `alignment.json` with the words that perceptual tokens decode to,
+    `examples.jsonl` with each example's own alignment."""
     write_sums(folder, suite.stats, facts)
+    if suite.stats.examples is not None:
+        lines = "".join(json.dumps(line) + "\n" for line in example_lines(suite.stats))
+        write_atomic(folder / "examples.jsonl", lines)
     if lens is not None:
         write_atomic(folder / "alignment.json", json.dumps(facts | {"top_tokens": lens.shown}) + "\n")
