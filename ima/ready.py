@@ -45,6 +45,11 @@ def make_ready(parts: Parts, training: bool, report: bool = True) -> Shown:
     """`training`: with the training split. `report`: say on the terminal what was left out."""
     t = parts.training
     split = measured_split(parts)
+    if training and "train" not in parts.source.splits:
+        raise UserError(
+            f"data: {parts.source.name} has no training split; measure a trained adapter on it with "
+            f"evaluate.py checkpoint=outputs/<run> data=..."
+        )
     shown = Shown(
         parts.samples("train") if training else [], parts.samples(split, t.eval_samples), parts.tracks(),
         parts.controls(),

@@ -144,3 +144,10 @@ def test_nothing_readable_is_an_error(launcher: Launcher, folder: Path, tmp_path
     argv = [*RUN, *KINDS["noise"], f"data.folder={folder}", f"data.media={tmp_path}", "data.on_bad_medium=skip"]
     done = launcher.run("train", [*argv, f"output_dir={tmp_path / 'out'}", "name=run"])
     assert done.code == 2 and "none of the 12 media of 'train' can be read; the first: " in done.stderr, done.stderr
+
+
+def test_a_corpus_without_a_training_split_says_what_it_is_for(launcher: Launcher, tmp_path: Path) -> None:
+    corpora_files.nocaps(tmp_path / "nocaps")
+    argv = [*RUN, *KINDS["noise"], "data=nocaps", f"data.folder={tmp_path / 'nocaps'}"]
+    done = launcher.run("train", [*argv, f"output_dir={tmp_path / 'out'}", "name=run"])
+    assert done.code == 2 and done.stderr.startswith("error: data: nocaps has no training split; measure"), done.stderr

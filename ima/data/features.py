@@ -137,20 +137,22 @@ class FeatureStore:
             for leftover in self.folder.glob(".*"):  # of a writer that was killed; who holds the lock is the only one
                 leftover.unlink(missing_ok=True)
             encoder, num = self.encoder.to(device), 0
-            with progress(len(todo), f"encode {self.source.name}", "sample") as advance:
-                for start in range(0, len(todo), SHARD_SIZE):
-                    part = todo[start : start + SHARD_SIZE]
-                    keys: list[str] = []
-                    features = []
-                    batches = read_media(self.source, part, self.encoder.preprocess, batch_size, num_workers, self.bad)
-                    for seen, good, media in batches:
-                        if media is not None:
-                            keys += [sample.medium_key for sample in good]
-                            features.append(encoder(media.to(device)).to(DTYPES[self.dtype]).cpu())
-                        advance(seen)
-                    num += len(keys)
-                    if keys:
-                        self._write(keys, torch.cat(features))
+            preprocess = self.encoder.preprocess
+            keys: list[str] = []
+            features: list[Tensor] = []
+            with progress(len(todo), f"encode {self.source.name}", "medium") as advance:
+                for seen, good, media in read_media(self.source, todo, preprocess, batch_size, num_workers, self.bad):
+                    if media is not None:
+                        keys += [sample.medium_key for sample in good]
+                        features.append(encoder(media.to(device)).to(DTYPES[self.dtype]).cpu())
+                        num += len(good)
+                    advance(seen)
+                    while len(keys) >= SHARD_SIZE:
+                        f_BNE = torch.cat(features)
+                        self._write(keys[:SHARD_SIZE], f_BNE[:SHARD_SIZE])
+                        keys, features = keys[SHARD_SIZE:], [f_BNE[SHARD_SIZE:].clone()]
+            if keys:
+                self._write(keys, torch.cat(features))
             self.scan()
         return num
 
