@@ -356,7 +356,7 @@ def test_a_wrong_change_is_refused_when_it_is_made(made: Callable[[], Any], mess
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("llama", Isolate(4), "num_blocks: 4, but the LLM has 3"),
+        ("llama", Isolate(4), "num_blocks: 4, but llm has 3"),
         ("llama", Drop(3), "start=3"),
         ("llama", Drop(1, 4), "stop=4"),
         ("llama", Merge(start=2), "blocks"),

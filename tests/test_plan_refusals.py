@@ -1,4 +1,4 @@
-"""A wrong plan is one line and exit code 2 before anything is loaded, also where only the LLM tells that it is wrong."""
+"""A wrong plan is one line and exit code 2 before anything is loaded, also where only the LLM tells it is wrong."""
 
 from __future__ import annotations
 
