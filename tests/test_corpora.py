@@ -15,10 +15,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ima.compose import compose
+from ima.data.corpora.questions import soft_weights
 from ima.data.corpora.spoilt import Spoilt
 from ima.data.source import Source
 from ima.data.stampworld.video import StampVideo
 from ima.media import Clip, Frames, Sound, spaced
+from ima.tasks.base import Prediction
+from ima.tasks.qa import QaTask
+from ima.types import Sample
 
 CHOICES = sorted(corpora_files.CORPORA)
 SPLITS = {"nocaps": ("val", "in-domain", "near-domain", "out-domain")} | dict.fromkeys(
@@ -96,6 +100,13 @@ def test_ten_answers_are_drawn_by_their_soft_scores(name: str, folders: dict[str
              for text in first.references}  # fmt: skip
     assert total == pytest.approx({"red": 1.0, "dark red": 1.0, "pink": 1 / 3})
     assert (first.cluster, first.medium_id) == (second.cluster, second.medium_id)  # two questions about one picture
+
+
+def test_the_answer_shown_is_that_of_most_annotators_however_often_it_is_repeated() -> None:
+    answers = ("red",) * 9 + ("pink",)
+    sample = Sample("a", "val", "val", "image", answers, "Which?", weights=soft_weights(answers))
+    (row,) = QaTask().per_example([Prediction(sample, "pink")])
+    assert row["answer"] == "red"
 
 
 def test_labels_stand_in_where_the_official_annotations_are_not_there(folders: dict[str, Path]) -> None:

@@ -28,6 +28,14 @@ def most(weights: Weights) -> str:
     return min(weights, key=lambda text: (-round(weights[text], 9), text))
 
 
+def answer_of(sample: Sample) -> str:
+    """The answer that training draws most often; "" where there is none."""
+    weights: Weights = {}
+    for text, share in shares(sample):
+        weights[text] = weights.get(text, 0.0) + share
+    return most(weights) if weights else ""
+
+
 def guesses(train: Sequence[Sample], samples: Sequence[Sample]) -> list[Prediction]:
     table: dict[tuple[str, str], Weights] = {}
     for sample in train:

@@ -23,7 +23,7 @@ from ima.tasks.answers import (
     slug,
 )
 from ima.tasks.base import Metric, Prediction, Task
-from ima.tasks.guess import guesses, most, shares
+from ima.tasks.guess import answer_of, guesses, shares
 from ima.tasks.metrics.intervals import macro_mean, mean
 from ima.tasks.metrics.vqa import Mode, exact_match, soft_score, vqa_accuracy
 from ima.types import Sample
@@ -110,7 +110,7 @@ class QaTask(Task):
         out = []
         for prediction in predictions:
             sample = prediction.sample
-            row = described(prediction) | {"answer": most(dict(shares(sample))) if shares(sample) else ""}
+            row = described(prediction) | {"answer": answer_of(sample)}
             if sample.references:
                 row["right"] = self.right(prediction)
                 if self.metric == "vqa":
