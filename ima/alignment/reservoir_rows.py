@@ -29,7 +29,8 @@ GEOMETRY = {
     "procrustes": geometry.procrustes,
 }
 PAIR_VARIANTS = ("raw", "nosink", "nomassive", "scaled")
-RETRIEVAL_VARIANTS = ("raw", "centred")
+RETRIEVAL_VARIANTS = (*PAIR_VARIANTS, "centred")
+WITHOUT_SCALES = ("raw", "nosink")
 
 
 def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
@@ -37,12 +38,12 @@ def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
     known = tokens.scales is not None
     fields = base | {"site": Site.RESID_POST.value, "role_a": "P", "role_b": "T"}
     for variant in PAIR_VARIANTS:
-        if known or variant in ("raw", "nosink"):
+        if known or variant in WITHOUT_SCALES:
             yield from rows_of({layer: pairs_at(tokens, layer, variant) for layer in tokens.layers},
                                fields | {"variant": variant}, tokens)  # fmt: skip
     means = {layer: geometry_at(tokens, layer) for layer in tokens.layers}
     yield from rows_of(means, fields | {"variant": "raw"}, tokens)
-    for variant in RETRIEVAL_VARIANTS if known else RETRIEVAL_VARIANTS[:1]:
+    for variant in RETRIEVAL_VARIANTS if known else WITHOUT_SCALES:
         found = {layer: {"retrieval": retrieval_at(tokens, layer, variant)} for layer in tokens.layers}
         yield from rows_of(found, fields | {"variant": variant}, tokens)
     parts = {layer: mir_at(tokens, layer) for layer in tokens.layers}

@@ -1,13 +1,14 @@
 """The logit lens: hidden states as distributions over the vocabulary, softmax(lm_head(final_norm(h))) (methods 8).
 
 P and T always come from the same layer of the same example. A role's distribution is the mean of those of its tokens;
-divergences are between the two of one example, then averaged over examples. The lens is the model's own norm and head
-in the model's dtype; what follows is fp32, in logarithms, so that nothing underflows. Costs one LM head per kept token
-and layer: on a small LLM more than the blocks themselves.
+divergences are between the two of one example, then averaged over examples. Norm and head are those of the model, in
+fp32 whatever its dtype; divergences are made of logarithms, so that nothing underflows. Costs one LM head per kept
+token and layer: on a small LLM more than the blocks themselves.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,11 +39,25 @@ def final_norm(llm: FrozenLLM) -> nn.Module:
     raise UserError(f"alignment.num_vocabulary_layers: {llm.name} has no norm before its head that is known; use 0")
 
 
-@torch.no_grad()
-def log_probabilities(llm: FrozenLLM, x_ND: Tensor) -> Tensor:
-    """logp_NV of hidden states of any layer."""
-    normed_ND = final_norm(llm)(x_ND.to(llm.device, llm.dtype))
-    return llm.logits(normed_ND).log_softmax(-1)
+class Head:
+    """The way from a hidden state to the vocabulary: copies in fp32, for as long as they are looked through."""
+
+    @torch.no_grad()
+    def __init__(self, llm: FrozenLLM) -> None:
+        output: Any = llm.model.get_output_embeddings()
+        self.norm = copy.deepcopy(final_norm(llm)).float()
+        self.weight_VD = output.weight.float()
+        self.bias_V = None if getattr(output, "bias", None) is None else output.bias.float()
+        self.cap: float | None = getattr(llm.model.config, "final_logit_softcapping", None)
+
+    @torch.no_grad()
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        """logp_NV of hidden states of any layer."""
+        normed_ND = self.norm(x_ND.to(self.weight_VD.device, torch.float32))
+        logits_NV = torch.nn.functional.linear(normed_ND, self.weight_VD, self.bias_V)
+        if self.cap:
+            logits_NV = torch.tanh(logits_NV / self.cap) * self.cap
+        return logits_NV.log_softmax(-1)
 
 
 def mean_log(logp_NV: Tensor) -> Tensor:
@@ -74,7 +89,7 @@ class Lens:
 @torch.no_grad()
 def look(tokens: Tokens, llm: FrozenLLM, layers: Sequence[int]) -> Lens:
     """One pass over the examples, all layers of one at a time: the cosine of consecutive layers needs both."""
-    lens = Lens(tuple(sorted(layers)), tokens.ids, {}, [])
+    lens, head = Lens(tuple(sorted(layers)), tokens.ids, {}, []), Head(llm)
     states = {(layer, role): tokens.of(layer, role) for layer in lens.layers for role in ("P", "T")}
 
     def put(score: str, layer: int, role: str, index: int, value: float) -> None:
@@ -91,7 +106,7 @@ def look(tokens: Tokens, llm: FrozenLLM, layers: Sequence[int]) -> Lens:
                 put("vocabulary_cosine", layer, role, index, torch.nan)
                 if not len(x_ND):
                     continue
-                logp_NV = log_probabilities(llm, x_ND)
+                logp_NV = head(x_ND)
                 p_NV = logp_NV.exp()
                 means[role] = mean_log(logp_NV)
                 put("entropy", layer, role, index, float(-(p_NV * logp_NV).sum(-1).mean()))
