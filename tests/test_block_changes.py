@@ -195,11 +195,44 @@ def test_a_change_equals_its_definition_computed_in_full(family: str, change: st
 @torch.no_grad()
 def test_cached_decoding_of_a_batch_of_mixed_lengths_is_whole_passes(family: str, change: str) -> None:
     """No decision is replayed: a whole pass over prompt and answer decides what each step decided."""
-    llm = make(family)
+    assert_decoding_is_whole_passes(make(family), CHANGES[change](family))
+
+
+def windowed() -> FrozenLLM:
+    """Five blocks that see six positions back, then one that sees all, then another of the first kind."""
+    model = tiny_model("gemma3", num_blocks=7)
+    assert model.config.layer_types == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    model.config.sliding_window = 6
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        narrow = type(model)(model.config).eval()
+    narrow.load_state_dict(model.state_dict())
+    return FrozenLLM(narrow, tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Isolate(7),
+        Merge(blocks=[4]),
+        Merge(blocks=[5], phase="decode"),
+        Drop(5),
+        Drop(1, 4),
+        Exit(2),
+        Exit(3, "percept"),
+    ],
+    ids=lambda change: str(change.describe()),
+)
+@torch.no_grad()
+def test_blocks_of_two_kinds_of_attention_keep_their_own_masks_and_caches(change: Intervention) -> None:
+    assert_decoding_is_whole_passes(windowed(), change)
+
+
+def assert_decoding_is_whole_passes(llm: FrozenLLM, change: Intervention) -> None:
     x = states(llm, LEFT)
     steps: list[Tensor] = []
     head = llm.model.get_output_embeddings()
-    with stack(llm, [CHANGES[change](family)]):
+    with stack(llm, [change]):
         handle = head.register_forward_hook(lambda _m, _a, out: steps.append(out[:, -1]) if out.dim() == 3 else None)
         said = llm.generate(x, LEFT, Generation(4))
         handle.remove()
@@ -312,19 +345,6 @@ def test_a_mask_of_the_first_blocks_is_not_taken_for_that_of_later_ones() -> Non
 
     with Isolate(1).apply(llm), Engine(llm, skips, lean=False):
         torch.testing.assert_close(llm(x, roles, ["a"]), lean, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["gemma3"])
-@torch.no_grad()
-def test_blocks_of_two_kinds_of_attention_may_be_dropped_from_some_block_on(family: str) -> None:
-    llm = FrozenLLM(tiny_model(family, num_blocks=7, seed=2), tiny_tokenizer())
-    assert len(set(llm.model.config.layer_types)) == 2
-    x = states(llm, LEFT)
-    for start in (1, 6):
-        with stack(llm, [Drop(start)]):
-            said = llm.generate(x, LEFT, Generation(3))
-            h = llm(x, LEFT)
-            assert [text[0] for text in said if text] == llm.logits(h[:, -1]).argmax(-1).tolist()[: len(said)]
 
 
 def test_dropping_the_block_that_tells_others_their_length_is_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_block_changes import windowed
 from test_skipping import FAMILIES, S0, P, Q, make, states
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -82,6 +83,18 @@ def test_the_flops_of_a_plan_are_those_that_are_counted(
     assert passes == 4
     steps = [total(decode(llm, made, length + step)) for step in range(passes - 1)]
     assert more - found == sum(steps)
+
+
+@torch.no_grad()
+def test_a_window_bounds_what_a_decoded_token_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, length = windowed(), sum(TOKENS.values())
+    made: list[Intervention] = [Skip("block", start=1, every=2)]
+    found, _ = counted(monkeypatch, llm, made, 1)
+    assert found == total(prefill(llm, made, TOKENS))
+    more, _ = counted(monkeypatch, llm, made, 3)
+    assert more - found == sum(total(decode(llm, made, length + step)) for step in range(2))
+    last = decode(llm, [], length)
+    assert last[5].scores > last[6].scores
 
 
 @pytest.mark.parametrize("plan", ["parallel", "entropy that skips nothing"])
