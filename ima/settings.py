@@ -94,7 +94,7 @@ class Alignment:
     layers: tuple[int, ...] | None = None
     consecutive: bool = True
     variants: tuple[VariantName, ...] = ("nosink",)
-    num_scale_samples: int = 64
+    num_scale_samples: int = 32
     num_reservoir: int = 0
     reservoir_layers: tuple[int, ...] | None = None
     num_vocabulary_layers: int = 0

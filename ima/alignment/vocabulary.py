@@ -100,13 +100,13 @@ def look(tokens: Tokens, llm: FrozenLLM, layers: Sequence[int]) -> Lens:
         before: dict[str, Tensor] = {}
         for layer in lens.layers:
             means: dict[str, Tensor] = {}
-            for role in ("P", "T"):
-                x_ND = states[layer, role][index]
+            sides = [states[layer, role][index] for role in ("P", "T")]
+            logp = head(torch.cat(sides)).split([len(side) for side in sides])  # the head's weight is read once
+            for role, logp_NV in zip(("P", "T"), logp, strict=True):
                 put("entropy", layer, role, index, torch.nan)
                 put("vocabulary_cosine", layer, role, index, torch.nan)
-                if not len(x_ND):
+                if not len(logp_NV):
                     continue
-                logp_NV = head(x_ND)
                 p_NV = logp_NV.exp()
                 means[role] = mean_log(logp_NV)
                 put("entropy", layer, role, index, float(-(p_NV * logp_NV).sum(-1).mean()))
