@@ -98,6 +98,19 @@ def test_repeated_frames_and_short_clips_are_no_problem() -> None:
     assert encode(encoder, clip(0, num=3)).shape == (1, 32, E + CODE_WIDTH)
 
 
+def test_a_frame_that_repeats_the_one_before_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = VideoFrames(Mosaic())
+    orders = [[4] * 8, [0, 0, 1, 1, 0, 0, 2, 2], list(range(8))]
+    seen: list[int] = []
+    inner = encoder.image.encode
+    monkeypatch.setattr(encoder.image, "encode", lambda x_B: (seen.append(len(x_B)), inner(x_B))[1])
+    out = encode(encoder, *(reordered(clip(0), order) for order in orders))
+    assert sum(seen) == 1 + 4 + 8
+    frames = out[:, :, :E].unflatten(1, (8, -1))
+    for row, order in zip(frames, orders, strict=True):
+        torch.testing.assert_close(row, frames[2, order])
+
+
 def test_the_fingerprint_sees_all_that_features_depend_on() -> None:
     prints = [
         VideoFrames(image, **options).fingerprint

@@ -96,11 +96,13 @@ class VideoFrames(Encoder):
         square_of(num, type(self.image).__name__)
 
     def encode(self, x_B: Tensor) -> Tensor:
-        """x_BTCHW -> f_BNE."""
+        """x_BTCHW -> f_BNE. A frame that equals the one before it is not looked at again."""
         num = x_B.shape[0]
-        frames = x_B.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        cells = [self.cells(part) for part in frames.split(FRAMES_AT_ONCE)]
-        f_BTgE = torch.cat(cells).unflatten(0, (num, self.num_frames))
+        new_BT = torch.ones(x_B.shape[:2], dtype=torch.bool, device=x_B.device)
+        new_BT[:, 1:] = (x_B[:, 1:] != x_B[:, :-1]).flatten(2).any(2)
+        frames = x_B[new_BT].contiguous(memory_format=torch.channels_last)
+        cells = torch.cat([self.cells(part) for part in frames.split(FRAMES_AT_ONCE)])
+        f_BTgE = cells[new_BT.flatten().cumsum(0) - 1].unflatten(0, (num, self.num_frames))
         if self.time == "mean":
             f_BTgE = f_BTgE.mean(1, keepdim=True).expand_as(f_BTgE)
         code = self.code_TC[None, :, None, :].expand(num, -1, f_BTgE.shape[2], -1)
