@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ima.alignment.vocabulary import final_norm
 from ima.errors import UserError
 from ima.interventions.blocks import Phase, described
 from ima.interventions.exit import split
@@ -82,9 +83,7 @@ def entropy(llm: FrozenLLM, h_ND: Tensor) -> Tensor:
 
 
 def lens(llm: FrozenLLM, h_ND: Tensor) -> Tensor:
-    """fp32 logits of states inside the stream, by the final norm (without its hooks) and the LM head."""
-    base: Any = getattr(llm.model.base_model, "decoder", llm.model.base_model)
-    norm = getattr(base, "norm", None) or base.final_layer_norm
-    normed = type(norm).forward(norm, h_ND)
-    narrow = getattr(base, "project_out", None)
-    return llm.logits(normed if narrow is None else narrow(normed))
+    """Logits of states inside the stream, by the model's own norm (without its hooks) and head, in its dtype: what is
+    decided by must be cheap. fp32 is for measuring (`ima.alignment.vocabulary`)."""
+    norm = final_norm(llm)
+    return llm.logits(type(norm).forward(norm, h_ND))
