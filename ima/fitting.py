@@ -32,10 +32,11 @@ from ima.data.collate import Collate
 from ima.data.loader import TrainLoader
 from ima.evaluation import Evaluator, is_main
 from ima.interventions import stack
+from ima.interventions.auto import resolved
 from ima.parts import Parts, assemble, device_of
 from ima.progress import timed
 from ima.provenance import provenance
-from ima.ready import fast, make_ready, run_facts, say_plan
+from ima.ready import fast, make_ready, run_facts, say_plan, typical_tokens
 from ima.results import RowWriter, read_result, read_rows, write_atomic, write_json
 from ima.samples import write_samples
 from ima.types import Row, Sample
@@ -93,6 +94,7 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         frozen_before = weight_sum(parts.llm)
     with timed(clock, "encode"):
         shown = make_ready(parts, training=True, report=main)
+    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown))
     steps_per_epoch = -(-len(shown.train) // t.batch_size)
     module = parts.module(num_steps=steps_per_epoch * t.epochs)
     facts = run_facts(parts, shown)

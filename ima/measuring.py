@@ -14,10 +14,11 @@ from ima.checkpoint import load_adapter
 from ima.config import config_hash
 from ima.evaluation import Evaluator
 from ima.interventions import stack
+from ima.interventions.auto import resolved
 from ima.parts import assemble, device_of
 from ima.progress import timed
 from ima.provenance import provenance
-from ima.ready import fast, make_ready, run_facts, say_plan
+from ima.ready import fast, make_ready, run_facts, say_plan, typical_tokens
 from ima.results import RowWriter, read_result, write_json
 from ima.samples import write_samples
 
@@ -40,6 +41,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         module = parts.module().to(device).eval()
     with timed(clock, "encode"):
         shown = make_ready(parts, training=False)
+    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), run)
     facts = run_facts(parts, shown) | {"evaluated": str(checkpoint)}
     say_plan(parts, shown)
     (folder / "rows.jsonl").unlink(missing_ok=True)

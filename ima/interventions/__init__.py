@@ -16,9 +16,11 @@ from ima.llm.known import Known
 
 
 class Intervention(Protocol):
+    """What `intervention` in a config is made of. Subclass it, and `apply` is all there is to write."""
+
     def check(self, llm: Known) -> None:
         """Raises UserError where it does not fit an LLM of which so much is known before it is loaded."""
-        ...
+        return
 
     def apply(self, llm: FrozenLLM) -> AbstractContextManager[None]:
         """Raises UserError where it does not fit this LLM, before anything is changed."""
@@ -26,7 +28,7 @@ class Intervention(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Kind and settings as plain data."""
-        ...
+        return {"kind": type(self).__name__, **vars(self)}
 
 
 @contextmanager
