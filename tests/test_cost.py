@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -142,3 +143,17 @@ def test_an_example_is_typical_of_its_texts() -> None:
     assert mean_tokens([[special, prompt, prompt], [special] + [prompt] * 5], 49) == {
         "percept": 49, "prompt": 4, "special": 1,
     }  # fmt: skip
+
+
+def test_an_intervention_of_ones_own_need_only_act() -> None:
+    class Scale(Intervention):
+        def __init__(self) -> None:
+            self.factor = 0.5
+
+        def apply(self, llm: FrozenLLM) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    llm = make("llama")
+    Scale().check(llm.known)
+    assert plan_facts(llm, [Scale()], TOKENS)["interventions"] == [{"kind": "Scale", "factor": 0.5}]
+    assert "Scale" in plan_table(llm, [Scale()], TOKENS)
