@@ -120,8 +120,8 @@ class AlignmentLogger(EpochPart):
         self.recorder.write(rows)
         self.recorder.metrics |= {"val/loss": loss}
         for row in rows:
-            if row.score in ("ima", "ima_p0", "ima_matched", "ima_gap") and row.layer_a is None:
-                name = f"{row.score}/mean" + ("" if row.variant == "raw" else f"/{row.variant}")
+            name = pooled_name(row)
+            if name is not None:
                 self.recorder.metrics |= {name: row.value} | ({f"{name}/se": row.se} if row.se is not None else {})
 
     def _facts(self, split: str, epoch: int) -> Base:
@@ -138,6 +138,15 @@ class AlignmentLogger(EpochPart):
             "llm_width": llm.width,
             "llm_blocks": llm.num_blocks,
         }
+
+
+def pooled_name(row: Row) -> str | None:
+    """Name in the result of an alignment score that is pooled over layers; at the block outputs, not inside blocks."""
+    if row.layer_a is not None or row.role_b != "T" or row.site not in (None, "resid_post"):
+        return None
+    if row.score.startswith("ima"):
+        return f"{row.score}/mean" + ("" if row.variant == "raw" else f"/{row.variant}")
+    return row.score if row.variant == "raw" else f"{row.score}/{row.variant}"
 
 
 class GenerationScorer(EpochPart):

@@ -120,8 +120,10 @@ def scalar_name(row: Row) -> str | None:
         return f"{row.track}/{row.score}"
     if row.score == "val_loss":
         return "val/loss"
+    if row.site not in (None, "resid_post"):
+        return None
     if row.variant == "raw" and row.role_b == "T" and row.score.startswith("ima"):
         return f"{row.score}/mean"
-    if row.variant == "raw" and row.role_b == "T" and row.score == "sim" and row.site == "resid_post":
+    if row.variant == "raw" and row.role_b == "T" and row.score == "sim":
         return f"ima_layer/L{row.layer_a:02d}"
     return None

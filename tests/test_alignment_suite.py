@@ -12,11 +12,13 @@ from ima.adapters import PoolAdapter
 from ima.alignment.suite import Suite, evenly, write_suite
 from ima.alignment.sums import read_sums
 from ima.alignment.tap import Tap
+from ima.callbacks import AlignmentLogger, Recorder
 from ima.compose import compose
 from ima.errors import UserError
 from ima.evaluation import Evaluator
 from ima.lit import MappingModule
 from ima.llm.load import tiny
+from ima.results import RowWriter, read_rows
 from ima.settings import Alignment
 from ima.tasks.caption import CaptionTask
 
@@ -119,6 +121,20 @@ def test_the_last_measurement_leaves_sums_and_words(whole, tmp_path):
         assert sum(line[name] for line in lines) / 24 == pytest.approx(pooled[variant], abs=1e-5)
     words = json.loads((tmp_path / "alignment.json").read_text())["top_tokens"]
     assert words[0].keys() == {"sample", "layer", "token", "top"}
+
+
+def test_the_result_has_the_pooled_scores_of_block_outputs_whatever_sites_are_looked_at(tmp_path):
+    evaluator = evaluator_of(24)
+    recorder = Recorder("r", RowWriter(tmp_path / "rows.jsonl"), {"dataset_a": "made", "modality_a": "image"})
+    samples = evaluator.source.samples("val")
+    AlignmentLogger(evaluator, samples, full(num_tsne_layers=0), recorder, tmp_path).measure(3, 7, last=True)
+    rows = [row for row in read_rows(tmp_path / "rows.jsonl") if row["score"] == "ima" and row["role_b"] == "T"]
+    expected = {row["variant"]: row["value"] for row in rows if row["site"] == "resid_post"}
+    assert len({row["value"] for row in rows if row["variant"] == "raw"}) > 1, "sites differ"
+    assert recorder.metrics["ima/mean"] == expected["raw"] and recorder.metrics["ima/mean/scaled"] == expected["scaled"]
+    assert {"mir", "cka_mean", "ima_outside/mean", "medsim_matched_mean/nosink"} <= recorder.metrics.keys()
+    facts = read_sums(tmp_path).facts
+    assert (facts["epoch"], facts["dataset"], facts["llm_blocks"]) == (3, "made", evaluator.module.llm.num_blocks)
 
 
 def test_the_default_takes_one_pass_and_keeps_no_states():
