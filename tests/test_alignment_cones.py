@@ -64,6 +64,7 @@ def test_the_command_writes_rows_and_prints_the_means(folders, tmp_path, capsys)
     assert main([*map(str, folders), "--rows", str(tmp_path / "out" / "rows.jsonl")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert {row["score"] for row in rows} == {"cone", "cone_mean"}
+    assert {row["note"] for row in rows} >= {"stamps ~ songs", "songs ~ stamps", "songs ~ songs"}
     assert "P stamps (image)  P songs (audio)" in capsys.readouterr().out
 
 

@@ -2,12 +2,13 @@
 
 Reads the `alignment.safetensors` of evaluations of ONE LLM and needs no model. Rows of score `cone`: P with P and T
 with T within each dataset (distinct pairs) and across datasets, P with T of every two; `cone_mean` is the mean over
-layers 1..L. The rows go to a file that the report reads; the table shows the means.
+layers 1..L, `note` names the runs. The rows go to a file that the report reads; the table shows the means.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -58,9 +59,11 @@ def both(curve: Curve, one: Sums, other: Sums, role_a: str, role_b: str, variant
     for side, sums, role in (("a", one, role_a), ("b", other, role_b)):
         base[f"dataset_{side}"] = sums.facts["dataset"]
         base[f"modality_{side}"] = "text" if role == "T" else sums.facts["modality"]
-    yield from layer_rows("cone", curve, 0, base)
     value, se = curve.mean(1)
-    yield make("cone_mean", value, base, se=se, n=curve.n)
+    pooled = make("cone_mean", value, base, se=se, n=curve.n)
+    who = f"{one.facts['run']} ~ {other.facts['run']}"  # two runs may be of one dataset
+    for row in (*layer_rows("cone", curve, 0, base), pooled):
+        yield dataclasses.replace(row, note=who if row.note is None else f"{who}: {row.note}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         if row.score == "cone_mean" and row.variant == "raw":
             sides = f"{row.role_a} {row.dataset_a} ({row.modality_a})  {row.role_b} {row.dataset_b} ({row.modality_b})"
-            print(f"{row.value:7.3f} +- {1.96 * (row.se or 0):.3f}  {sides}")
+            print(f"{row.value:7.3f} +- {1.96 * (row.se or 0):.3f}  {sides}  {row.note}")
     print(arguments.rows)
     return 0
 
