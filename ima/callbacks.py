@@ -103,7 +103,7 @@ class AlignmentLogger(EpochPart):
         alignment = self.alignment
         if alignment is not None and epoch % alignment.every_num_epochs and not last:
             alignment = None
-        loss, suite = self.evaluator.aligned(self.samples, alignment)
+        loss, suite = self.evaluator.teacher_forced(self.samples, alignment)
         split = self.alignment.split if self.alignment else "val"
         base = self.recorder.base(epoch=epoch, step=step, split=split)
         rows = [Row(score="val_loss", value=loss, n=len(self.samples), **base)]

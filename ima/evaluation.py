@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ima.alignment.stats import AlignmentStats
 from ima.alignment.suite import Suite
 from ima.data.collate import Collate, NoPercepts, Percepts
 from ima.data.loader import eval_loader
@@ -48,15 +47,8 @@ class Evaluator:
     def settings(self) -> Generation:
         return Generation(self.task.max_new_tokens, self.task.num_beams)
 
-    def teacher_forced(
-        self, samples: Sequence[Sample], alignment: Alignment | None
-    ) -> tuple[float, AlignmentStats | None]:
-        """Mean loss per labelled token, and the statistics of the tap (None where nothing is asked)."""
-        loss, suite = self.aligned(samples, alignment)
-        return loss, suite.stats if suite is not None else None
-
-    def aligned(self, samples: Sequence[Sample], alignment: Alignment | None) -> tuple[float, Suite | None]:
-        """`teacher_forced` with everything that came of the tap."""
+    def teacher_forced(self, samples: Sequence[Sample], alignment: Alignment | None) -> tuple[float, Suite | None]:
+        """Mean loss per labelled token, and what the tap's sinks hold (None where nothing is asked)."""
         module, llm = self.module, self.module.llm
         suite = Suite(alignment, llm, [sample.id for sample in samples]) if alignment is not None else None
         if suite is not None:

@@ -44,7 +44,7 @@ def evaluator_of(batch_size):
 
 def measured(batch_size, order=1, **changes):
     evaluator = evaluator_of(batch_size)
-    _, suite = evaluator.aligned(evaluator.source.samples("val")[::order], full(**changes))
+    _, suite = evaluator.teacher_forced(evaluator.source.samples("val")[::order], full(**changes))
     seconds: dict[str, float] = {}
     rows, lens = suite.rows(BASE, seconds)
     return suite, rows, lens, seconds
@@ -139,7 +139,7 @@ def test_the_result_has_the_pooled_scores_of_block_outputs_whatever_sites_are_lo
 
 def test_the_default_takes_one_pass_and_keeps_no_states():
     evaluator = evaluator_of(8)
-    _, suite = evaluator.aligned(evaluator.source.samples("val"), Alignment())
+    _, suite = evaluator.teacher_forced(evaluator.source.samples("val"), Alignment())
     assert suite.scales is None and suite.reservoir is None and "scales" not in evaluator.seconds
     assert isinstance(suite.tap(), Tap) and suite.plan.views == suite.stats.sites["resid_post"].plan.views
 

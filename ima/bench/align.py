@@ -61,7 +61,7 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
 
     def measure(alignment: Alignment) -> Callable[[], object]:
         def run() -> None:
-            _, suite = evaluator.aligned(val, alignment)
+            _, suite = evaluator.teacher_forced(val, alignment)
             assert suite is not None
             suite.rows({"run": "bench"}, seconds)
 
