@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from ima.cli import compose_sweep, describe
 from ima.compose import CONF, choices_of, compose, default_groups
+from ima.results import write_json
 from ima.schema import signature
 
 NEEDED = {("encoder", "timm"): ["encoder.name=resnet18"], ("llm", "hf"): ["llm.path=somewhere"]}
@@ -38,9 +40,15 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", choices_of("sweep", CONF))
-def test_every_sweep_composes_all_its_jobs(choice: str) -> None:
-    config = compose_sweep([f"sweep={choice}"])
-    assert config.name == choice and len({job.hash for job in config.jobs}) == len(config.jobs) > 1
+def test_every_sweep_composes_all_its_jobs(choice: str, tmp_path: Path) -> None:
+    given = []
+    if "script: evaluate" in (CONF / "sweep" / f"{choice}.yaml").read_text():  # the run to evaluate is the user's
+        config = OmegaConf.to_container(compose(["experiment=demo"], "train"))
+        write_json(tmp_path / "result.json", {"status": "ok", "config": config})
+        given = [f"checkpoint={tmp_path}"]
+    sweep = compose_sweep([f"sweep={choice}", *given])
+    assert sweep.name.startswith(choice) and (given or sweep.name == choice)
+    assert len({job.hash for job in sweep.jobs}) == len(sweep.jobs) > 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}/{path.stem}" for path in FILES])
