@@ -196,7 +196,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 
 
 STEP, SAVE = "ima.callbacks.StepRecorder.on_train_batch_end", "ima.callbacks.Checkpointer.on_train_batch_end"
-MEASURE, PREDICT = "ima.evaluation.Evaluator.aligned", "ima.evaluation.Evaluator.predict"
+MEASURE, PREDICT = "ima.evaluation.Evaluator.teacher_forced", "ima.evaluation.Evaluator.predict"
 DEATHS = {
     "while loading": ("ima.fitting.assemble", 1),
     "in the first measurement": (MEASURE, 1),
