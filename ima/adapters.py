@@ -8,6 +8,7 @@ values only, so parameter counts and checkpoint keys stay those of the published
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -115,15 +116,22 @@ class QueryAdapter(Adapter):
 class PoolAdapter(Adapter):
     """The mean token and a grid of average-pooled patches, each through a norm and an MLP, plus learned positions.
 
-    K = 1 + grid * grid tokens where the encoder's tokens (without a leading CLS) form a square; else the sequence is
-    pooled to the same number in order (audio, video).
+    K = 1 + grid * grid tokens. layout "grid": the encoder's tokens (without a leading CLS) are a square picture, row by
+    row; "sequence": they are pooled to the same number in order (sounds); "auto": a grid where they form a square.
     """
 
     RANGES = {"grid": (1, None), "hidden": (1, None)}
 
-    def __init__(self, dim: int, width: int, grid: int = 3, hidden: int = 1024) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        grid: int = 3,
+        hidden: int = 1024,
+        layout: Literal["auto", "grid", "sequence"] = "auto",
+    ) -> None:
         super().__init__(dim, width, 1 + grid * grid)
-        self.grid = grid
+        self.grid, self.layout = grid, layout
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, hidden)
         self.proj = nn.Linear(hidden, width)
@@ -140,7 +148,10 @@ class PoolAdapter(Adapter):
     def pool(self, f_BNE: Tensor) -> Tensor:
         num = f_BNE.shape[1]
         side, side_cls = math.isqrt(num), math.isqrt(max(num - 1, 0))
-        if side * side == num or (num > 1 and side_cls * side_cls == num - 1):
+        is_square = side * side == num or (num > 1 and side_cls * side_cls == num - 1)
+        if self.layout == "grid" and not is_square:
+            raise UserError(f"adapter.layout: {num} encoder tokens form no square; use sequence or another encoder")
+        if is_square and self.layout != "sequence":
             patches, side = (f_BNE, side) if side * side == num else (f_BNE[:, 1:], side_cls)
             map_BEhw = patches.transpose(1, 2).unflatten(2, (side, side))
             cells = F.adaptive_avg_pool2d(map_BEhw, self.grid).flatten(2).transpose(1, 2)

@@ -17,7 +17,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from ima.adapters import Adapter
+from ima.adapters import Adapter, PoolAdapter
 from ima.assets import cache_dir
 from ima.data.collate import CachedPercepts, LivePercepts, NoisePercepts, Percepts
 from ima.data.features import FeatureStore
@@ -116,6 +116,8 @@ def assemble(config: dict[str, Any]) -> Parts:
             pass
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     adapter: Adapter = build(config, "adapter")(dim=encoder.dim, width=llm.width)
+    if encoder.modality == "audio" and isinstance(adapter, PoolAdapter) and adapter.layout != "sequence":
+        adapter.layout = "sequence"  # sounds have no grid, whatever their number of tokens
     store = None
     percepts: Percepts
     if isinstance(encoder, NoiseEncoder):

@@ -18,6 +18,14 @@ KINDS = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
+def test_a_sequence_is_pooled_in_order_whatever_its_length() -> None:
+    adapter = PoolAdapter(4, 8, grid=2, layout="sequence")
+    f_BNE = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(adapter.pool(f_BNE)[:, 1:], f_BNE.unflatten(1, (4, 4)).mean(2))
+    with pytest.raises(UserError, match="15 encoder tokens form no square"):
+        PoolAdapter(4, 8, layout="grid").pool(torch.zeros(1, 15, 4))
+
+
 def make(kind: str, dim: int = 12, width: int = 20) -> Adapter:
     torch.manual_seed(0)
     return KINDS[kind](dim, width)
