@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
 ARGS ?=
 RUN ?= outputs/demo
+EXPERIMENT ?= st_image_caption
 DATA ?= stamps_single
 OUT ?= outputs/exported
 PY := .venv/bin/python
@@ -19,7 +20,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control test test-fast check lint type train evaluate sweep bench bench-train bench-align export-data report clean
+.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep bench bench-train bench-align bench-skip export-data report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -34,6 +35,9 @@ demo: setup  ## train the demo (minutes) and print the path of its page
 
 demo-control: setup  ## train the demo and its twin on noise, print the difference with its interval
 	@$(PY) -m ima.demo control $(ARGS)
+
+twin: setup  ## an experiment and its twin on noise, and their difference: make twin EXPERIMENT=st_video_qa
+	@$(PY) -m ima.demo twin experiment=$(EXPERIMENT) $(ARGS)
 
 test: setup  ## run all tests
 	@IMA_REQUIRE_REAL=1 $(PY) -m pytest $(TEST_ARGS)
@@ -58,13 +62,16 @@ evaluate: setup  ## python evaluate.py $(ARGS)
 sweep: setup  ## python sweep.py $(ARGS)
 	@$(PY) sweep.py $(ARGS)
 
-bench: bench-train bench-align  ## all benchmarks, into outputs/bench/
+bench: bench-train bench-align bench-skip  ## all benchmarks, into outputs/bench/
 
 bench-train: setup  ## step time against the bare LLM and a plain loop on stock parts
 	@$(PY) -m ima.bench train $(ARGS)
 
 bench-align: setup  ## what looking inside costs: IMA and the full suite over a bare pass, streaming over dumps
 	@$(PY) -m ima.bench align $(ARGS)
+
+bench-skip: setup  ## what skipping saves: measured, in FLOPs, and against hand-written passes without the skipped parts
+	@$(PY) -m ima.bench skip $(ARGS)
 
 export-data: setup  ## write a source in official formats: make export-data DATA=stamps_single OUT=folder
 	@$(PY) -m ima.data.export $(DATA) --out $(OUT) $(ARGS)

@@ -1,4 +1,4 @@
-"""`make demo` and `make demo-control`: which data there are here, the trainings, and the last lines on the terminal.
+"""`make demo`, `make demo-control`, `make twin`: the data there are here, the trainings, the last lines on the terminal.
 
 Where the stamps are not available, the demo of procedural shapes runs instead (experiment=demo_shapes): said in one
 line and written in the run's name, so that its numbers are never taken for the demo's. Further arguments go to
@@ -15,22 +15,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ima.assets import locate
-from ima.compose import compose
+from ima.compose import CONF, choices_of, compose
 from ima.errors import UserError
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-CHOICES = ("demo", "control")
+CHOICES = ("demo", "control", "twin")
+TAIL = "_control"  # of the experiment that has noise in place of the encoder
 
 
 def calls_of(which: str, has_stamps: bool, given: Sequence[str]) -> list[list[str]]:
     """What train.py is called with, once or twice. A name that is given is the demo's; its twin's gets a tail."""
     demo = "demo" if has_stamps or names_key("data", given) else "demo_shapes"
+    if which == "twin":
+        demo, given = experiment_of(given)
     if which == "demo":
         return [[f"experiment={demo}", *given]]
     if names_key("encoder", given):
-        raise UserError("encoder: the control differs from the demo in nothing but its encoder; leave it out")
+        raise UserError("encoder: the control differs in nothing but its encoder; leave it out")
     twin = [f"{text}-control" if text.startswith("name=") else text for text in given]
-    return [[f"experiment={demo}", *given], [f"experiment={demo}_control", *twin]]
+    return [[f"experiment={demo}", *given], [f"experiment={demo}{TAIL}", *twin]]
+
+
+def experiment_of(given: Sequence[str]) -> tuple[str, list[str]]:
+    """The experiment that is named, and the other arguments. Raises UserError for one without a twin."""
+    named = [text.split("=", 1)[1] for text in given if text.startswith("experiment=")]
+    choices = choices_of("experiment", CONF)
+    paired = [name for name in choices if f"{name}{TAIL}" in choices]
+    if len(named) != 1 or named[0] not in paired:
+        raise UserError(f"experiment: {', '.join(named) or 'none given'}; with a twin are: {', '.join(paired)}")
+    return named[0], [text for text in given if not text.startswith("experiment=")]
 
 
 def names_key(name: str, given: Sequence[str]) -> bool:
@@ -77,7 +90,7 @@ def run(which: str, given: Sequence[str]) -> int:
         if code := train(overrides):
             return code
     seconds = time.monotonic() - start
-    if which == "control":
+    if which != "demo":
         from ima.compare import main as compare
 
         if code := compare([str(folder) for folder in folders]):

@@ -214,6 +214,16 @@ def test_a_mistake_is_refused_before_anything_is_trained(
     assert trained == [] and capsys.readouterr().err.count("\n") == 1
 
 
+def test_every_experiment_with_a_twin_is_trained_with_it_and_no_other_is() -> None:
+    assert ima.demo.calls_of("twin", True, ["experiment=st_video_qa", "seed=1", "name=x"]) == [
+        ["experiment=st_video_qa", "seed=1", "name=x"],
+        ["experiment=st_video_qa_control", "seed=1", "name=x-control"],
+    ]
+    for given in ([], ["experiment=smoke"], ["experiment=st_video_qa_control"]):
+        with pytest.raises(UserError, match="with a twin are: demo, .*st_audio_caption"):
+            ima.demo.calls_of("twin", True, given)
+
+
 def test_a_failed_training_ends_the_demo_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ima.demo, "stamps_missing", lambda: "")
     monkeypatch.setattr(ima.demo, "train", lambda overrides: 130)
