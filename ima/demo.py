@@ -1,4 +1,4 @@
-"""`make demo`, `make demo-control`, `make twin`: the data there are here, the trainings, the last lines on the terminal.
+"""`make demo`, `make demo-control`, `make twin`: which data there are, the trainings, the last lines on the terminal.
 
 Where the stamps are not available, the demo of procedural shapes runs instead (experiment=demo_shapes): said in one
 line and written in the run's name, so that its numbers are never taken for the demo's. Further arguments go to
