@@ -57,6 +57,17 @@ def with_leave_outs(sum_LGX: Tensor, used_G: Tensor) -> Tensor:
     return torch.cat([total[None], total[None] - sum_LGX[:, used_G].transpose(0, 1)])
 
 
+def products(a_LGD: Tensor, b_LGD: Tensor, used_G: Tensor) -> Tensor:
+    """[1 + G', L]: (sum a)(sum b) over all groups, then without each used group, without making those sums. One side
+    may have a single layer for all."""
+    a_LGD, b_LGD = a_LGD.double(), b_LGD.double()
+    a_L1D, b_L1D = a_LGD.sum(1, keepdim=True), b_LGD.sum(1, keepdim=True)
+    whole_L = (a_L1D * b_L1D).sum((1, 2))
+    mixed_LG = torch.matmul(b_LGD, a_L1D.transpose(1, 2))[..., 0] + torch.matmul(a_LGD, b_L1D.transpose(1, 2))[..., 0]
+    own_LG = torch.linalg.vecdot(a_LGD, b_LGD)
+    return torch.cat([whole_L[None], (whole_L[:, None] - mixed_LG + own_LG)[:, used_G].T])
+
+
 def positive(count: Tensor) -> Tensor:
     """A divisor: NaN where there is nothing, since rounding over no pairs would be infinite."""
     return count.where(count > 0, torch.nan)
@@ -75,9 +86,7 @@ def similarity(stats: SiteStats, view_a: str, view_b: str, layer_a: int | None =
     used_G = (count_LGR[..., a] + count_LGR[..., b]).sum(0) > 0
     count_a = with_leave_outs(count_LGR[layers, :, a], used_G)
     count_b = with_leave_outs(count_LGR[:, :, b], used_G)
-    sum_a = with_leave_outs(stats.unit_sum_LGRD[layers, :, a].double().cpu(), used_G)
-    sum_b = with_leave_outs(stats.unit_sum_LGRD[:, :, b].double().cpu(), used_G)
-    product = (sum_a * sum_b).sum(-1)
+    product = products(stats.unit_sum_LGRD[layers, :, a].cpu(), stats.unit_sum_LGRD[:, :, b].cpu(), used_G)
     curves = {"sim": product / positive(count_a * count_b)}
     n_L = torch.minimum(count_a[0], count_b[0])
     if layer_a is None:
@@ -100,7 +109,8 @@ def cone(stats: SiteStats, view: str) -> Curve:
     used_G = count_LG.sum(0) > 0
     count = with_leave_outs(count_LG, used_G)
     own = with_leave_outs(stats.nonzero_LGR[..., r].double().cpu(), used_G)
-    square = with_leave_outs(stats.unit_sum_LGRD[:, :, r].double().cpu(), used_G).square().sum(-1)
+    sums_LGD = stats.unit_sum_LGRD[:, :, r].cpu()
+    square = products(sums_LGD, sums_LGD, used_G)
     value = (square - own) / positive(count * (count - 1))
     return Curve(value[0], value[1:], count[0])
 
