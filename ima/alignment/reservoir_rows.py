@@ -26,7 +26,6 @@ GEOMETRY = {
     "cka": geometry.cka,
     "cka_debiased": geometry.cka_debiased,
     "mutual_knn": geometry.mutual_neighbours,
-    "procrustes": geometry.procrustes,
 }
 PAIR_VARIANTS = ("raw", "nosink", "nomassive", "scaled")
 RETRIEVAL_VARIANTS = (*PAIR_VARIANTS, "centred")
@@ -62,8 +61,10 @@ def pairs_at(tokens: Tokens, layer: int, variant: str) -> dict[str, Value]:
 def geometry_at(tokens: Tokens, layer: int) -> dict[str, Value]:
     p_ED, t_ED, ids = tokens.means(layer)
     if not ids:
-        return {score: (math.nan, math.nan, 0) for score in GEOMETRY}
-    return {score: (*geometry.with_error(of, p_ED, t_ED, ids), len(ids)) for score, of in GEOMETRY.items()}
+        return {score: (math.nan, math.nan, 0) for score in (*GEOMETRY, "procrustes")}
+    found = {score: (*geometry.with_error(of, p_ED, t_ED, ids), len(ids)) for score, of in GEOMETRY.items()}
+    # A singular value decomposition for each group left out would cost more than all the rest.
+    return found | {"procrustes": (geometry.procrustes(p_ED, t_ED), math.nan, len(ids))}
 
 
 def retrieval_at(tokens: Tokens, layer: int, variant: str) -> Value:
