@@ -1,0 +1,52 @@
+"""The trade-off figure: retained performance against the same adapter without a plan, from result.json alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ima.report.figures_skip import points_of, skip_tradeoff
+from ima.report.load import Run, load_run
+from ima.results import write_json
+
+
+def write(folder: Path, value: float, left: float | None = None, evaluated: Path | None = None, **skip: Any) -> Run:
+    facts: dict[str, Any] = {} if evaluated is None else {"evaluated": str(evaluated)}
+    if left is not None:
+        plan = {"part": "block", "roles": ["percept"], "start": 4, "every": 2, "ratio": 1.0} | skip
+        facts["plan"] = {"interventions": [plan], "flops": {"prefill_left": left}}
+    write_json(folder / "result.json", {"status": "ok", "metrics": {"T0/noun_accuracy": value}, "facts": facts})
+    return load_run(folder)
+
+
+def test_an_evaluation_is_compared_with_the_run_of_its_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path / "run", 0.8)
+    adapter = tmp_path / "run" / "adapter.safetensors"
+    runs = [write(tmp_path / f"e{i}", 0.8 - 0.2 * i, 1 - 0.1 * i, adapter, every=i) for i in (1, 2)]
+    points = points_of(runs, "T0/noun_accuracy")
+    assert [(point.left, pytest.approx(point.retained)) for point in points] == [(0.9, 0.75), (0.8, 0.5)]
+    figure = skip_tradeoff(runs)
+    assert figure.draw is not None and len(figure.table[1]) == 2
+    figure.save(tmp_path)
+    assert (tmp_path / "skip_tradeoff.svg").stat().st_size > 0
+
+
+def test_an_unskipped_evaluation_in_the_set_is_the_baseline(tmp_path: Path) -> None:
+    write(tmp_path / "run", 0.1)
+    adapter = tmp_path / "run" / "adapter.safetensors"
+    runs = [write(tmp_path / "plain", 0.5, None, adapter), write(tmp_path / "skipped", 0.4, 0.7, adapter)]
+    assert [point.retained for point in points_of(runs, "T0/noun_accuracy")] == [pytest.approx(0.8)]
+
+
+def test_training_under_a_plan_is_a_group_of_its_own_beside_the_unskipped_training(tmp_path: Path) -> None:
+    runs = [write(tmp_path / "plain", 0.5), write(tmp_path / "trained", 0.45, 0.7)]
+    (point,) = points_of(runs, "T0/noun_accuracy")
+    assert point.group.startswith("trained under it") and point.retained == pytest.approx(0.9)
+
+
+def test_without_a_baseline_nothing_is_drawn_and_the_reason_is_said(tmp_path: Path) -> None:
+    runs = [write(tmp_path / str(i), 0.4, 0.7, tmp_path / "gone" / "adapter.safetensors") for i in range(2)]
+    figure = skip_tradeoff(runs)
+    assert figure.draw is None and "baseline" in figure.missing
