@@ -30,7 +30,8 @@ RESTING = ((0, True),) * 6 + ((1, True),) * 3 + ((0, False),) * 9
 class StampVideoQa(StampVideo):
     """Clips with questions; `facts` as StampVideo's, with "type": direction, what, whether or count.
 
-    types: which kinds of questions are asked. num_train, ...: clips, each with two to four questions.
+    types: which kinds of questions are asked. num_train, ...: clips, each with one to four questions. alone: one thing
+    in a clip instead of two or three, which is learnt sooner; then nothing is there to count.
     """
 
     RANGES = {
@@ -58,21 +59,28 @@ class StampVideoQa(StampVideo):
         svg: bool = False,
         folder: str | None = None,
         table: str | None = None,
+        alone: bool = False,
     ) -> None:
+        others = {"num_movers": 1, "num_static": 0} if alone else {}
         super().__init__(
             nouns, num_train, num_val, num_t0, num_t1, num_t2, num_frames=num_frames, seed=seed, size=size, svg=svg,
-            folder=folder, table=table,
+            folder=folder, table=table, **others,
         )  # fmt: skip
-        self.types = TYPES if types is None else tuple(types)
+        self.alone = alone
+        self.types = tuple(kind for kind in TYPES if not (alone and kind == "count")) if types is None else tuple(types)
         for name in self.types:
             if name not in TYPES:
                 raise UserError(f"types: {name!r} is unknown; {nearest(name, TYPES)}")
+        if alone and "count" in self.types:
+            raise UserError("types: count asks how many of several things move; alone=true has one, leave count out")
         if not self.types:
             raise UserError(f"types: the list is empty; at least one of {', '.join(TYPES)}")
         self.name = "stampworld/video_qa"
 
     def _motions(self, draws: Draws, track: str, index: int) -> list[str]:
         first = self._first_motion(track, index)
+        if self.alone:
+            return [first]
         num_moving = self._count(track, index)[0] - (first in DIRECTIONS)
         second = draws.choice(DIRECTIONS)
         if not num_moving:
