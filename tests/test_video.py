@@ -128,6 +128,20 @@ def test_held_out_pairs_occur_in_the_test_only(stamps: dict[str, str]) -> None:
     assert num["train"] == 0 < num["T0"]
 
 
+def test_alone_there_is_one_thing_whose_questions_are_balanced_and_nothing_to_count(stamps: dict[str, str]) -> None:
+    source = StampVideoQa(size=64, alone=True, **SMALL, **stamps)
+    samples = source.samples("train")
+    assert all(len(sample.facts["objects"]) == 1 for sample in samples)
+    answers = {kind: Counter(s.references[0] for s in samples if s.facts["type"] == kind) for kind in TYPES}
+    assert not answers.pop("count")
+    assert len(set(answers["direction"].values())) == len(set(answers["whether"].values())) == 1
+    for sample in samples:
+        if sample.facts["type"] == "direction":
+            assert sample.references == (sample.facts["objects"][0]["motion"],)
+    with pytest.raises(UserError, match="types: count"):
+        StampVideoQa(types=["count"], alone=True, **stamps)
+
+
 @pytest.mark.parametrize("kind", [StampVideo, StampVideoQa])
 def test_clips_do_not_depend_on_the_order_of_calls(kind: type[StampVideo], stamps: dict[str, str]) -> None:
     one, other = (kind(size=64, **SMALL, **stamps) for _ in range(2))
