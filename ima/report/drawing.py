@@ -29,7 +29,8 @@ MAX_LINES = 8
 
 @dataclasses.dataclass
 class Figure:
-    """`draw` is None where there is nothing to draw; `missing` then says why. `table`: header and rows of the CSV."""
+    """`draw` is None where there is nothing to draw; `missing` then says why. `table`: header and rows of the CSV.
+    `panels`: of several plots that have titles of their own."""
 
     name: str
     title: str
@@ -37,6 +38,7 @@ class Figure:
     draw: Draw | None = None
     table: Table = ((), [])
     missing: str = ""
+    panels: bool = False
 
     def inline(self) -> str:
         """SVG for the page. Needs a `draw`."""
@@ -52,7 +54,10 @@ class Figure:
 
         def titled(figure: Canvas, theme: Theme) -> None:
             draw(figure, theme)
-            figure.axes[0].set_title(self.title)
+            if self.panels:
+                figure.suptitle(self.title, x=0.01, horizontalalignment="left", fontsize=11.5, fontweight="bold")
+            else:
+                figure.axes[0].set_title(self.title)
 
         svg, png = render(titled, Theme(), "svg", "png")
         write_atomic(folder / f"{self.name}.svg", plain_svg(svg, self.name))

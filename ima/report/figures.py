@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ima.report import series
 from ima.report.drawing import Figure
 from ima.report.figures_alignment import consecutive, heat_map, ima_by_epoch, layer_figure, norms, variants
 from ima.report.figures_compare import comparison_figures
+from ima.report.figures_full import cones, full_rows, site_norms, sites, vocabulary
+from ima.report.figures_full import variants as all_variants
+from ima.report.figures_reservoir import geometry, token_pairs, tsne
 from ima.report.figures_task import tasks, training
 from ima.report.load import Run
 
-__all__ = ["comparison_figures", "figures_of"]
+__all__ = ["comparison_figures", "figures_of", "full_figures"]
 
 
 def figures_of(run: Run) -> list[Figure]:
-    """All figures of one run in the page's order; those without data carry the reason."""
+    """All figures of one run in the page's order; those without data carry the reason. What only a full
+    measurement has is left out where it is not."""
     rows = series.alignment_rows(run.rows)
     return [
         layer_figure(rows, "ima_by_layer", "Implicit alignment by layer",
@@ -30,4 +36,12 @@ def figures_of(run: Run) -> list[Figure]:
         norms(rows),
         consecutive(rows),
         tasks(run.rows),
+        *full_figures(run.rows),
     ]  # fmt: skip
+
+
+def full_figures(rows: Sequence[series.Row]) -> list[Figure]:
+    """Figures of what `alignment=full` measures: those whose rows are there, none for a default run."""
+    kept = full_rows(rows)
+    makers = (all_variants, sites, cones, site_norms, vocabulary, token_pairs, geometry, tsne)
+    return [figure for make in makers for figure in make(kept)]

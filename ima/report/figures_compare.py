@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ima.report import series
 from ima.report.drawing import Figure, legend, line, table_of
+from ima.report.figures_cones import compared_cones
 from ima.report.figures_skip import plan_of, skip_tradeoff
 from ima.report.figures_task import HEADLINE_SCORES
 from ima.report.load import Run
@@ -139,4 +140,5 @@ def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
                 " there is one; band: 95 % interval.", ("epoch", "epoch"), "task metric", task_curve),
         scatter(runs),
         *([skip_tradeoff(runs)] if any(map(plan_of, runs)) else []),
+        *compared_cones(runs),
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from ima.report import tables
+from ima.report.decoded import decoded_section
 from ima.report.drawing import Figure
 from ima.report.load import Run
 from ima.report.samples import sample_section
@@ -33,6 +34,7 @@ def run_page(run: Run, figures: Sequence[Figure]) -> str:
         ("figures", "What happened", figure_grid(figures)),
         ("tasks", "Task metrics", tables.task_table(run)),
         ("samples", "What it says", sample_section(run)),
+        *([("words", "What it reads from the pictures", words)] if (words := decoded_section(run)) else []),
         ("facts", "Run facts", '<div class="columns"><div><h3>Facts and versions</h3>' + tables.facts_table(run)
          + "</div><div><h3>All metrics</h3>" + tables.metric_table(run) + "</div></div><details><summary>"
          "Configuration, resolved</summary>" + tables.config_table(run) + "</details>"),
