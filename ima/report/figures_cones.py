@@ -18,6 +18,7 @@ from ima.report.series import Row
 from ima.report.style import DASHES, NUM_CATEGORIES
 from ima.results import read_rows
 
+MAX_VARIANTS = 2  # of those that every pair has
 ROLES = (("P", "P"), ("T", "T"), ("P", "T"))
 
 
@@ -61,7 +62,9 @@ def compared_cones(runs: Sequence[Run]) -> list[Figure]:
     labels = {row["note"]: short(row, rows) for row in rows}
     order = sorted(labels, key=lambda note: (len(set(note.split(" ~ "))), note))
     panels = []
-    for variant in ("raw", "nomassive", "scaled"):
+    measured = {variant: {row["note"] for row in rows if row["variant"] == variant} for variant in VARIANTS}
+    shown = [variant for variant in ("raw", "nomassive", "scaled", "nosink") if measured[variant] == set(order)]
+    for variant in shown[:MAX_VARIANTS]:
         for role_a, role_b in ROLES:
             strokes = [
                 Stroke(

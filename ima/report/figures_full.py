@@ -109,7 +109,7 @@ def cones(rows: Sequence[Row]) -> list[Figure]:
     return multiples(
         "full_cones",
         "Cones of the two modalities",
-        "Mean cosine between tokens of different examples: within pictures, within texts, between both. Each modality"
+        "Mean cosine between tokens of different examples: perceptual (P), textual (T), between both. Each modality"
         " is a narrow cone of its own where P with P and T with T are far above P with T.",
         panels,
         ylabel="mean cosine",
@@ -160,7 +160,7 @@ def vocabulary(rows: Sequence[Row]) -> list[Figure]:
     return multiples(
         "full_vocabulary",
         "Decoded to the vocabulary",
-        "Mean distributions over the vocabulary that the LLM's own head reads from a layer (logit lens): how far P is"
+        "Distributions over the vocabulary that the LLM's own head reads from a layer (logit lens): how far P is"
         " from T, how sure each is, and how much each keeps from the layer measured before it; bands: 95 % interval.",
         panels,
         alike="none",

@@ -34,7 +34,7 @@ def run_page(run: Run, figures: Sequence[Figure]) -> str:
         ("figures", "What happened", figure_grid(figures)),
         ("tasks", "Task metrics", tables.task_table(run)),
         ("samples", "What it says", sample_section(run)),
-        *([("words", "What it reads from the pictures", words)] if (words := decoded_section(run)) else []),
+        *([("words", "What perceptual tokens decode to", words)] if (words := decoded_section(run)) else []),
         ("facts", "Run facts", '<div class="columns"><div><h3>Facts and versions</h3>' + tables.facts_table(run)
          + "</div><div><h3>All metrics</h3>" + tables.metric_table(run) + "</div></div><details><summary>"
          "Configuration, resolved</summary>" + tables.config_table(run) + "</details>"),

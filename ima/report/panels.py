@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from ima.report.drawing import Figure, Table, legend, line, table_of
 from ima.report.series import Curve
@@ -113,7 +113,7 @@ def draw_panel(ax: Axes, panel: Panel, theme: Theme) -> None:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_minor_locator(NullLocator())
 
 
 def quartile_table(strokes: Sequence[tuple[list[str], Stroke]]) -> Table:
