@@ -232,16 +232,17 @@ def test_the_last_epoch_and_one_dataset_are_drawn(tmp_path: Path) -> None:
     assert max(values) < 8
 
 
-def cone_file(path: Path, pairs: list[tuple[str, str]]) -> None:
+def cone_file(path: Path, pairs: list[tuple[str, str]], role: str = "P") -> None:
     modality = {"a": "image", "b": "audio", "other": "video"}
     lines = [
         {**COMMON, "score": "cone", "value": 0.1 * layer, "layer_a": layer, "layer_b": layer, "site": "resid_post",
-         "role_a": "P", "role_b": "P", "variant": "raw", "note": f"{one} ~ {two}", "modality_a": modality[one],
-         "modality_b": modality[two]}
+         "role_a": "P", "role_b": role, "variant": "raw", "note": f"{one} ~ {two}", "modality_a": modality[one],
+         "modality_b": modality[two] if role == "P" else "text"}
         for one, two in pairs for layer in range(3)
     ]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with open(path, "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def test_cones_across_runs_are_those_of_the_compared_runs(tmp_path: Path) -> None:
@@ -254,7 +255,14 @@ def test_cones_across_runs_are_those_of_the_compared_runs(tmp_path: Path) -> Non
     lines = {cells["line"] for cells in table(figure)}
     assert lines == {"image ~ image", "audio ~ audio", "image ~ audio"}
     assert [float(c["value"]) for c in table(figure) if c["line"] == "image ~ audio"] == [0, 0.1, 0.2]
-    assert figure.inline().startswith("<svg")
+    cone_file(tmp_path / "cones" / "rows.jsonl", [("a", "a"), ("b", "b"), ("a", "b"), ("b", "a")], role="T")
+    figure, across = compared_cones(runs)
+    lines = {cells["line"] for cells in table(figure)}
+    assert lines == {"image ~ image", "audio ~ audio", "image ~ audio"}
+    assert {(cells["panel"], cells["line"]) for cells in table(across)} == {
+        (f"P of {one}, raw", f"T of {other}") for one in ("image", "audio") for other in ("image", "audio")
+    }
+    assert across.inline().startswith("<svg")
     (tmp_path / "cones" / "rows.jsonl").write_text("{broken\n")
     assert compared_cones(runs) == []
 
