@@ -322,6 +322,23 @@ def test_questions_about_one_sound_share_its_medium(questions: StampAudioQa) -> 
     np.testing.assert_array_equal(questions.medium(same[0]).wave, questions.medium(same[-1]).wave)
 
 
+def test_alone_one_recording_sounds_and_nothing_is_asked_of_two(made: Any) -> None:
+    alone = StampAudioQa(**NUMS, folders=made[0], table=made[1], alone=True)
+    samples = [sample for split in alone.splits for sample in alone.samples(split)]
+    assert {s.facts["type"] for s in samples} == {"category", "which", "presence"}
+    assert all(len(s.facts["recordings"]) == 1 and s.references == (truth(s),) for s in samples)
+    assert alone.fingerprint != StampAudioQa(**NUMS, folders=made[0], table=made[1]).fingerprint
+
+
+def test_chosen_types_are_those_questions_of_all(made: Any, questions: StampAudioQa) -> None:
+    some = StampAudioQa(**NUMS, folders=made[0], table=made[1], types=["which", "before"])
+    assert some.samples("T0") == [s for s in questions.samples("T0") if s.facts["type"] in ("which", "before")]
+    for arguments, words in (({"types": "wich"}, "which"), ({"types": []}, "empty"),
+                             ({"types": ["first"], "alone": True}, "asks of two")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            StampAudioQa(**NUMS, folders=made[0], table=made[1], **arguments)
+
+
 def test_questions_of_tracks_share_no_sound(questions: StampAudioQa) -> None:
     media = {split: {s.medium_id for s in questions.samples(split)} for split in questions.splits}
     assert sum(map(len, media.values())) == len(set().union(*media.values()))

@@ -31,7 +31,8 @@ KINDS = {"single": 0.4, "together": 0.25, "sequence": 0.35}
 SPLIT_OF = {"train": "train", "V0": "train", "T0": "train", "T1": "T1", "T2": "T2"}
 HELD_RATIO = 0.15
 SAME_RATIO = 0.5  # of pairs whose second noun is of the first one's category
-NUM_TRIES = 1000
+FEW = frozenset({"cat", "cow", "cymbal", "dog", "drum", "duck", "goose", "horse", "owl", "rooster", "sea lion",
+                 "trumpet"})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Mix:
 class StampAudio(Source):
     """Sounds with ground truth in `facts`: "kind" (single, together, sequence), "nouns", "order" (of a sequence).
 
-    nouns: "all" or a list of those that train, T0 and T1 use; T2 always has all its own. num_*: sounds of each track.
-    folders, table: own recordings by package instead of Debian's, with a table like sounds.tsv.
+    nouns: "all", "few" (twelve) or a list of those that train, T0 and T1 use; T2 always has all its own. num_*: sounds
+    of each track. alone: one recording in each sound instead of one or two, which is learnt sooner. folders, table: own
+    recordings by package instead of Debian's, with a table like sounds.tsv.
     """
 
     modality = "audio"
@@ -72,6 +74,7 @@ class StampAudio(Source):
         seed: int = 0,
         folders: Mapping[str, str] | None = None,
         table: str | None = None,
+        alone: bool = False,
     ) -> None:
         nums = {"train": num_train, "V0": num_val, "T0": num_t0, "T1": num_t1, "T2": num_t2}
         for track, value in nums.items():
@@ -80,14 +83,14 @@ class StampAudio(Source):
         self.name = "stampworld/audio"
         self.catalog = SoundCatalog(folders, table)
         self.nouns = self._chosen(nouns)
-        self.seed, self.nums = seed, nums
+        self.seed, self.nums, self.alone = seed, nums, alone
         self._recordings = {recording.key: recording for recording in self.catalog.recordings}
         self._reader = NounReader(self.catalog.nouns)
 
     @property
     def fingerprint(self) -> str:
         nouns = hashlib.sha256(repr(sorted(self.nouns)).encode()).hexdigest()
-        facts = (VERSION, self.name, self.catalog.manifest, nouns, self.seed)
+        facts = (VERSION, self.name, self.catalog.manifest, nouns, self.seed, self.alone)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def samples(self, split: str) -> list[Sample]:
@@ -128,11 +131,14 @@ class StampAudio(Source):
 
     def _chosen(self, nouns: str | Iterable[str]) -> frozenset[str]:
         known = {recording.noun for recording in self.catalog.recordings if recording.split == "train"}
-        chosen = known if nouns == "all" else {nouns} if isinstance(nouns, str) else set(nouns)
+        groups = {"all": known, "few": known & FEW}
+        chosen = (groups.get(nouns) or {nouns}) if isinstance(nouns, str) else set(nouns)
         for noun in sorted(chosen - known):
-            raise UserError(f"nouns: no training recording is of {noun!r}; 'all' or a list; {nearest(noun, known)}")
+            raise UserError(
+                f"nouns: no training recording is of {noun!r}; 'all', 'few' or a list; {nearest(noun, known)}"
+            )
         if not chosen:
-            raise UserError("nouns: the list is empty; 'all', or at least one noun")
+            raise UserError("nouns: the list is empty; 'all', 'few', or at least one noun")
         return frozenset(chosen)
 
     @functools.cache  # noqa: B019 (a source lives as long as the run)
@@ -149,7 +155,7 @@ class StampAudio(Source):
         draws = Draws(VERSION, "mix", track, index, seed)
         round_, place = divmod(index, len(pool))  # every noun comes first equally often
         first = Draws(VERSION, "round", track, round_, seed).shuffled(list(pool))[place]
-        kind = draws.weighted(list(KINDS), list(KINDS.values()))
+        kind = "single" if self.alone else draws.weighted(list(KINDS), list(KINDS.values()))
         nouns = [first]
         if kind != "single":
             second = self._partner(draws, track, first)

@@ -16,9 +16,12 @@ from typing import Any
 from ima.data.draws import Draws, hash_unit
 from ima.data.source import Source
 from ima.data.stampworld.audio import VERSION, Mix, StampAudio
+from ima.errors import UserError, nearest
 from ima.media import Sound
 from ima.types import Sample
 
+TYPES = ("number", "relation", "category", "first_category", "which", "other", "first", "last", "before", "presence")
+ALONE_TYPES = ("category", "which", "presence")
 ASKED_CATEGORIES = ("bird", "mammal", "insect", "instrument", "machine", "household thing")
 TWIN = "exchanged"
 SAME_CATEGORY_RATIO = 0.5
@@ -39,8 +42,10 @@ class Question:
 
 
 class StampAudioQa(Source):
-    """Types: presence, which, other (what sounds with it), number, relation (at once or in turn), category, first,
-    last, before, first_category. num_*: sounds of each track, a few questions each. The rest as StampAudio."""
+    """types: "all" or some of presence, which, other (what sounds with it), number, relation (at once or in turn),
+    category, first, last, before, first_category. alone: one thing in a sound instead of one or two, which is learnt
+    sooner; of the types, category, which and presence are left. num_*: sounds of each track, a few questions each. The
+    rest as StampAudio."""
 
     modality = "audio"
     splits = ("train", "val", "T0", "T1", "T2")
@@ -59,9 +64,12 @@ class StampAudioQa(Source):
         seed: int = 0,
         folders: Mapping[str, str] | None = None,
         table: str | None = None,
+        types: str | Iterable[str] = "all",
+        alone: bool = False,
     ) -> None:
         self.name = "stampworld/audio_qa"
-        self.sounds = StampAudio(nouns, num_train, num_val, num_t0, num_t1, num_t2, seed, folders, table)
+        self.types = chosen_types(types, alone)
+        self.sounds = StampAudio(nouns, num_train, num_val, num_t0, num_t1, num_t2, seed, folders, table, alone)
         self.nouns = self.sounds.catalog.nouns
 
     @property
@@ -70,7 +78,8 @@ class StampAudioQa(Source):
 
     def samples(self, split: str) -> list[Sample]:
         """All questions of a split, mixed, always in the same order."""
-        questions = sorted(self._questions(split), key=lambda q: hash_unit(VERSION, "order", sample_id(q)))
+        asked = (question for question in self._questions(split) if question.type in self.types)
+        questions = sorted(asked, key=lambda q: hash_unit(VERSION, "order", sample_id(q)))
         return [self._sample(split, question) for question in questions]
 
     def medium(self, sample: Sample) -> Sound:
@@ -161,6 +170,23 @@ class StampAudioQa(Source):
             facts=facts,
             medium_id=mix.id,
         )
+
+
+def chosen_types(types: str | Iterable[str], alone: bool) -> frozenset[str]:
+    """Raises UserError for a type that does not exist, or that asks of two things where each sound has one."""
+    known = ALONE_TYPES if alone else TYPES
+    allowed = ", ".join(known)
+    wanted = list(known) if types == "all" else [types] if isinstance(types, str) else list(types)
+    for name in wanted:
+        if name in TYPES and alone and name not in known:
+            raise UserError(
+                f"types: {name} asks of two things, alone=true has one; 'all' or some of {', '.join(known)}"
+            )
+        if name not in known:
+            raise UserError(f"types: {name!r} is unknown; 'all' or some of {allowed}; {nearest(name, known)}")
+    if not wanted:
+        raise UserError(f"types: the list is empty; 'all' or some of {allowed}")
+    return frozenset(wanted)
 
 
 def the(noun: str) -> str:
