@@ -12,9 +12,11 @@ from typing import Any
 from ima.callbacks import AlignmentLogger, GenerationScorer, Recorder
 from ima.checkpoint import load_adapter
 from ima.config import config_hash
+from ima.data.collate import Collate
 from ima.evaluation import Evaluator
 from ima.interventions import stack
 from ima.interventions.auto import resolved
+from ima.interventions.latency import plan_seconds, say_seconds
 from ima.parts import assemble, device_of
 from ima.progress import timed
 from ima.provenance import provenance
@@ -57,6 +59,10 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         AlignmentLogger(evaluator, shown.val, parts.alignment, recorder, folder).measure(epoch, 0, last=True)
         scorer.measure(epoch, 0, last=True)
     facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}
+    if parts.interventions:
+        batch = Collate(parts.task, parts.llm, parts.percepts, answers=False)(shown.val[: t.eval_batch_size])
+        facts["plan_seconds"] = plan_seconds(module, parts.interventions, batch, evaluator.settings, t.fast)
+        say_seconds(facts["plan_seconds"])
     result = record | {
         "status": "ok",
         "metrics": recorder.metrics,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ima.report.figures_skip import points_of, skip_tradeoff
+from ima.report.figures_skip import points_of, skip_figures, skip_tradeoff
 from ima.report.load import Run, load_run
 from ima.results import write_json
 
@@ -50,3 +50,28 @@ def test_without_a_baseline_nothing_is_drawn_and_the_reason_is_said(tmp_path: Pa
     runs = [write(tmp_path / str(i), 0.4, 0.7, tmp_path / "gone" / "adapter.safetensors") for i in range(2)]
     figure = skip_tradeoff(runs)
     assert figure.draw is None and "baseline" in figure.missing
+
+
+def test_recovery_pairs_an_evaluation_with_the_training_under_the_same_plan(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain", 0.8)
+    adapter = tmp_path / "plain" / "adapter.safetensors"
+    other = write(tmp_path / "other", 0.6, 0.7, adapter, every=1)
+    evaluated = write(tmp_path / "evaluated", 0.4, 0.8, adapter)
+    assert [figure.name for figure in skip_figures([plain, other, evaluated])] == ["skip_tradeoff"]
+    figures = skip_figures([plain, other, evaluated, write(tmp_path / "trained", 0.7, 0.8)])
+    assert [figure.name for figure in figures] == ["skip_tradeoff", "skip_recovery"]
+    assert [(row[0], row[3], row[-1]) for row in figures[1].table[1]] == [
+        ("evaluated", 0.4, "evaluated"), ("trained", 0.7, "trained"),
+    ]  # fmt: skip
+    figures[1].save(tmp_path)
+    assert (tmp_path / "skip_recovery.svg").stat().st_size > 0
+
+
+def test_measured_time_has_its_own_figure_of_the_runs_that_have_it(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain", 0.8)
+    adapter = tmp_path / "plain" / "adapter.safetensors"
+    runs = [plain, *(write(tmp_path / f"e{i}", 0.5, 0.7, adapter, every=i) for i in (1, 2))]
+    runs[1].result["facts"]["plan_seconds"] = {"left": 0.9}
+    figures = skip_figures(runs)
+    assert [figure.name for figure in figures] == ["skip_tradeoff", "skip_tradeoff_seconds"]
+    assert [row[6] for row in figures[1].table[1]] == [0.9]

@@ -1,43 +1,16 @@
-"""Fair timing on a noisy machine: all candidates take turns, ratios are formed within a round, medians are quoted."""
+"""What every benchmark prints and writes: ratios of paired timings, beside their goals."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from ima.progress import progress
 from ima.results import write_json
+from ima.turns import Ratio as Ratio
+from ima.turns import ratio as ratio
+from ima.turns import rounds as rounds
 
 FOLDER = Path("outputs/bench")
-
-
-def rounds(candidates: Mapping[str, Callable[[], object]], num_rounds: int, what: str) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after one uncounted round. The order alternates between rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
-    with progress((num_rounds + 1) * len(names), what, "run") as advance:
-        for index in range(num_rounds + 1):
-            for name in names if index % 2 else reversed(names):
-                start = time.perf_counter()
-                candidates[name]()
-                if index:
-                    seconds[name].append(time.perf_counter() - start)
-                advance(1)
-    return seconds
-
-
-def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> tuple[float, float, float]:
-    """Median and quartiles of over / under within rounds."""
-    values = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4)
-    return middle, low, high
-
-
-Ratio = tuple[float, float, float]
 
 
 def report(name: str, ratios: Mapping[str, Ratio], goals: Mapping[str, str], facts: object) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from ima.report import series
 from ima.report.drawing import Figure, legend, line, table_of
 from ima.report.figures_cones import compared_cones
-from ima.report.figures_skip import plan_of, skip_tradeoff
+from ima.report.figures_skip import skip_figures
 from ima.report.figures_task import HEADLINE_SCORES
 from ima.report.load import Run
 from ima.report.series import Curve
@@ -139,6 +139,6 @@ def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
         overlay(runs, "compare_task", "Task metric by epoch", "The run's headline metric on its first track, T0 where"
                 " there is one; band: 95 % interval.", ("epoch", "epoch"), "task metric", task_curve),
         scatter(runs),
-        *([skip_tradeoff(runs)] if any(map(plan_of, runs)) else []),
+        *skip_figures(runs),
         *compared_cones(runs),
     ]  # fmt: skip

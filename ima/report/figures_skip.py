@@ -8,9 +8,10 @@ are drawn apart: the companion paper's recovery.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure as Canvas
 
@@ -18,6 +19,7 @@ from ima.report.drawing import Figure, legend
 from ima.report.load import Run, load_run, number
 from ima.report.style import MARKERS, Theme
 
+TRAINED = "trained under it: "
 METRICS = tuple(
     f"{track}/{score}" for score in ("noun_accuracy", "accuracy", "cider_d") for track in ("T0", "test", "val")
 )
@@ -25,7 +27,7 @@ METRICS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """left, retained: shares of the unskipped model's FLOPs (prompt) and metric."""
+    """left, retained, seconds: shares of the unskipped model's FLOPs (prompt), metric and time (prompt)."""
 
     run: str
     group: str
@@ -34,6 +36,8 @@ class Point:
     value: float
     retained: float
     seconds: float | None
+    low: float
+    high: float
 
 
 def plan_of(run: Run) -> dict[str, Any]:
@@ -75,22 +79,54 @@ def points_of(runs: Sequence[Run], metric: str) -> list[Point]:
         if value is None or left is None or not whole:
             continue
         group, what = described(plan)
-        trained = "" if run.result["facts"].get("evaluated") else "trained under it: "
+        trained = "" if run.result["facts"].get("evaluated") else TRAINED
+        low, high = (number(run.metrics.get(f"{metric}/{end}")) for end in ("low", "high"))
         timing = run.result["facts"].get("plan_seconds") or {}
-        found.append(Point(run.name, trained + group, what, left, value, value / whole, number(timing.get("left"))))
+        found.append(
+            Point(
+                run.name, trained + group, what, left, value, value / whole, number(timing.get("left")),
+                value if low is None else low, value if high is None else high,
+            )
+        )  # fmt: skip
     return found
 
 
-def skip_tradeoff(runs: Sequence[Run]) -> Figure:
-    title, name = "Retained performance over computation left", "skip_tradeoff"
-    metric = next((m for m in METRICS if len(points_of(runs, m)) > 1), None)
-    if metric is None:
+def points_drawn(runs: Sequence[Run]) -> tuple[str, list[Point]]:
+    """The first headline metric for which two runs under plans have a baseline."""
+    return next(((m, points) for m in METRICS if len(points := points_of(runs, m)) > 1), ("", []))
+
+
+def skip_figures(runs: Sequence[Run]) -> list[Figure]:
+    """What there is to say of a set with plans; nothing where no run has one."""
+    if not any(map(plan_of, runs)):
+        return []
+    metric, points = points_drawn(runs)
+    timed = any(point.seconds is not None for point in points)
+    both = bool(pairs_of(points))
+    return [
+        skip_tradeoff(runs),
+        *([skip_tradeoff(runs, by="seconds")] if timed else []),
+        *([recovery(metric, pairs_of(points))] if both else []),
+    ]
+
+
+def skip_tradeoff(runs: Sequence[Run], by: Literal["flops", "seconds"] = "flops") -> Figure:
+    price = {"flops": "computation", "seconds": "time"}[by]
+    title, name = f"Retained performance over {price} left", "skip_tradeoff" + ("" if by == "flops" else "_seconds")
+    metric, points = points_drawn(runs)
+    if not points:
         return Figure(name, title, "", missing="needs two runs or evaluations under a skip plan, and their baseline")
-    points = points_of(runs, metric)
+    if by == "seconds":
+        points = [point for point in points if point.seconds is not None]
+    unit = {"flops": "the FLOPs of the prompt's pass that the plan leaves", "seconds": "the time of the prompt's pass"
+            " under the plan, measured in turns with the unskipped one"}[by]  # fmt: skip
     caption = (
-        f"{metric.replace('/', ', ').replace('_', ' ')} in % of the same adapter's without a plan, over the FLOPs of"
-        " the prompt's pass that the plan leaves; the dotted lines are the unskipped model."
+        f"{metric.replace('/', ', ').replace('_', ' ')} in % of the same adapter's without a plan, over {unit}; the"
+        " dotted lines are the unskipped model."
     )
+
+    def left(point: Point) -> float:
+        return 100 * (point.left if by == "flops" else point.seconds or math.nan)
 
     def draw(figure: Canvas, theme: Theme) -> None:
         ax = figure.add_subplot()
@@ -99,12 +135,58 @@ def skip_tradeoff(runs: Sequence[Run]) -> Figure:
         for index, group in enumerate(sorted({point.group for point in points})):
             chosen = [point for point in points if point.group == group]
             ax.scatter(
-                [100 * point.left for point in chosen], [100 * point.retained for point in chosen], s=38,
+                [left(point) for point in chosen], [100 * point.retained for point in chosen], s=38,
                 color=theme.category(index), marker=MARKERS[index % len(MARKERS)], label=group, alpha=0.85,
             )  # fmt: skip
-        ax.set(xlabel="FLOPs left (% of the unskipped prompt)", ylabel="performance retained (%)")
+        words = {"flops": "FLOPs left", "seconds": "measured time left"}[by]
+        ax.set(xlabel=f"{words} (% of the unskipped prompt)", ylabel="performance retained (%)")
         ax.set_ylim(bottom=0)
         legend(ax, columns=2)
 
     header = [field.name for field in dataclasses.fields(Point)]
     return Figure(name, title, caption, draw, (header, [list(dataclasses.astuple(point)) for point in points]))
+
+
+def pairs_of(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+    """(the unskipped adapter evaluated under a plan, one trained under the same plan)"""
+    trained = {
+        (point.group.removeprefix(TRAINED), point.what): point for point in points if point.group.startswith(TRAINED)
+    }
+    return [(point, trained[key]) for point in points if (key := (point.group, point.what)) in trained]
+
+
+def recovery(metric: str, pairs: Sequence[tuple[Point, Point]]) -> Figure:
+    title, name = "Training under a plan against evaluating under it", "skip_recovery"
+    caption = (
+        f"{metric.replace('/', ', ').replace('_', ' ')} with its 95 % interval: the adapter trained without a plan and"
+        " evaluated under one, and an adapter trained under it. Dotted: the first without a plan."
+    )
+
+    def draw(figure: Canvas, theme: Theme) -> None:
+        ax = figure.add_subplot()
+        for index, (label, place, shift) in enumerate(
+            (("evaluated under it", 0, -0.12), ("trained under it", 1, 0.12))
+        ):
+            chosen = [pair[place] for pair in pairs]
+            y = [point.value for point in chosen]
+            ax.errorbar(
+                [at + shift for at in range(len(chosen))], y,
+                yerr=[[max(0.0, v - p.low) for v, p in zip(y, chosen, strict=True)],
+                      [max(0.0, p.high - v) for v, p in zip(y, chosen, strict=True)]],
+                color=theme.category(index), marker=MARKERS[index], markersize=7, linestyle="none", capsize=2.5,
+                elinewidth=1, label=label,
+            )  # fmt: skip
+        for at, (point, _) in enumerate(pairs):
+            ax.hlines(point.value / point.retained, at - 0.3, at + 0.3, color=theme["muted"], linestyle=":")
+        ax.set_xticks(range(len(pairs)), [f"{point.group}\n{point.what}" for point, _ in pairs])
+        ax.set(ylabel=metric.replace("/", ", ").replace("_", " "))
+        ax.set_xlim(-0.6, len(pairs) - 0.4)
+        ax.set_ylim(0, 1.02)
+        legend(ax)
+
+    rows = [
+        [what, point.group.removeprefix(TRAINED), point.what, point.value, point.low, point.high, point.run]
+        for pair in pairs
+        for what, point in zip(("evaluated", "trained"), pair, strict=True)
+    ]
+    return Figure(name, title, caption, draw, (["adapter", "plan", "blocks", "value", "low", "high", "run"], rows))

@@ -1,0 +1,34 @@
+"""The measured saving of a plan: every number there, nothing left in the model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from test_interventions import hooks_of
+
+from ima.adapters import LinearAdapter
+from ima.interventions.latency import plan_seconds
+from ima.interventions.skip import Skip
+from ima.lit import MappingModule
+from ima.llm.frozen import Generation
+from ima.llm.load import tiny
+from ima.types import Batch, Role, Sample
+
+
+def test_both_ways_are_timed_and_the_model_is_left_as_it_was() -> None:
+    llm = tiny(num_blocks=3)
+    module = MappingModule(LinearAdapter(4, llm.width), llm)
+    ids_BT = torch.tensor([[5, 6, 7], [0, 8, 9]])
+    roles_BT = torch.full_like(ids_BT, int(Role.PROMPT))
+    roles_BT[1, 0] = int(Role.PAD)
+    samples = [Sample(str(i), "val", "V0", "image", ("a",)) for i in range(2)]
+    batch = Batch(samples, ids_BT, roles_BT, torch.full_like(ids_BT, -100), features_BNE=torch.randn(2, 2, 4))
+    before, settings = hooks_of(llm), Generation(2)
+    plain = module.generate(batch, settings)
+    found = plan_seconds(module, [Skip("block", start=1)], batch, settings, fast=True, num_rounds=3)
+    numbers = [found[key] for key in ("prefill", "prefill_unskipped", "generate", "left", "generate_left")]
+    assert all(math.isfinite(number) and number > 0 for number in numbers)
+    assert found["left_quartiles"][0] <= found["left"] <= found["left_quartiles"][1]
+    assert hooks_of(llm) == before and llm.running is None
+    assert module.generate(batch, settings) == plain
