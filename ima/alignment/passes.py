@@ -1,7 +1,7 @@
 """What is kept of a batch while the layers go by: mean tokens per view, norms, cosines with earlier layers.
 
-`Pass` sees the states of one site, `add_variants` makes the views that need more than roles (methods 11). Everything
-is fp32 whatever the model computes in. Scratch memory is reused from pass to pass.
+`Pass` sees the states of one site and makes the views that need more than roles (methods 11), too. Everything is
+fp32 whatever the model computes in. Scratch memory is reused from pass to pass.
 """
 
 from __future__ import annotations
@@ -46,53 +46,59 @@ class Places:
 @dataclasses.dataclass
 class Seen:
     """What a pass leaves of one site: mean tokens per view and whether there are any, token norms, and the cosine
-    between layers l and l + n of each token (`cosines[n]`: the l and their cosines). `scales`: by layer."""
+    between layers l and l + n of each token (`cosines[n]`: the l and their cosines). Where an example has none of a
+    view, its mean is the zero vector."""
 
     layers: list[int]
     means_LBRD: Tensor
     has_LBR: Tensor
     norms_LBS: Tensor
     cosines: dict[int, tuple[list[int], Tensor]]
-    massive: tuple[Tensor, Tensor] | None  # means_LB2D and has_LB2 without massive tokens
-    scales: list[Scale]
 
 
 class Pass:
     """Looks at the states of one site in passing. Kept are a mean token per view and layer, and the last max(STEPS)
     states. Scratch memory is reused from pass to pass: fresh pages cost more than the arithmetic."""
 
-    def __init__(self, places: Places, consecutive: bool, num_layers: int, scratch: dict[str, Tensor]) -> None:
-        self.places, self.consecutive, self.num_layers = places, consecutive, num_layers
-        self.weight_BRS, self.scratch = places.weight_BRS, scratch
+    def __init__(
+        self, places: Places, consecutive: bool, num_layers: int, plan: Plan, scratch: dict[str, Tensor]
+    ) -> None:
+        self.places, self.consecutive, self.num_layers, self.plan = places, consecutive, num_layers, plan
+        self.scratch = scratch
         self.width = 0
         self.layers: list[int] = []
         self.norms_BS: dict[int, Tensor] = {}
         self.recent: dict[int, Tensor] = {}
         self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in STEPS}
-        self.massive: list[tuple[Tensor, Tensor]] = []
         self.scales: list[Scale] = []
+        self.has_LBR = places.has_BR.new_zeros(num_layers, len(places.has_BR), len(plan.views))
+        self.has_LBR[..., : plan.num_by_role] = places.has_BR
 
     def room(self, name: str, *shape: int) -> Tensor:
         """Scratch of this shape; its content is what was left there."""
         size = math.prod(shape)
         if name not in self.scratch or self.scratch[name].numel() < size:
-            self.scratch[name] = torch.empty(size, dtype=torch.float32, device=self.weight_BRS.device)
+            self.scratch[name] = torch.empty(size, dtype=torch.float32, device=self.has_LBR.device)
         return self.scratch[name][:size].view(shape)
 
-    def see(self, layer: int, x_BSD: Tensor, scale: Scale | None = None, nomassive: bool = False) -> None:
+    def see(self, layer: int, x_BSD: Tensor, scale: Scale | None = None) -> None:
+        index, plan, weight_BRS = len(self.layers), self.plan, self.places.weight_BRS
         self.width = x_BSD.shape[-1]
-        place = f"state {len(self.layers) % (max(STEPS) + 1)}"  # a ring: one more than the furthest step looks back
+        place = f"state {index % (max(STEPS) + 1)}"  # a ring: one more than the furthest step looks back
         x_BSD = self.room(place, *x_BSD.shape).copy_(x_BSD)
-        torch.bmm(self.weight_BRS, x_BSD, out=self.means_LBRD()[len(self.layers)])
+        means_BRD = self.means_LBRD()[index]
+        means_BRD[:, : plan.num_by_role].baddbmm_(weight_BRS, x_BSD, beta=0)
         self.layers.append(layer)
         self.norms_BS[layer] = dot(x_BSD, x_BSD).sqrt()
         if scale is not None:
             self.scales.append(scale)
-            if nomassive:
+            if "nomassive" in plan.variants:
+                chosen = plan.at("nomassive")
                 mask_B2S = self.places.mask_BRS[:, :2] & (self.norms_BS[layer] <= scale.massive)[:, None]
                 count_B2 = mask_B2S.sum(-1)
                 weight_B2S = mask_B2S.float() / count_B2.clamp_min(1)[..., None]
-                self.massive.append((torch.bmm(weight_B2S, x_BSD), (count_B2 > 0).float()))
+                means_BRD[:, chosen].baddbmm_(weight_B2S, x_BSD, beta=0)
+                self.has_LBR[index][:, chosen] = (count_B2 > 0).float()
         if not self.consecutive:
             return
         for n in STEPS:
@@ -103,44 +109,38 @@ class Pass:
         self.recent.pop(layer - max(STEPS), None)
 
     def means_LBRD(self) -> Tensor:
-        return self.room("means", self.num_layers, *self.weight_BRS.shape[:2], self.width)
+        return self.room("means", self.num_layers, len(self.places.has_BR), len(self.plan.views), self.width)
 
     def finish(self) -> Seen:
         self.recent = {}
         norms = torch.stack([self.norms_BS[layer] for layer in self.layers])
         cosines = {n: (list(found), torch.stack(list(found.values()))) for n, found in self.cosines_BS.items() if found}
-        has_LBR = self.places.has_BR.expand(len(self.layers), -1, -1)
-        means_LBRD = self.means_LBRD()[: len(self.layers)]
-        massive = None
-        if self.massive:
-            massive = torch.stack([mean for mean, _ in self.massive]), torch.stack([has for _, has in self.massive])
-        return Seen(self.layers, means_LBRD, has_LBR, norms, cosines, massive, self.scales)
+        means_LBRD, has_LBR = self.means_LBRD()[: len(self.layers)], self.has_LBR[: len(self.layers)]
+        self._add_variants(means_LBRD, has_LBR)
+        return Seen(self.layers, means_LBRD, has_LBR, norms, cosines)
 
-
-def add_variants(seen: Seen, plan: Plan, places: Places) -> None:
-    """Append the views that need more than roles. Where an example has none, its mean is the zero vector."""
-    means_LB2D, has_LB2 = seen.means_LBRD[:, :, :2], seen.has_LBR[:, :, :2]
-    means, has = [seen.means_LBRD], [seen.has_LBR]
-    for variant in (view.rpartition(".")[2] for view in plan.views[plan.num_by_role :: 2]):
-        if variant == "nomassive":
-            assert seen.massive is not None
-            made, there = seen.massive
-        elif variant == "scaled":
-            made = means_LB2D * torch.stack([scale.inverse_D for scale in seen.scales])[:, None, None]
-            there = has_LB2
-        elif variant == "centred":
-            pairs = zip(seen.scales, means_LB2D, strict=True)
-            found = [scale.centres(mean_B2D, places.inside_B) for scale, mean_B2D in pairs]
-            there = has_LB2 * torch.stack([known_B2 for _, known_B2 in found])
-            made = (means_LB2D - torch.stack([centre_B2D for centre_B2D, _ in found])) * there[..., None]
-        else:
-            follows = torch.tensor([b == a + 1 for a, b in zip([-2, *seen.layers], seen.layers, strict=False)])
-            there = has_LB2 * follows.to(has_LB2)[:, None, None]
-            made = (means_LB2D - torch.cat([means_LB2D[:1], means_LB2D[:-1]])) * there[..., None]
-        means.append(made)
-        has.append(there)
-    if len(means) > 1:
-        seen.means_LBRD, seen.has_LBR = torch.cat(means, dim=2), torch.cat(has, dim=2)
+    def _add_variants(self, means_LBRD: Tensor, has_LBR: Tensor) -> None:
+        """Fill the views that follow from the mean tokens of P and T alone."""
+        means_LB2D, has_LB2, plan = means_LBRD[:, :, :2], has_LBR[:, :, :2], self.plan
+        if "scaled" in plan.variants:
+            inverse_LD = torch.stack([scale.inverse_D for scale in self.scales])
+            torch.mul(means_LB2D, inverse_LD[:, None, None], out=means_LBRD[:, :, plan.at("scaled")])
+            has_LBR[..., plan.at("scaled")] = has_LB2
+        if "centred" in plan.variants:
+            for index, scale in enumerate(self.scales):
+                centre_B2D, known_B2 = scale.centres(means_LB2D[index], self.places.inside_B)
+                there_B2 = has_LB2[index] * known_B2
+                made_B2D = (means_LB2D[index] - centre_B2D).mul_(there_B2[..., None])
+                means_LBRD[index][:, plan.at("centred")] = made_B2D
+                has_LBR[index][:, plan.at("centred")] = there_B2
+        if "update" in plan.variants:
+            follows = [b == a + 1 for a, b in zip([-2, *self.layers], self.layers, strict=False)]
+            there_LB2 = has_LB2 * torch.tensor(follows).to(has_LB2)[:, None, None]
+            made_LB2D = means_LBRD[:, :, plan.at("update")]
+            made_LB2D[:1] = 0
+            torch.sub(means_LB2D[1:], means_LB2D[:-1], out=made_LB2D[1:])
+            made_LB2D *= there_LB2[..., None]
+            has_LBR[..., plan.at("update")] = there_LB2
 
 
 def dot(a_BSD: Tensor, b_BSD: Tensor) -> Tensor:

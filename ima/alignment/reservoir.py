@@ -31,6 +31,11 @@ class Kept:
     sink_S: Tensor
     states_LSD: Tensor
 
+    def of_role(self, role: str) -> Tensor:
+        """mask_S of "P" or "T"."""
+        percept_S = self.roles_S == Role.PERCEPT
+        return percept_S if role == "P" else ~percept_S
+
 
 class Reservoir:
     """A tap's sink."""
@@ -103,31 +108,38 @@ class Tokens:
     def __init__(self, reservoir: Reservoir, scales: Scales | None = None) -> None:
         self.layers, self.scales = reservoir.layers, scales
         self.kept = list(reservoir.kept.values())
+        self._made: tuple[int, dict[tuple[str, str], list[Tensor]]] = (-1, {})
 
     @property
     def ids(self) -> list[str]:
         return [kept.sample_id for kept in self.kept]
 
     def of(self, layer: int, role: str, variant: str = "raw") -> list[Tensor]:
-        """Per example its tokens [n, D], perhaps none."""
-        scale = self.scale(layer) if variant in ("nomassive", "scaled") else None
-        return [self._chosen(kept, self.layers.index(layer), role, variant, scale) for kept in self.kept]
+        """Per example its tokens [n, D], perhaps none. Those of the last layer asked for are kept."""
+        if self._made[0] != layer:
+            self._made = layer, {}
+        made = self._made[1]
+        if (role, variant) not in made:
+            made[role, variant] = self._make(layer, role, variant)
+        return made[role, variant]
+
+    def _make(self, layer: int, role: str, variant: str) -> list[Tensor]:
+        if variant == "raw":
+            index = self.layers.index(layer)
+            return [kept.states_LSD[index, kept.of_role(role)].float() for kept in self.kept]
+        raw = self.of(layer, role)
+        if variant == "nosink":
+            pairs = zip(raw, self.kept, strict=True)
+            return [x[~kept.sink_S[kept.of_role(role)]] if bool(kept.sink_S.any()) else x for x, kept in pairs]
+        scale = self.scale(layer)
+        if variant == "nomassive":
+            return [x[x.norm(dim=-1) <= scale.massive] for x in raw]
+        inverse_D = scale.inverse_D.cpu()
+        return [x * inverse_D for x in raw]
 
     def scale(self, layer: int) -> Scale:
         assert self.scales is not None, "this variant needs scales of an earlier pass"
         return self.scales.of(layer, Site.RESID_POST)
-
-    def _chosen(self, kept: Kept, index: int, role: str, variant: str, scale: Scale | None) -> Tensor:
-        percept_S = kept.roles_S == Role.PERCEPT
-        chosen_S = percept_S if role == "P" else ~percept_S
-        if variant == "nosink":
-            chosen_S = chosen_S & ~kept.sink_S
-        x_SD = kept.states_LSD[index, chosen_S].float()
-        if scale is not None and variant == "nomassive":
-            x_SD = x_SD[x_SD.norm(dim=-1) <= scale.massive]
-        if scale is not None and variant == "scaled":
-            x_SD = x_SD * scale.inverse_D.cpu()
-        return x_SD
 
     def means(self, layer: int, variant: str = "raw") -> tuple[Tensor, Tensor, list[str]]:
         """(means of P [E, D], of T, ids) of the examples that have both. "centred": minus the mean of the other

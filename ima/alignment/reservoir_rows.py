@@ -36,16 +36,22 @@ def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
     """Variants that need scales are left out where there are none."""
     known = tokens.scales is not None
     fields = base | {"site": Site.RESID_POST.value, "role_a": "P", "role_b": "T"}
-    for variant in PAIR_VARIANTS:
-        if known or variant in WITHOUT_SCALES:
-            yield from rows_of({layer: pairs_at(tokens, layer, variant) for layer in tokens.layers},
-                               fields | {"variant": variant}, tokens)  # fmt: skip
-    means = {layer: geometry_at(tokens, layer) for layer in tokens.layers}
-    yield from rows_of(means, fields | {"variant": "raw"}, tokens)
-    for variant in RETRIEVAL_VARIANTS if known else WITHOUT_SCALES:
-        found = {layer: {"retrieval": retrieval_at(tokens, layer, variant)} for layer in tokens.layers}
+    pair_variants = PAIR_VARIANTS if known else WITHOUT_SCALES
+    retrieval_variants = RETRIEVAL_VARIANTS if known else WITHOUT_SCALES
+    pairs: dict[str, dict[int, dict[str, Value]]] = {variant: {} for variant in pair_variants}
+    retrieved: dict[str, dict[int, dict[str, Value]]] = {variant: {} for variant in retrieval_variants}
+    means, parts = {}, {}
+    for layer in tokens.layers:  # all of a layer at once: its tokens are made fp32 once
+        for variant in pair_variants:
+            pairs[variant][layer] = pairs_at(tokens, layer, variant)
+        for variant in retrieval_variants:
+            retrieved[variant][layer] = {"retrieval": retrieval_at(tokens, layer, variant)}
+        means[layer], parts[layer] = geometry_at(tokens, layer), mir_at(tokens, layer)
+    for variant, found in pairs.items():
         yield from rows_of(found, fields | {"variant": variant}, tokens)
-    parts = {layer: mir_at(tokens, layer) for layer in tokens.layers}
+    yield from rows_of(means, fields | {"variant": "raw"}, tokens)
+    for variant, found in retrieved.items():
+        yield from rows_of(found, fields | {"variant": variant}, tokens)
     yield from rows_of({layer: {"mir_fid": part} for layer, part in parts.items()}, fields | {"variant": "raw"}, tokens)
     total = sum(part[0] for layer, part in parts.items() if layer > 0)
     value = math.log10(total) if total > 0 else math.nan

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ima.alignment.scores import QUANTILES, Curve, average, cone, consecutive, norm_quantiles, similarity
+from ima.alignment.scores import QUANTILES, Curve, Sides, average, cone, consecutive, norm_quantiles, similarity
 from ima.alignment.stats import AlignmentStats, SiteStats
 from ima.alignment.views import MATCHED_ONLY, split_view
 from ima.types import Row, Site
@@ -27,15 +27,16 @@ Base = dict[str, Any]
 
 def alignment_rows(stats: AlignmentStats, base: Base) -> Iterator[Row]:
     """Rows of every score; `base` holds the fields that are the same for all (run, epoch, dataset_a, ...)."""
+    curves: dict[tuple[Site, str, str], Curve] = {}
     for site, site_stats in stats.sites.items():
-        yield from site_rows(site_stats, site, base)
+        yield from site_rows(site_stats, site, base, curves)
     for score, sites in STREAM.items():
         there = [stats.sites[site] for site in sites if site in stats.sites]
         if len(there) < 2 or stats.num_layers < 2:
             continue
         for view_a, view_b in (pair for pair in there[0].plan.pairs if named(*pair)["role_b"] == "T"):
             if split_view(view_a)[1] not in (*MATCHED_ONLY, "update"):
-                curve = average([similarity(each, view_a, view_b)["sim"] for each in there])
+                curve = average([curves[site, view_a, view_b] for site in sites if site in stats.sites])
                 value, se = curve.mean(1)
                 yield make(score, value, base, se=se, n=curve.n, **named(view_a, view_b))
 
@@ -65,21 +66,25 @@ def named(view_a: str, view_b: str) -> dict[str, str]:
     return {"role_a": role_a, "role_b": role_b, "variant": variant}
 
 
-def site_rows(stats: SiteStats, site: Site, base: Base) -> Iterator[Row]:
-    """Layer 0 is what enters the first block, so only `resid_post` has it."""
+def site_rows(stats: SiteStats, site: Site, base: Base, curves: dict[tuple[Site, str, str], Curve]) -> Iterator[Row]:
+    """Layer 0 is what enters the first block, so only `resid_post` has it. `curves` is given each `sim`."""
+    sides = Sides(stats)
     base = base | {"site": site.value}
     first = 0 if site is Site.RESID_POST else 1
     for view_a, view_b in stats.plan.pairs:
         names = named(view_a, view_b)
         headline = names["role_b"] == "T"
         start = 1 if names["variant"] == "update" else first
-        for score, curve in similarity(stats, view_a, view_b).items():
+        found = similarity(stats, view_a, view_b, sides=sides)
+        if "sim" in found:
+            curves[site, view_a, view_b] = found["sim"]
+        for score, curve in found.items():
             yield from layer_rows(score, curve, start, base | names)
             if headline and stats.num_layers > 1:
                 value, se = curve.mean(1)
                 yield make(score.replace("sim", "ima"), value, base, se=se, n=curve.n, **names)
         if headline and first == 0 and stats.num_layers > 1 and names["variant"] not in (*MATCHED_ONLY, "update"):
-            curve = similarity(stats, view_a, view_b, layer_a=0)["sim"]
+            curve = similarity(stats, view_a, view_b, layer_a=0, sides=sides)["sim"]
             yield from layer_rows("sim_p0", curve, 0, base | names, fixed=0)
             value, se = curve.mean(1)
             yield make("ima_p0", value, base, se=se, n=curve.n, **names)
@@ -89,7 +94,7 @@ def site_rows(stats: SiteStats, site: Site, base: Base) -> Iterator[Row]:
             alike: Base = {"role_a": role, "role_b": role, "variant": variant}
             alike |= {"dataset_b": base.get("dataset_a"), "modality_b": base.get("modality_a")} if role == "P" else {}
             alike |= {"modality_a": "text"} if role == "T" else {}
-            yield from layer_rows("cone", cone(stats, view), 1 if variant == "update" else first, base | alike)
+            yield from layer_rows("cone", cone(stats, view, sides), 1 if variant == "update" else first, base | alike)
     for view in ("P", "T"):
         fields = base | {"role_a": view, "variant": "raw"}
         n = int(stats.norm_hist_LRH[0 if first == 0 else -1, 0 if view == "P" else 1].sum())

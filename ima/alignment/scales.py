@@ -27,13 +27,14 @@ def norm_bins(norms: Tensor) -> Tensor:
     return ((norms.clamp_min(1e-30).log() - LOG_LOW) / BIN_WIDTH + 1).long().clamp(0, NUM_BINS - 1)
 
 
-def quantile_of(hist_XH: Tensor, q: float) -> Tensor:
-    """[X] quantiles of histograms, within half a bin; NaN for an empty one."""
-    hist_XH = hist_XH.double().cpu()
-    total_X = hist_XH.sum(-1)
-    index_X = (hist_XH.cumsum(-1) >= q * total_X[..., None]).double().argmax(-1)
-    value_X = torch.exp(LOG_LOW + (index_X - 0.5) * BIN_WIDTH)
-    return torch.where(total_X > 0, value_X, torch.nan)
+def quantiles_of(hist_XH: Tensor, qs: Sequence[float]) -> Tensor:
+    """[Q, X] quantiles of histograms, within half a bin; NaN for an empty one."""
+    reached_XH = hist_XH.cpu().double().cumsum(-1)
+    total_X = reached_XH[..., -1]
+    wanted_XQ = total_X[..., None] * torch.tensor(qs, dtype=torch.float64)
+    index_XQ = torch.searchsorted(reached_XH, wanted_XQ)
+    value_XQ = torch.exp(LOG_LOW + (index_XQ - 0.5) * BIN_WIDTH)
+    return torch.where(total_X[..., None] > 0, value_XQ, torch.nan).movedim(-1, 0)
 
 
 @dataclasses.dataclass
@@ -71,10 +72,11 @@ class Scale:
     def centres(self, means_B2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
         """centre_B2D: mean over the subset's examples other than the one itself (inside_B: it is of the subset), and
         known_B2: whether there is any."""
-        own_B11 = inside_B.double()[:, None, None]
-        others_B21 = self.count_2[None, :, None] - own_B11
-        sum_B2D = self.mean_sum_2D - own_B11 * means_B2D.double()
-        return (sum_B2D / others_B21.clamp_min(1)).float(), others_B21[..., 0] > 0
+        own_B1 = inside_B.to(self.count_2)[:, None]
+        others_B2 = self.count_2 - own_B1
+        factor_B2 = 1 / others_B2.clamp_min(1)
+        sum_2D, own_B2 = self.mean_sum_2D, own_B1 * factor_B2
+        return factor_B2[..., None] * sum_2D - own_B2[..., None] * means_B2D, others_B2 > 0
 
 
 class Scales:
@@ -135,6 +137,6 @@ class Scales:
             # Below what rounding leaves of a dimension that is constant.
             varies_D = variance_D > 1e-12 * sums.square_D / num
             inverse_D = torch.where(varies_D, variance_D.clamp_min(1e-300).rsqrt(), 0.0)
-            massive = MASSIVE * float(quantile_of(sums.hist_H, 0.5))
-            self._scales[key] = Scale(massive, inverse_D.float(), sums.mean_sum_2D, sums.count_2)
+            massive = MASSIVE * float(quantiles_of(sums.hist_H, (0.5,)))
+            self._scales[key] = Scale(massive, inverse_D.float(), sums.mean_sum_2D.float(), sums.count_2.float())
         return self._scales[key]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ima.alignment.scales import quantile_of
+from ima.alignment.scales import quantiles_of
 from ima.alignment.stats import SiteStats
 from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, NUM_GROUPS, group_of, split_view
 
@@ -57,14 +57,41 @@ def with_leave_outs(sum_LGX: Tensor, used_G: Tensor) -> Tensor:
     return torch.cat([total[None], total[None] - sum_LGX[:, used_G].transpose(0, 1)])
 
 
-def products(a_LGD: Tensor, b_LGD: Tensor, used_G: Tensor) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One view's sums of unit means in fp64, and their total over the groups."""
+
+    sum_LGD: Tensor
+    total_L1D: Tensor
+
+    @classmethod
+    def of(cls, sum_LGD: Tensor) -> Side:
+        sum_LGD = sum_LGD.double()
+        return cls(sum_LGD, sum_LGD.sum(1, keepdim=True))
+
+    def at(self, layer: int) -> Side:
+        return Side(self.sum_LGD[layer : layer + 1], self.total_L1D[layer : layer + 1])
+
+
+class Sides(dict[str, Side]):
+    """The sides of one site by view, each made once. `stats` must not change meanwhile."""
+
+    def __init__(self, stats: SiteStats) -> None:
+        super().__init__()
+        self.stats = stats
+
+    def __missing__(self, view: str) -> Side:
+        self[view] = Side.of(self.stats.unit_sum_LGRD[:, :, self.stats.plan.views.index(view)].cpu())
+        return self[view]
+
+
+def products(a: Side, b: Side, used_G: Tensor) -> Tensor:
     """[1 + G', L]: (sum a)(sum b) over all groups, then without each used group, without making those sums. One side
     may have a single layer for all."""
-    a_LGD, b_LGD = a_LGD.double(), b_LGD.double()
-    a_L1D, b_L1D = a_LGD.sum(1, keepdim=True), b_LGD.sum(1, keepdim=True)
-    whole_L = (a_L1D * b_L1D).sum((1, 2))
-    mixed_LG = torch.matmul(b_LGD, a_L1D.transpose(1, 2))[..., 0] + torch.matmul(a_LGD, b_L1D.transpose(1, 2))[..., 0]
-    own_LG = torch.linalg.vecdot(a_LGD, b_LGD)
+    whole_L = torch.linalg.vecdot(a.total_L1D, b.total_L1D)[:, 0]
+    mixed_LG = torch.matmul(b.sum_LGD, a.total_L1D.mT)[..., 0]
+    mixed_LG = mixed_LG + (mixed_LG if a is b else torch.matmul(a.sum_LGD, b.total_L1D.mT)[..., 0])
+    own_LG = torch.linalg.vecdot(a.sum_LGD, b.sum_LGD)
     return torch.cat([whole_L[None], (whole_L[:, None] - mixed_LG + own_LG)[:, used_G].T])
 
 
@@ -73,20 +100,23 @@ def positive(count: Tensor) -> Tensor:
     return count.where(count > 0, torch.nan)
 
 
-def similarity(stats: SiteStats, view_a: str, view_b: str, layer_a: int | None = None) -> dict[str, Curve]:
+def similarity(
+    stats: SiteStats, view_a: str, view_b: str, layer_a: int | None = None, sides: Sides | None = None
+) -> dict[str, Curve]:
     """sim (all pairs), sim_matched (a = b) and sim_gap = matched - mean over a != b, for layers 0..L. Of centred views
     there is only sim_matched.
 
     layer_a: None for the same layer, or the fixed layer that `view_a` is taken from (then only `sim` is defined,
-    since the matched cosine is streamed for equal layers).
+    since the matched cosine is streamed for equal layers). sides: where several scores of one site are asked for.
     """
+    sides = Sides(stats) if sides is None else sides
     a, b = stats.plan.views.index(view_a), stats.plan.views.index(view_b)
     count_LGR = stats.count_LGR.double().cpu()
     layers = slice(None) if layer_a is None else slice(layer_a, layer_a + 1)
     used_G = (count_LGR[..., a] + count_LGR[..., b]).sum(0) > 0
     count_a = with_leave_outs(count_LGR[layers, :, a], used_G)
     count_b = with_leave_outs(count_LGR[:, :, b], used_G)
-    product = products(stats.unit_sum_LGRD[layers, :, a].cpu(), stats.unit_sum_LGRD[:, :, b].cpu(), used_G)
+    product = products(sides[view_a] if layer_a is None else sides[view_a].at(layer_a), sides[view_b], used_G)
     curves = {"sim": product / positive(count_a * count_b)}
     n_L = torch.minimum(count_a[0], count_b[0])
     if layer_a is None:
@@ -101,7 +131,7 @@ def similarity(stats: SiteStats, view_a: str, view_b: str, layer_a: int | None =
     return {name: Curve(values[0], values[1:], n_L) for name, values in curves.items()}
 
 
-def cone(stats: SiteStats, view: str) -> Curve:
+def cone(stats: SiteStats, view: str, sides: Sides | None = None) -> Curve:
     """Mean cosine over the distinct pairs of examples within one dataset: (|sum u|^2 - n) / (n (n - 1)), where the n
     that is taken off counts the examples whose u is not zero. NaN for fewer than two examples."""
     r = stats.plan.views.index(view)
@@ -109,8 +139,8 @@ def cone(stats: SiteStats, view: str) -> Curve:
     used_G = count_LG.sum(0) > 0
     count = with_leave_outs(count_LG, used_G)
     own = with_leave_outs(stats.nonzero_LGR[..., r].double().cpu(), used_G)
-    sums_LGD = stats.unit_sum_LGRD[:, :, r].cpu()
-    square = products(sums_LGD, sums_LGD, used_G)
+    side = (Sides(stats) if sides is None else sides)[view]
+    square = products(side, side, used_G)
     value = (square - own) / positive(count * (count - 1))
     return Curve(value[0], value[1:], count[0])
 
@@ -128,7 +158,7 @@ def consecutive(stats: SiteStats, step: int, view: str) -> Curve:
 def norm_quantiles(stats: SiteStats, view: str) -> Tensor:
     """[3, L] quartiles of the token norms, within half a bin (0.5 %); NaN where the view is empty."""
     hist_LH = stats.norm_hist_LRH[:, NORM_VIEWS.index(view)]
-    return torch.stack([quantile_of(hist_LH, q) for q in QUANTILES])
+    return quantiles_of(hist_LH, QUANTILES)
 
 
 def mean_with_error(value_E: Tensor, ids: Sequence[str]) -> tuple[float, float, int]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ima.alignment.passes import STEPS, Pass, Places, Seen, add_variants, cosine
+from ima.alignment.passes import STEPS, Pass, Places, Seen, cosine, dot
 from ima.alignment.scales import NUM_BINS, Scales, norm_bins
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
 from ima.types import Site
@@ -102,18 +102,16 @@ class AlignmentStats:
         self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
         if site not in self._seen:
             scratch = self._scratch.setdefault(site, {})
-            self._seen[site] = Pass(self._places, self.consecutive, self.num_layers, scratch)
+            self._seen[site] = Pass(self._places, self.consecutive, self.num_layers, self.plan_at(site), scratch)
         scale = self.scales.of(layer, site) if self.scales is not None and self.plan.needs_scales else None
-        self._seen[site].see(layer, x_BSD, scale, "nomassive" in self.plan.variants)
+        self._seen[site].see(layer, x_BSD, scale)
 
     def end(self) -> None:
         for site, passed in self._seen.items():
             seen = passed.finish()
-            plan = self.plan_at(site)
             if site not in self.sites:
                 width, device = seen.means_LBRD.shape[-1], seen.means_LBRD.device
-                self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, plan)
-            add_variants(seen, plan, self._places)
+                self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, passed.plan)
             matched_LBQ = accumulate(self.sites[site], seen, self._places)
             if self.examples is not None and site is Site.RESID_POST:
                 inner_BQ = matched_LBQ[[layer > 0 for layer in seen.layers]].mean(0)
@@ -158,7 +156,7 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
     cosines, both = [], []
     for view_a, view_b in stats.plan.pairs:
         a, b = views.index(view_a), views.index(view_b)
-        dot_LB = (means_LBRD[:, :, a] * means_LBRD[:, :, b]).sum(-1)
+        dot_LB = dot(means_LBRD[:, :, a], means_LBRD[:, :, b])
         cosines.append(cosine(dot_LB, norms_LBR[:, :, a], norms_LBR[:, :, b]))
         both.append(has_LBR[:, :, a] * has_LBR[:, :, b])
     matched_LBQ, both_LBQ = torch.stack(cosines, dim=-1), torch.stack(both, dim=-1)
@@ -169,8 +167,9 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
 
     means_LBRD *= torch.where(norms_LBR > 0, 1 / norms_LBR.clamp_min(torch.finfo(torch.float32).tiny), 0.0)[..., None]
     onehot_LGB = onehot_GB.expand(len(seen.layers), -1, -1)
-    if len(seen.layers) == stats.num_layers:
-        stats.unit_sum_LGRD.flatten(2).baddbmm_(onehot_LGB, means_LBRD.flatten(2))
+    first, last = seen.layers[0], seen.layers[-1]
+    if len(seen.layers) == last + 1 - first:
+        stats.unit_sum_LGRD[first : last + 1].flatten(2).baddbmm_(onehot_LGB, means_LBRD.flatten(2))
     else:
         summed_LGRD = torch.bmm(onehot_LGB, means_LBRD.flatten(2)).unflatten(2, means_LBRD.shape[2:])
         stats.unit_sum_LGRD.index_add_(0, layers, summed_LGRD)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.alignment.scores import Curve, positive, products, with_leave_outs
+from ima.alignment.scores import Curve, Side, positive, products, with_leave_outs
 from ima.alignment.stats import AlignmentStats
 from ima.alignment.views import split_view
 from ima.checkpoint import write_tensors
@@ -86,7 +86,7 @@ def across(a: Sums, view_a: str, b: Sums, view_b: str) -> Curve:
     count_a_LG, count_b_LG = a.count_LG[view_a], b.count_LG[view_b]
     used_G = (count_a_LG + count_b_LG).sum(0) > 0
     counts = with_leave_outs(count_a_LG, used_G) * with_leave_outs(count_b_LG, used_G)
-    value = products(a.sum_LGD[view_a], b.sum_LGD[view_b], used_G) / positive(counts)
+    value = products(Side.of(a.sum_LGD[view_a]), Side.of(b.sum_LGD[view_b]), used_G) / positive(counts)
     return Curve(value[0], value[1:], torch.minimum(count_a_LG.sum(1), count_b_LG.sum(1)))
 
 
@@ -95,6 +95,7 @@ def within(a: Sums, view: str) -> Curve:
     used_G = a.count_LG[view].sum(0) > 0
     count = with_leave_outs(a.count_LG[view], used_G)
     own = with_leave_outs(a.nonzero_LG[view], used_G)
-    square = products(a.sum_LGD[view], a.sum_LGD[view], used_G)
+    side = Side.of(a.sum_LGD[view])
+    square = products(side, side, used_G)
     value = (square - own) / positive(count * (count - 1))
     return Curve(value[0], value[1:], count[0])

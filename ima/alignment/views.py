@@ -49,6 +49,11 @@ class Plan:
         chosen = [variant for variant in VARIANTS if variant in self.variants]
         return (*PAIRS[:3], *((f"P.{variant}", f"T.{variant}") for variant in chosen))
 
+    def at(self, variant: str) -> slice:
+        """Where the views P and T of a variant are."""
+        start = self.views.index(f"P.{variant}")
+        return slice(start, start + 2)
+
     @property
     def num_by_role(self) -> int:
         return len(VIEWS) if "nosink" in self.variants else len(ROLE_VIEWS)
