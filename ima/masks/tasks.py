@@ -1,0 +1,93 @@
+"""A trained run as a calibration task: its adapter, its training samples, and a key for what depends on them.
+
+The samples are a seeded draw from the training split; everything but the LLM is built from the run's own config,
+without its interventions. Nothing is built before statistics are really missing from the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ima.cache import build_folder, cache_dir, sha256_of
+from ima.errors import UserError
+from ima.llm.frozen import FrozenLLM
+from ima.masks.calibration import Inputs, one_shot
+from ima.masks.scores import weights_id
+from ima.masks.sums import Sums
+from ima.results import read_result
+
+BATCH_SIZE = 16
+VERSION = 1  # raise it when the statistics change
+
+
+class CalibrationTask:
+    """`num_examples` training samples of the run in `folder`."""
+
+    def __init__(self, folder: Path | str, num_examples: int, seed: int) -> None:
+        from ima.config import run_config, run_folder
+        from ima.run import find_adapter
+
+        self.folder, self.adapter = find_adapter(str(folder))
+        self.config = run_config(str(self.folder))
+        self.num_examples, self.seed = num_examples, seed
+        facts = read_result(run_folder(str(folder))).get("facts", {})
+        depends = {name: self.config.get(name) for name in ("data", "task", "encoder", "adapter")}
+        depends |= {name: facts.get(name) for name in ("source_fingerprint", "encoder_fingerprint")}
+        depends |= {"adapter_file": sha256_of(self.adapter), "num_examples": num_examples, "seed": seed}
+        text = json.dumps(depends, sort_keys=True, default=str)
+        self.key = hashlib.sha256(f"{VERSION}|{text}".encode()).hexdigest()[:16]
+        self.source = str(facts.get("source") or self.folder.name)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def facts(self) -> dict[str, Any]:
+        return {"run": self.name, "source": self.source, "num_examples": self.num_examples, "seed": self.seed}
+
+    def inputs(self, llm: FrozenLLM) -> Iterator[Inputs]:
+        """Batches of the whole sequences, with answers, on the LLM's device; the examples of a batch are of like
+        length, so that little is padding."""
+        from lightning.pytorch.utilities.seed import isolate_rng
+
+        from ima.checkpoint import load_adapter
+        from ima.data.collate import Collate
+        from ima.parts import assemble
+
+        with isolate_rng():  # it is seeded from this run's config; the caller's draws must not notice
+            parts = assemble(self.config | {"intervention": {}, "alignment": None}, llm)
+        load_adapter(self.adapter, parts.adapter)
+        if "train" not in parts.source.splits:
+            raise UserError(f"{self.folder}: {parts.source.name} has no training split to calibrate on")
+        samples = parts.source.samples("train")
+        order = np.random.Generator(np.random.Philox(key=self.seed)).permutation(len(samples))
+        chosen = [samples[index] for index in order[: self.num_examples]]
+        if parts.store is not None:
+            t = parts.training
+            parts.store.ensure(chosen, llm.device, t.eval_batch_size, t.num_workers)
+            chosen = [sample for sample in chosen if sample.medium_key not in parts.store.bad]
+        collate = Collate(parts.task, llm, parts.percepts)
+        chosen.sort(key=lambda sample: len(collate.text(sample, 0)[0]))
+        module = parts.module().to(llm.device).eval()
+        with torch.no_grad():
+            for start in range(0, len(chosen), BATCH_SIZE):
+                batch = collate([(sample, 0) for sample in chosen[start : start + BATCH_SIZE]]).to(llm.device)
+                x_BSD, roles_BS, _ = module.splice(batch)
+                yield x_BSD.detach(), roles_BS
+
+    def sums(self, llm: FrozenLLM) -> Sums:
+        """One-shot statistics of all roles: from the cache, or made once under a lock."""
+        key = hashlib.sha256(f"{self.key}|{weights_id(llm)}|{llm.dtype}".encode()).hexdigest()[:16]
+        target = cache_dir() / "calibration" / f"{self.name}-{key}"
+
+        def build(folder: Path) -> None:
+            one_shot(llm, self.inputs(llm)).save(folder / "sums.safetensors", self.facts() | {"llm": llm.name})
+
+        return Sums.load(build_folder(target, build) / "sums.safetensors")[0]
