@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
-import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,9 +18,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ima.compose import CONF, PARSER, choices_of, compose, default_groups
-from ima.config import ROOTS, config_hash
+from ima.compose import CONF, choices_of, compose, default_groups
+from ima.config import ROOTS
 from ima.errors import UserError, nearest
+from ima.grid import compose_sweep
 
 # Before torch, huggingface_hub and wandb are imported: they read these once. A value that is set already wins.
 # W&B reports errors and timings to its makers even when it is offline, unless told not to.
@@ -90,79 +90,6 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
     run = entry or getattr(importlib.import_module(module), function)
     result = run(OmegaConf.to_container(config))  # plain values: a DictConfig in a checkpoint cannot be read back
     return result if isinstance(result, int) else 0
-
-
-def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
-    """The sweep's config with `jobs`: overrides and hash of each job, every one composed and checked by now.
-
-    Keys of sweep.yaml go to the sweep; several values (a=1,2) to its grid; everything else to every job.
-    """
-    own = {*default_groups("sweep", conf), *(field.name for field in dataclasses.fields(ROOTS["sweep"]))}
-    mine, shared, grid = [], [], {}
-    for text in argv:
-        name, equals, value = text.partition("=")
-        if name.split(".")[0] in own:
-            mine.append(text)
-        elif equals and is_grid(text):
-            grid[name] = value
-        else:
-            shared.append(text)
-    config = compose(mine, "sweep", conf)
-    root = str(config.script)
-    theirs = [*default_groups(root, conf), *(field.name for field in dataclasses.fields(ROOTS[root]))]
-    for name in (text.partition("=")[0].lstrip("+") for text in [*shared, *grid]):
-        if name.split(".")[0] not in theirs:
-            raise UserError(f"{name}: no key of sweep.py or {root}.py; {nearest(name.split('.')[0], {*own, *theirs})}")
-    axes = {name: axis(name, values) for name, values in config.params.items()}
-    axes |= {name: axis(name, values) for name, values in grid.items()}
-    config.params = {name: list(values) for name, values in axes.items()}
-    config.overrides = [*config.overrides, *shared]
-    if not axes:
-        raise UserError("params: nothing to vary; choose sweep=..., or give several values, as in encoder=a,b")
-    jobs = []
-    for point in itertools.product(*axes.values()):
-        overrides = [*config.overrides, *(f"{name}={value}" for name, value in zip(axes, point, strict=True))]
-        plain = OmegaConf.to_container(compose(overrides, root, conf))
-        assert isinstance(plain, dict)
-        jobs.append({"overrides": overrides, "hash": config_hash({str(name): item for name, item in plain.items()})})
-    if config.name is None:
-        chosen = config.choices.sweep
-        config.name = (
-            chosen if chosen and not (grid or shared) else f"{chosen or 'sweep'}-{config_hash({'j': jobs})[:6]}"
-        )
-    config.jobs = jobs
-    return config
-
-
-def is_grid(text: str) -> bool:
-    try:
-        return bool(PARSER.parse_override(text).is_sweep_override())
-    except Exception:  # what cannot be read is refused, with a reason, when the jobs are composed
-        return False
-
-
-def axis(name: str, values: Any) -> list[str]:
-    """The values of one axis as they are written on the command line: a list, or Hydra's `a,b` and `range(0,3)`."""
-    if not isinstance(values, str):
-        if not hasattr(values, "__iter__") or hasattr(values, "items"):
-            raise UserError(f"params.{name}: {values!r} is no list of values; write [a,b] or 'range(0,3)'")
-        return [written(value) for value in values]
-    override = PARSER.parse_override(f"{name}={values}")
-    if not override.is_sweep_override():
-        return [values]
-    if not override.is_discrete_sweep():
-        raise UserError(f"{name}: {values!r} has no end; a grid takes lists and range(start,stop,step)")
-    return [str(value) for value in override.sweep_string_iterator()]
-
-
-def written(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        return str(value)
-    return "[" + ",".join(written(item) for item in value) + "]"
 
 
 def help_text(root: str, conf: Path = CONF) -> str:

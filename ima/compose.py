@@ -36,8 +36,12 @@ ROOT_TARGETS["sweep"] = "ima.config.SweepConfig"
 PARSER = OverridesParser.create()
 
 
-def compose(argv: Sequence[str], root: str = "train", conf: Path = CONF) -> DictConfig:
-    """The resolved and validated config of a script. Raises UserError, one line, for any mistake of a person."""
+def compose(
+    argv: Sequence[str], root: str = "train", conf: Path = CONF, *, trained: Mapping[str, Any] | None = None
+) -> DictConfig:
+    """The resolved and validated config of a script. Raises UserError, one line, for any mistake of a person.
+
+    trained: the config of the run that is evaluated, where that run has still to be made."""
     overrides = [parse(text, root, conf) for text in argv]
     groups = default_groups(root, conf)
     values: list[tuple[str, Any]] = []
@@ -52,7 +56,7 @@ def compose(argv: Sequence[str], root: str = "train", conf: Path = CONF) -> Dict
             values.append((name, override.value()))
     config, choices = compose_groups(root, chosen, conf)
     if root == "evaluate":
-        inherit(config, choices, values, chosen)
+        inherit(config, choices, values, chosen, trained)
     names = signature(ROOT_TARGETS[root])
     for key, value in values:
         put(config, key, value, names, choices)
@@ -169,13 +173,17 @@ def first_line(error: Exception) -> str:
 
 
 def inherit(
-    config: dict[str, Any], choices: dict[str, Any], values: list[tuple[str, Any]], chosen: Mapping[str, Any]
+    config: dict[str, Any],
+    choices: dict[str, Any],
+    values: list[tuple[str, Any]],
+    chosen: Mapping[str, Any],
+    trained: Mapping[str, Any] | None = None,
 ) -> None:
     """Fill what the evaluation leaves open from the run that it evaluates."""
     checkpoint = next((value for key, value in reversed(values) if key == "checkpoint"), config.get("checkpoint"))
     if checkpoint is None or checkpoint == MISSING:
         raise UserError("checkpoint: missing; write checkpoint=outputs/<run>")
-    trained = run_config(str(checkpoint))
+    trained = trained or run_config(str(checkpoint))
     for name in INHERITED:
         if not config.get(name) and not choices.get(name) and name not in chosen:
             config[name] = trained.get(name)

@@ -85,9 +85,18 @@ ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "swe
 
 
 def groups_of(root: str) -> list[str]:
+    points: list[list[str]] = dataclasses.field(
+        default_factory=list, metadata={"help": "more of the grid: lists of key=value that go together"}
+    )
     """The keys that are nodes, not plain values."""
     return [field.name for field in dataclasses.fields(ROOTS[root]) if str(field.type) in ("Node", "Nodes")]
 
+    evaluations: list[dict[str, Any]] = dataclasses.field(
+        default_factory=list,
+        metadata={
+            "help": "of each training's adapters: {of: key=value of the training, epochs: [..], overrides: [..]}"
+        },
+    )
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Of what decides the result: equal configs of differently named runs have equal hashes."""

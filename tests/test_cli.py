@@ -270,7 +270,8 @@ def test_a_sweep_file_is_a_grid_that_the_command_line_extends() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("encoder=base,bsae", "base"),
+        ("encoder=bsea,bsae", "base"),
+        ("encoder=base,bsae keep_going=false", "base"),
         ("trainer.lrr=1,2", "lr"),
         ("num_paralel=2 seed=0,1", "num_parallel"),
         ("seed=3", "nothing to vary"),

@@ -5,11 +5,17 @@ No torch here: the parent only starts processes and reads what they leave in the
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from ima.errors import UserError
 from ima.results import write_json
 from ima.sweep.job import Job, jobs_of
 from ima.sweep.pool import Pool, sigterm_interrupts
@@ -19,17 +25,44 @@ from ima.sweep.view import View
 
 def run_jobs(config: dict[str, Any]) -> int:
     """Run what `compose_sweep` made; returns 0 when every job is ok, 1 when one failed or was not run."""
+    refuse_ranks(os.environ)
     folder = Path(config["output_dir"]) / config["name"]
     jobs = jobs_of(config, folder)
-    write_json(folder / "sweep.json", {"command": shlex.join(["python", "sweep.py", *sys.argv[1:]]), "config": config})
-    view = View(jobs)
+    command = shlex.join(["python", "sweep.py", *sys.argv[1:]])
+    with alone_in(folder):
+        write_json(folder / "sweep.json", {"command": command, "config": config})
+    view = View(jobs, int(config["num_parallel"]))
     try:
         with view, sigterm_interrupts():
             Pool(jobs, config, view).run()
     finally:
-        finish_table(folder, jobs)
-    page(folder, jobs)
+        with alone_in(folder):
+            finish_table(folder, jobs)
+    with alone_in(folder):
+        page(folder, jobs)
     return 0 if all(job.state in ("ok", "finished") for job in jobs) else 1
+
+
+def refuse_ranks(environment: Mapping[str, str]) -> None:
+    """Under torchrun or srun every rank would run the whole sweep. Raises UserError there."""
+    for number, total in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if number in environment and int(environment.get(total) or 1) > 1:
+            raise UserError(
+                f"{total}: {environment[total]} processes would each run the whole sweep; start sweep.py once,"
+                " as one process: a job makes its own ranks with trainer=ddp (docs/sweeps.md)"
+            )
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Several sweep.py may work on one sweep; one at a time writes its table and page. What a killed one left half
+    written goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        for place in (folder, folder / "figures"):
+            for leftover in place.glob(".*"):
+                leftover.unlink(missing_ok=True)
+        yield
 
 
 def page(folder: Path, jobs: list[Job]) -> None:

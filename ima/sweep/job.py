@@ -43,6 +43,7 @@ class Job:
     log: Path
     overwrite: bool = False
     script: str = "train"
+    needs: str | None = None  # hash of the training whose adapter is evaluated
     state: str = "waiting"
     reason: str = ""
     seconds: float = 0.0
@@ -82,25 +83,23 @@ class Job:
 
 
 def jobs_of(config: dict[str, Any], folder: Path) -> list[Job]:
-    """The jobs of a composed sweep, equal ones once."""
-    shared = len(config.get("overrides") or [])
+    """The jobs of a composed sweep, equal ones once; those whose config was refused have failed already."""
     jobs: dict[str, Job] = {}
     for entry in config["jobs"]:
         name, overrides = str(entry["hash"]), [str(text) for text in entry["overrides"]]
-        varied = dict(text.split("=", 1) for text in overrides[shared:])
-        overwrite = last_value(overrides, "overwrite") in ("true", "True", "1")
-        jobs.setdefault(
+        job = Job(
+            overrides,
             name,
-            Job(
-                overrides,
-                name,
-                varied,
-                folder / name,
-                folder / "logs" / f"{name}.txt",
-                overwrite,
-                str(config.get("script", "train")),
-            ),  # fmt: skip
+            {str(key): str(value) for key, value in entry["varied"].items()},
+            folder / name,
+            folder / "logs" / f"{name}.txt",
+            overwrite=last_value(overrides, "overwrite") in ("true", "True", "1"),
+            script=str(entry["script"]),
+            needs=entry.get("needs"),
         )
+        if "error" in entry:
+            job.state, job.reason = "failed", str(entry["error"])
+        jobs.setdefault(name, job)
     return list(jobs.values())
 
 
@@ -168,7 +167,8 @@ def record(job: Job, status: str, reason: str) -> None:
         return
     if result is None:
         config = plain(job)
-        result = {"config": config, "command": shlex.join(["python", f"{job.script}.py", *job.overrides])}
+        command = shlex.join(["python", f"{job.script}.py", *job.overrides])
+        result = {"overrides": job.overrides, "config": config, "command": command}
         result |= {"seeds": {"seed": config.get("seed")}, "config_hash": job.hash, "metrics": {}}
         result |= provenance() | {"wall_seconds": None}
     with contextlib.suppress(UserError), owned(job.folder):
@@ -176,9 +176,13 @@ def record(job: Job, status: str, reason: str) -> None:
 
 
 def plain(job: Job) -> dict[str, Any]:
+    """The job's config; empty where it is refused."""
     from omegaconf import OmegaConf
 
-    config = OmegaConf.to_container(compose(job.overrides, job.script))
+    try:
+        config = OmegaConf.to_container(compose(job.overrides, job.script))
+    except UserError:
+        return {}
     assert isinstance(config, dict)
     return {str(name): value for name, value in config.items()}
 

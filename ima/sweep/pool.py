@@ -30,6 +30,7 @@ class Pool:
 
     def __init__(self, jobs: list[Job], config: dict[str, Any], view: View) -> None:
         self.jobs, self.view = jobs, view
+        self.by_hash = {job.hash: job for job in jobs}
         self.name, self.output_dir = str(config["name"]), str(config["output_dir"])
         self.num_parallel, self.keep_going = int(config["num_parallel"]), bool(config["keep_going"])
         self.gpus = visible_gpus() if self.num_parallel > 1 else []
@@ -38,7 +39,10 @@ class Pool:
 
     def run(self) -> None:
         for job in self.jobs:
-            if not job.overwrite and job.is_done():
+            if job.state == "failed":  # its config was refused
+                record(job, "failed", job.reason)
+                self.view.event(job)
+            elif not job.overwrite and job.is_done():
                 job.state = "finished"
                 self.view.event(job)
             else:
@@ -60,7 +64,10 @@ class Pool:
             if len(self.running) >= self.num_parallel:
                 return
             job = self.waiting.popleft()
-            if time.monotonic() < job.retry_at:
+            needed = self.by_hash.get(job.needs or "")
+            if needed is not None and needed.state in ("failed", "interrupted"):
+                self.give_up(job, needed)
+            elif time.monotonic() < job.retry_at or (needed is not None and needed.state not in ("ok", "finished")):
                 self.waiting.append(job)
             elif is_held(job.folder):
                 self.postpone(job)
@@ -69,6 +76,11 @@ class Pool:
                 self.view.event(job)
             else:
                 self.start(job)
+
+    def give_up(self, job: Job, needed: Job) -> None:
+        job.state, job.reason = "failed", f"its training failed: {needed.reason or needed.state}"
+        record(job, "failed", job.reason)
+        self.view.event(job)
 
     def postpone(self, job: Job) -> None:
         is_news, job.state = job.state != "elsewhere", "elsewhere"
@@ -98,6 +110,7 @@ class Pool:
 
     def environment(self, slot: int) -> dict[str, str]:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment.setdefault("WANDB_RUN_GROUP", self.name)  # the sweep's runs side by side
         if self.num_parallel > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // self.num_parallel)))
         if self.gpus:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ima.report import collect, write_csv
+from ima.report import collect
+from ima.report.collect import write_table
 from ima.report.load import number
 from ima.report.series import BESIDE
 from ima.sweep.job import Job
@@ -17,7 +18,8 @@ ALONE = ("ima", "val/loss")
 
 
 def finish_table(folder: Path, jobs: Sequence[Job]) -> None:
-    """Write <folder>/table.csv and print the short table. Jobs that never started are in the short one only."""
+    """Write <folder>/table.csv and .parquet, print the short table. Jobs that never started are in the short one
+    only."""
     folders = [job.folder for job in jobs if job.result() is not None]
     if folders:
         rows = collect(folders)
@@ -26,7 +28,7 @@ def finish_table(folder: Path, jobs: Sequence[Job]) -> None:
             job = states[row["folder"]]
             if job.state == "failed" and row["status"] != "failed":
                 row |= {"status": "failed", "reason": job.reason}
-        write_csv(rows, folder / "table.csv")
+        write_table(rows, folder / "table.csv")
     for line in aligned(short_table(jobs)):
         print(line)
     if folders:

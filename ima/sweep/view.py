@@ -26,8 +26,8 @@ OVER = ("ok", "finished", "failed", "interrupted")
 class View:
     """Use as a context manager; `event` when a job changes its state, `refresh` as often as you like."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: Sequence[Job], num_parallel: int = 1) -> None:
+        self.jobs, self.num_parallel = jobs, num_parallel
         self.live: Any = None
         self.refreshed = 0.0
 
@@ -52,7 +52,9 @@ class View:
         seconds = f"  {seconds_text(job.seconds)}" if job.seconds else ""
         reason = f"  {job.reason}" if job.reason else ""
         state = MEANING.get(job.state, job.state)
-        print(f"[{num_over}/{len(self.jobs)}] {state}: {job.label}{seconds}{reason}", flush=True)
+        left = total_left(self.jobs, self.num_parallel, time.monotonic()) if job.state in OVER else None
+        rest = f"  about {seconds_text(left)} left" if left else ""
+        print(f"[{num_over}/{len(self.jobs)}] {state}: {job.label}{seconds}{reason}{rest}", flush=True)
 
     def refresh(self, now: bool = False) -> None:
         if self.live is None or (not now and time.monotonic() - self.refreshed < REFRESH_SECONDS):
@@ -69,6 +71,8 @@ class View:
 
         counts = {state: sum(job.state == state for job in self.jobs) for state in ORDER}
         title = ", ".join(f"{num} {MEANING.get(state, state)}" for state, num in counts.items() if num)
+        left = total_left(self.jobs, self.num_parallel, time.monotonic())
+        title += f"; about {seconds_text(left)} left" if left else ""
         table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
         for name in ("job", "state", "epoch", "elapsed", "left"):
             table.add_column(name, justify="left" if name in ("job", "state") else "right", overflow="fold")
@@ -110,6 +114,28 @@ def seconds_left(job: Job, now: float) -> float | None:
         return None
     pace = (job.latest[0] - job.first[0]) / (job.latest[1] - job.first[1])
     return max(0.0, pace * (job.num_epochs - job.latest[1]) - (now - job.latest[0]))
+
+
+def total_left(jobs: Sequence[Job], num_parallel: int, now: float) -> float | None:
+    """Of the whole sweep: waiting jobs take what those of the same script took on the average, running ones what their
+    epochs tell. None before a first job is over, or where nothing is left."""
+    took: dict[str, list[float]] = {}
+    for job in jobs:
+        if job.state == "ok" and job.seconds:
+            took.setdefault(job.script, []).append(job.seconds)
+    means = {script: sum(seconds) / len(seconds) for script, seconds in took.items()}
+    if not means:
+        return None
+    usual = sum(means.values()) / len(means)
+    rest = 0.0
+    for job in jobs:
+        mean = means.get(job.script, usual)
+        if job.state == "waiting":
+            rest += mean
+        elif job.state == "running":
+            own = seconds_left(job, now)
+            rest += own if own is not None else max(0.0, mean - (now - job.started))
+    return rest / num_parallel or None
 
 
 def epoch_text(job: Job) -> str:
