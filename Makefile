@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep bench bench-train bench-align bench-skip export-data report clean
+.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-report export-data report collect clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -62,7 +62,10 @@ evaluate: setup  ## python evaluate.py $(ARGS)
 sweep: setup  ## python sweep.py $(ARGS)
 	@$(PY) sweep.py $(ARGS)
 
-bench: bench-train bench-align bench-skip  ## all benchmarks, into outputs/bench/
+sweep-demo: setup  ## five small trainings, two of them controls, and one page about them: some minutes
+	@$(PY) sweep.py sweep=demo $(ARGS)
+
+bench: bench-train bench-align bench-skip bench-report  ## all benchmarks, into outputs/bench/
 
 bench-train: setup  ## step time against the bare LLM and a plain loop on stock parts
 	@$(PY) -m ima.bench train $(ARGS)
@@ -73,11 +76,17 @@ bench-align: setup  ## what looking inside costs: IMA and the full suite over a 
 bench-skip: setup  ## what skipping saves: measured, in FLOPs, and against hand-written passes without the skipped parts
 	@$(PY) -m ima.bench skip $(ARGS)
 
+bench-report: setup  ## a thousand finished runs: seconds to collect and to draw them, size of the page
+	@$(PY) -m ima.bench report $(ARGS)
+
 export-data: setup  ## write a source in official formats: make export-data DATA=stamps_single OUT=folder
 	@$(PY) -m ima.data.export $(DATA) --out $(OUT) $(ARGS)
 
 report: setup  ## write the page of a run again: make report RUN=outputs/demo
 	@$(PY) -m ima.report $(RUN)
+
+collect: setup  ## one table of all runs below a folder, CSV and Parquet: make collect RUN=outputs
+	@$(PY) -m ima.report.collect $(RUN) $(ARGS)
 
 clean:  ## remove tool caches and build leftovers; .venv and outputs stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info

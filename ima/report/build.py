@@ -16,7 +16,7 @@ def write_report(paths: Iterable[str | Path], out: str | Path | None = None) -> 
     """Write the page for all runs of `paths` and return its path.
 
     Default place: report.html in the run's own folder, or, for several runs, in the folder that holds them all.
-    Beside it: figures/<name>.svg, .png, .csv, and for several runs runs.csv (see `collect`).
+    Beside it: figures/<name>.svg, .png, .csv, and for several runs runs.csv and .parquet (see `collect`), proxies.csv.
     Raises UserError for a folder without a run and for a place that cannot be written.
     """
     given = [Path(path) for path in paths]
@@ -40,15 +40,19 @@ def default_place(paths: list[Path], runs: list[Run]) -> Path:
 
 
 def write_files(runs: list[Run], target: Path) -> Path:
-    from ima.report.collect import csv_table, table_rows
+    from ima.report.collect import csv_table, table_rows, write_table
     from ima.report.figures import comparison_figures, figures_of
     from ima.report.page import page
+    from ima.report.proxies import correlation_table
     from ima.results import write_atomic
 
     figures = figures_of(runs[0]) if len(runs) == 1 else comparison_figures(runs)
-    write_atomic(target, page(runs, figures))
+    proxies = correlation_table(runs) if len(runs) > 1 else []
+    write_atomic(target, page(runs, figures, proxies))
     for figure in figures:
         figure.save(target.parent / "figures")
     if len(runs) > 1:
-        write_atomic(target.parent / "runs.csv", csv_table(table_rows(runs)))
+        write_table(table_rows(runs), target.parent / "runs.csv")
+    if proxies:
+        write_atomic(target.parent / "proxies.csv", csv_table(proxies))
     return target

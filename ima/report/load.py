@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.errors import UserError
+from ima.report.labels import name_jobs
 from ima.results import read_result, read_rows
 
 NOT_RUNS = {"wandb", "media", "figures", "checkpoints", "__pycache__"}
@@ -154,6 +155,7 @@ def load_runs(paths: Iterable[str | Path], max_detailed: int = 8) -> list[Run]:
         except UserError as error:
             empty: dict[str, Any] = {key: {} for key in PLAIN_DICTS}
             runs.append(Run(folder, name, {"status": "failed", "reason": str(error), **empty}))
+    name_jobs(runs)
     return runs
 
 

@@ -18,14 +18,15 @@ from ima.report import tables
 from ima.report.decoded import decoded_section
 from ima.report.drawing import Figure
 from ima.report.load import Run
+from ima.report.proxies import proxy_section
 from ima.report.samples import sample_section
 from ima.report.style import css_variables
 from ima.report.words import HEADLINES, MAX_HEADLINES, seconds_text, value_text
 
 
-def page(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
-    """The whole document."""
-    whole = run_page(runs[0], figures) if len(runs) == 1 else comparison_page(runs, figures)
+def page(runs: Sequence[Run], figures: Sequence[Figure], proxies: Sequence[dict[str, Any]] = ()) -> str:
+    """The whole document. `proxies`: the correlations over several runs."""
+    whole = run_page(runs[0], figures) if len(runs) == 1 else comparison_page(runs, figures, proxies)
     return whole.encode("utf-8", "replace").decode()  # a generated text may hold half a surrogate pair
 
 
@@ -47,12 +48,14 @@ def run_page(run: Run, figures: Sequence[Figure]) -> str:
     return document(f"ima · {run.name}", header, sections)
 
 
-def comparison_page(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
+def comparison_page(runs: Sequence[Run], figures: Sequence[Figure], proxies: Sequence[dict[str, Any]]) -> str:
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.status] = counts.get(run.status, 0) + 1
     states = " ".join(f"{tables.status_badge(status)} {count}" for status, count in sorted(counts.items()))
     sections = [("overview", "Runs", tables.overview(runs)), ("figures", "Compared", figure_grid(figures))]
+    if found := proxy_section(proxies):
+        sections.insert(1, ("proxies", "IMA against performance", found))
     if len(runs) <= 8:
         sections.append(("differences", "Where the configurations differ", tables.difference_table(runs)))
     notes = "".join(f'<p class="alert">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes)

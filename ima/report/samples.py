@@ -1,6 +1,7 @@
 """Sample cards: the picture, what was asked, what was generated, what is true, and whether the answer is right.
 
-Pictures are read below the run folder only and shrunk, so that a page stays small. Right and wrong differ by sign and
+Sounds and clips play in the page. Media are read below the run folder only, pictures shrunk and long recordings left
+out, so that a page stays small. Right and wrong differ by sign and
 word, not by colour alone.
 """
 
@@ -19,6 +20,9 @@ from ima.report.words import track_name
 
 MAX_CARDS = 36
 MAX_SIDE = 224  # pixels
+MAX_RECORDING = 250_000  # bytes
+PLAYABLE = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".flac": "audio/flac",
+            ".webm": "video/webm", ".mp4": "video/mp4"}  # fmt: skip
 SMALL = 12_000  # bytes; a picture up to this size is shown as it is
 
 
@@ -57,7 +61,7 @@ def card(folder: Path, history: list[dict[str, Any]]) -> str:
     asked = str(last.get("question") or "").strip()
     question = f'<p class="asked"><span>question</span> {escape(asked)}</p>' if asked else ""
     return (
-        f'<figure class="card">{picture(folder, last.get("image"), truths[0] if truths else "sample")}'
+        f'<figure class="card">{medium(folder, last, truths[0] if truths else "sample")}'
         f'<figcaption><p>{verdict(last)}</p>{question}<p class="said">{prediction(last)}</p>'
         f'<p class="true"><span>reference</span> {truth}</p>{folded}</figcaption></figure>'
     )
@@ -79,6 +83,33 @@ def verdict(sample: dict[str, Any]) -> str:
     if 0 < value < 1:
         return f'<span class="verdict">◐ {value:.2f} right</span>'
     return '<span class="verdict right">✓ right</span>' if value else '<span class="verdict wrong">✗ wrong</span>'
+
+
+def medium(folder: Path, sample: dict[str, Any], alt: str) -> str:
+    """The sample's picture, with what can be played of it."""
+    shown = picture(folder, sample.get("image"), alt)
+    for what, tag in (("clip", "video"), ("sound", "audio")):
+        data = recording(folder, sample.get(what))
+        if data:
+            poster = shown.partition('src="')[2].partition('"')[0]  # four frames, until it is played
+            extra = f' loop muted playsinline poster="{poster}"' if tag == "video" else ""
+            played = f'<{tag} controls preload="metadata"{extra} src="{data}" aria-label="{escape(alt)}"></{tag}>'
+            return played if tag == "video" else shown + played
+    return shown
+
+
+def recording(folder: Path, name: Any) -> str:
+    """A data address of a sound or clip; empty where there is none of a known kind, or it is too large."""
+    kind = PLAYABLE.get(Path(str(name)).suffix) if name else None
+    if kind is None:
+        return ""
+    try:
+        path = (folder / str(name)).resolve()
+        if not path.is_relative_to(folder.resolve()) or path.stat().st_size > MAX_RECORDING:
+            return ""
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except (OSError, ValueError):
+        return ""
 
 
 def picture(folder: Path, image: Any, alt: str) -> str:

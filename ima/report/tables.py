@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -15,6 +16,7 @@ from ima.report.words import HEADLINES, seconds_text, track_name, value_text
 MAX_METRIC_COLUMNS = 8
 MAX_EPOCH_COLUMNS = 10
 MAX_REASON = 160
+MAX_COMPARED_KEYS = 60
 SIGNS = {"ok": "✓", "failed": "✗", "running": "…"}
 
 
@@ -127,7 +129,8 @@ def metric_columns(runs: Sequence[Run]) -> list[str]:
 
 
 def overview(runs: Sequence[Run]) -> str:
-    """One row per run; the inline script sorts by a click on a heading and filters by words."""
+    """One row per run; the inline script sorts by a click on a heading, filters by words and shows where the
+    configurations of the chosen rows differ."""
     keys, metrics = differing_keys(runs, limit=8), metric_columns(runs)
     heads = ["run", "status", *keys, *metrics, "time"]
     numeric = {*metrics, "time"}
@@ -141,9 +144,23 @@ def overview(runs: Sequence[Run]) -> str:
         f'<label class="filter">Filter <input type="search" id="filter" placeholder="words that a row must hold">'
         f'</label> <span id="count" class="note">{len(runs)} of {len(runs)} runs</span>'
         f'<div class="scroll"><table class="sortable" id="runs"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        f'<p class="note">All configuration values and metrics of every run are in runs.csv beside this page.</p>'
+        f'<tbody>{body}</tbody></table></div><div id="chosen" class="scroll" aria-live="polite"></div>'
+        f"{difference_data(runs)}"
+        f'<p class="note">Choose two runs or more to see where their configurations differ. All configuration values'
+        f" and metrics of every run are in runs.csv and runs.parquet beside this page.</p>"
     )
+
+
+def difference_data(runs: Sequence[Run]) -> str:
+    """For the script: every config key on which the runs differ, its values once, and which value each run has."""
+    flat = [{key: text(value) for key, value in flatten(run.result["config"]).items()} for run in runs]
+    table = []
+    for key in differing_keys(runs, limit=MAX_COMPARED_KEYS):
+        values = list(dict.fromkeys(config.get(key) for config in flat))
+        places = {value: place for place, value in enumerate(values)}
+        table.append([key, values, [places[config.get(key)] for config in flat]])
+    data = json.dumps(table, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="differences-data">{data}</script>'
 
 
 def breakable(name: str) -> str:
@@ -156,7 +173,10 @@ def breakable(name: str) -> str:
 
 def overview_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> str:
     config = flatten(run.result["config"])
-    cells = [f'<th scope="row">{escape(run.name)}{how_to(run)}</th><td>{status_badge(run.status)}{reason(run)}</td>']
+    pick = f'<input type="checkbox" class="pick" aria-label="compare {escape(run.name)}">'
+    cells = [
+        f'<th scope="row">{escape(run.name)}{pick}{how_to(run)}</th><td>{status_badge(run.status)}{reason(run)}</td>'
+    ]
     cells += [f"<td>{escape(text(config[key])) if key in config else '–'}</td>" for key in keys]
     for name in metrics:
         value, limits = run.metrics.get(name), interval_text(run, name)

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts and filters the overview. Numbers come from data-v, everything else from the text; empty cells stay last.
+// Sorts and filters the overview, compares chosen rows. Numbers come from data-v, everything else from the text; empty cells stay last.
 (() => {
   const table = document.getElementById("runs");
   if (!table) return;
@@ -40,5 +40,32 @@
       shown += !row.hidden;
     }
     count.textContent = `${shown} of ${body.rows.length} runs`;
+  });
+
+  // Where the configurations of the chosen runs differ. Rows keep their number when they are sorted.
+  const differences = JSON.parse(document.getElementById("differences-data").textContent);
+  const chosen = document.getElementById("chosen");
+  const original = Array.from(body.rows);
+  const cell = (row, tag, content) => {
+    const made = row.appendChild(document.createElement(tag));
+    made.textContent = content;
+  };
+  body.addEventListener("change", (event) => {
+    if (!event.target.classList.contains("pick")) return;
+    const numbers = original.flatMap((row, number) => (row.querySelector(".pick").checked ? [number] : []));
+    chosen.replaceChildren();
+    if (numbers.length < 2) return;
+    const made = chosen.appendChild(document.createElement("table"));
+    const header = made.createTHead().insertRow();
+    cell(header, "th", "differs");
+    numbers.forEach((number) => cell(header, "th", text(original[number].cells[0])));
+    const rows = made.createTBody();
+    for (const [name, values, places] of differences) {
+      if (numbers.every((number) => places[number] === places[numbers[0]])) continue;
+      const row = rows.insertRow();
+      cell(row, "th", name);
+      numbers.forEach((number) => cell(row, "td", values[places[number]] ?? "–"));
+    }
+    if (!rows.rows.length) chosen.textContent = "Their configurations are the same.";
   });
 })();

@@ -1,0 +1,73 @@
+"""Names of a sweep's jobs for people: their folders are named by a hash, their rows by what varies.
+
+A label is made of the overrides that not all jobs share: `focus_vit layer=10`. An evaluation of a training that is in
+the set is called as that training, with its epoch.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ima.report.load import Run
+
+HASH = re.compile(r"[0-9a-f]{12}")
+EPOCH = re.compile(r"epoch-0*(\d+)\.safetensors")
+PLACES = ("name", "output_dir", "checkpoint", "overwrite", "resume")
+
+
+def name_jobs(runs: Sequence[Run]) -> None:
+    """Give runs in folders named by a hash a label instead; no two runs get the same name."""
+    jobs = [run for run in runs if HASH.fullmatch(run.folder.name)]
+    given = {id(run): overrides_of(run) for run in jobs}
+    for script in {script_of(run) for run in jobs}:
+        same = [run for run in jobs if script_of(run) == script]
+        shared = set.intersection(*(set(given[id(run)]) for run in same)) if len(same) > 1 else set()
+        for run in same:
+            given[id(run)] = [text for text in given[id(run)] if text not in shared]
+    labels = {id(run): " ".join(map(brief, given[id(run)])) for run in jobs}
+    trained = {str(run.folder.resolve()): labels[id(run)] for run in jobs}
+    for run in jobs:
+        found = EPOCH.search(checkpoint := str(run.result["config"].get("checkpoint") or ""))
+        if found:
+            first = trained.get(str(Path(checkpoint).resolve().parent.parent), "")
+            words = [first, labels[id(run)] if labels[id(run)] != first else "", f"epoch {found[1]}"]
+            labels[id(run)] = " ".join(filter(None, words))
+    counts = Counter(labels.values())
+    for run in jobs:
+        label, path = labels[id(run)], Path(run.name)
+        if not label or counts[label] > 1:
+            label = f"{label} {run.folder.name[:6]}".strip()
+        run.name = label if path.name == run.name else f"{path.parent.as_posix()}/{label}"
+
+
+def overrides_of(run: Run) -> list[str]:
+    """What the run's command gave it, without where it goes."""
+    try:
+        words = shlex.split(str(run.result.get("command") or ""))
+    except ValueError:
+        return []
+    return [text for text in words[2:] if "=" in text and text.split("=", 1)[0] not in PLACES]
+
+
+def script_of(run: Run) -> str:
+    return next((word for word in str(run.result.get("command")).split() if word.endswith(".py")), "")
+
+
+def brief(text: str) -> str:
+    """encoder=noise -> noise, encoder.layer=3 -> layer=3, seed=1 as it is."""
+    name, value = text.split("=", 1)
+    if "." in name:
+        return f"{name.rpartition('.')[2]}={value}"
+    return text if name in ("seed",) else value
+
+
+def shortened(label: str, most: int = 26) -> str:
+    """For a legend: the middle of a long name goes."""
+    short = label if len(label) <= most else f"{label[:12]}…{label[-(most - 13) :]}"
+    return f" {short}" if short.startswith("_") else short  # matplotlib leaves labels with an underscore out

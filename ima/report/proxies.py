@@ -1,0 +1,125 @@
+"""Is IMA a proxy of performance? Scatter plots over the runs of a page, and the table of the correlations.
+
+Each with n, a bootstrap 95 % interval and the p of a permutation test, over all runs and without the controls, which
+are far from all others and can make a relation by themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from ima.report.drawing import Figure
+from ima.report.labels import shortened
+from ima.report.load import Run
+from ima.report.relations import COLUMNS, Point, points_of, relations, targets
+from ima.report.style import Theme
+from ima.report.words import value_text
+
+MAX_FIGURES, MAX_LABELLED, MAX_BARS = 4, 14, 60
+
+
+def relation_text(points: Sequence[Point]) -> str:
+    found = relations(points)[0]
+    if not math.isfinite(found.value):
+        return f"n = {found.n}, too few or too alike to correlate"
+    p = f", p = {found.p:.2g}" if math.isfinite(found.p) else ""
+    interval = f" [{found.low:.2f}, {found.high:.2f}]" if math.isfinite(found.low) else ""
+    return f"Spearman ρ = {found.value:.2f}{interval}{p}, n = {found.n}"
+
+
+def proxy_figures(runs: Sequence[Run]) -> list[Figure]:
+    names = targets(runs)[:MAX_FIGURES]
+    if not names:
+        missing = "needs two runs with `ima/mean` and a task metric"
+        return [Figure("ima_vs_task", "IMA against performance", "", missing=missing)]
+    return [proxy_figure(runs, name) for name in names]
+
+
+def proxy_figure(runs: Sequence[Run], metric: str) -> Figure:
+    points = points_of(runs, COLUMNS[0], metric)
+    trained = [point for point in points if not point.control]
+    track, _, score = metric.partition("/")
+    caption = relation_text(points) + "."
+    if len(trained) < len(points):
+        caption = f"All: {caption} Without controls (hollow): {relation_text(trained)}."
+    if len({point.group for point in points}) < len(points):
+        caption += " Checkpoints of one training are resampled together."
+    caption += " Read within one LLM only."
+
+    def draw(figure: Canvas, theme: Theme) -> None:
+        ax = figure.add_subplot()
+        size = 34 if len(points) <= MAX_BARS else 9
+        for control in (False, True):
+            chosen = [point for point in points if point.control == control]
+            colour = theme["before" if control else "c0"]
+            if len(points) <= MAX_BARS:
+                bars = [[point.y - point.bars[1] for point in chosen], [point.bars[2] - point.y for point in chosen]]
+                x, y = [point.x for point in chosen], [point.y for point in chosen]
+                sides = np.clip(bars, 0, None)
+                ax.errorbar(x, y, sides, [point.bars[0] for point in chosen], "none", ecolor=colour, alpha=0.35)
+            ax.scatter(
+                [point.x for point in chosen], [point.y for point in chosen], s=size, marker="^" if control else "o",
+                facecolors="none" if control else colour, edgecolors=colour, alpha=0.85, linewidths=1.2 * control,
+            )  # fmt: skip
+        if len(points) <= MAX_LABELLED:
+            middle = (min(point.x for point in points) + max(point.x for point in points)) / 2
+            for point in points:
+                side, shift = ("right", -5) if point.x > middle else ("left", 5)
+                ax.annotate(
+                    shortened(point.run, 22), (point.x, point.y), xytext=(shift, 4), textcoords="offset points",
+                    fontsize=7.5, color=theme["muted"], horizontalalignment=side,
+                )  # fmt: skip
+            ax.margins(0.12)
+        ax.set(xlabel="IMA (mean over the layers)", ylabel=f"{score.replace('_', ' ')}, {track}")
+
+    header = ["run", "ima/mean", metric, "control", "training"]
+    rows: list[Sequence[Any]] = [[p.run, p.x, p.y, int(p.control), p.group] for p in points]
+    name = f"ima_vs_{track}_{score}"
+    return Figure(name, f"IMA against {score.replace('_', ' ')} on {track}", caption, draw, (header, rows))
+
+
+def correlation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row per score, metric, set of runs (all, without controls) and kind of correlation."""
+    rows = []
+    for x in COLUMNS:
+        for metric in targets(runs, x)[:MAX_FIGURES]:
+            points = points_of(runs, x, metric)
+            trained = [point for point in points if not point.control]
+            sets = {"all": points} | ({"without controls": trained} if len(trained) < len(points) else {})
+            for name, chosen in sets.items():
+                rows += [{"x": x, "y": metric, "runs": name} | dataclasses.asdict(each) for each in relations(chosen)]
+    return rows
+
+
+def proxy_section(rows: Sequence[dict[str, Any]]) -> str:
+    """The correlations as a table, a line per pair and set; empty where there are none."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    heads = ["score", "metric", "runs", "n", *itertools.chain(*((kind.capitalize(), "p") for kind in kinds))]
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        cells = lines.setdefault((row["x"], row["y"], row["runs"]), [f'<td class="number">{row["n"]}</td>'])
+        interval = f"<small>{row['low']:.2f} to {row['high']:.2f}</small>" if math.isfinite(row["low"]) else ""
+        cells.append(f'<td class="number">{value_text(row["value"])}{interval}</td>')
+        cells.append(f'<td class="number">{value_text(row["p"])}</td>')
+    if not lines:
+        return ""
+    head = "".join(
+        f'<th scope="col"{" class=number" if place > 2 else ""}>{escape(name)}</th>' for place, name in enumerate(heads)
+    )
+    body = "".join(
+        f'<tr><th scope="row">{escape(x)}</th><td>{escape(y)}</td><td>{escape(which)}</td>{"".join(cells)}</tr>'
+        for (x, y, which), cells in lines.items()
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        '<p class="note">Small: bootstrap 95 % interval over the runs; p of a permutation test, none where points are'
+        " checkpoints of one training. Controls: random weights or noise for an encoder. Also in proxies.csv.</p>"
+    )
