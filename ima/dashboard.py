@@ -6,13 +6,14 @@ network) costs one line and never a run. Offline runs lie in `<run>/wandb` and a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,17 @@ class WandbMirror:
         self._log_table()
         self.run.finish(exit_code=1 if failed else 0)
         self.run = None
+
+
+@contextlib.contextmanager
+def failures_told(mirror: WandbMirror | None) -> Iterator[None]:
+    """A run that fails or is interrupted inside is a failed one on W&B too."""
+    try:
+        yield
+    except BaseException:
+        if mirror is not None:
+            mirror.finish(failed=True)
+        raise
 
 
 def reach(url: str) -> None:

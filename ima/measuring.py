@@ -5,13 +5,17 @@ With the same config it gives the numbers that the run itself ended with.
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
+
 from ima.callbacks import AlignmentLogger, GenerationScorer, Recorder
 from ima.checkpoint import load_adapter
 from ima.config import config_hash
+from ima.dashboard import failures_told
 from ima.data.collate import Collate
 from ima.evaluation import Evaluator
 from ima.interventions import stack
@@ -52,10 +56,16 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         RowWriter(folder / "rows.jsonl"),
         {"task": parts.task.name, "dataset_a": parts.source.name, "modality_a": parts.source.modality},
     )
+    logger = None
+    if config.get("logger"):
+        kind = {} if "job_type" in config["logger"] else {"job_type": "evaluate"}
+        logger = instantiate(config["logger"])(folder, config, **kind)
+        recorder.mirrors.append(logger.mirror)
     evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
     scorer = GenerationScorer(evaluator, shown.tracks, shown.controls, t, recorder)
-    epoch = t.epochs
-    with stack(parts.llm, parts.interventions), fast(parts):
+    named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
+    epoch = int(named[1]) if named else t.epochs
+    with failures_told(logger), stack(parts.llm, parts.interventions), fast(parts):
         AlignmentLogger(evaluator, shown.val, parts.alignment, recorder, folder).measure(epoch, 0, last=True)
         scorer.measure(epoch, 0, last=True)
     facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}
@@ -71,4 +81,6 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     }
     write_samples(folder, scorer.final, parts.task, parts.source, epoch)
     write_json(folder / "result.json", result)
+    if logger is not None:
+        logger.finish(recorder.metrics)
     return result

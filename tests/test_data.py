@@ -387,3 +387,22 @@ def test_two_processes_that_fill_one_store_make_one_copy(tmp_path: Path) -> None
     assert len(shards(tmp_path)) == 1
     store = FeatureStore(tmp_path, Grey(40), Means())
     assert store.missing(Grey(40).samples("train")) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+def test_a_shard_whose_numbers_changed_is_refused_once_and_then_computed_again(tmp_path: Path, dtype: str) -> None:
+    """One bit, the length as it was: only the checksum tells."""
+    source, samples = Grey(4), Grey(4).samples("train")
+    store = FeatureStore(tmp_path, source, Means(), dtype)
+    store.ensure(samples)
+    expected = store.read(samples)
+    (path,) = shards(tmp_path)
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    damaged = FeatureStore(tmp_path, source, Means(), dtype)
+    assert damaged.ensure(samples) == 0
+    with pytest.raises(UserError, match="checksum"):
+        damaged.read(samples)
+    again = FeatureStore(tmp_path, source, Means(), dtype)
+    assert again.ensure(samples) == 4 and torch.equal(again.read(samples), expected)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ def read_media(
         yield len(part), good, batch
 
 
+def checksum(rows: np.ndarray) -> str:
+    return str(zlib.crc32(rows.reshape(-1).view(np.uint8).data))
+
+
 class FeatureStore:
     """Features of one encoder on one source. `dtype` is that of storage; `read` returns fp32."""
 
@@ -97,6 +102,7 @@ class FeatureStore:
         self._rows: dict[str, tuple[Path, int]] = {}
         self._maps: dict[Path, np.ndarray] = {}
         self._known: set[Path] = set()
+        self._checksums: dict[Path, str | None] = {}
         self.bad: dict[str, str] = {}  # medium key -> why it has no features, where the source's policy is to skip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,7 +168,7 @@ class FeatureStore:
         for index, sample in enumerate(samples):
             path, row = self._rows[sample.medium_key]
             if path not in self._maps:
-                self._maps[path] = self._open(path)[1]
+                self._maps[path] = self._verified(path)
             out[index] = self._maps[path][row]
         tensor = torch.from_numpy(out)
         return (tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor).float()
@@ -177,8 +183,23 @@ class FeatureStore:
             )
         assert tuple(features.shape[1:]) == self.shape, (features.shape, self.shape)
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+        features = features.contiguous()
         metadata = {"ids": json.dumps(ids), "encoder": self.encoder.fingerprint, "source": self.source.fingerprint}
-        write_tensors(self.folder / f"{name}.safetensors", {"features": features.contiguous()}, metadata)
+        metadata["crc32"] = checksum(features.flatten().view(torch.uint8).numpy())
+        write_tensors(self.folder / f"{name}.safetensors", {"features": features}, metadata)
+
+    def _verified(self, path: Path) -> np.ndarray:
+        """The rows of a shard, looked through once when a process first reads it (it is about to read them anyway).
+        Raises UserError where they are not what was written; the shard is removed."""
+        rows = self._open(path)[1]
+        written = self._checksums.get(path)
+        if written is not None and checksum(rows) != written:
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"{path}: its numbers are not those that were written (checksum); it was removed, the same command"
+                " computes them again"
+            )
+        return rows
 
     def _open(self, path: Path) -> tuple[list[str], np.ndarray]:
         """Ids and a memory map of the rows. Raises ValueError where the file is not what its header says."""
@@ -188,6 +209,7 @@ class FeatureStore:
                 raise ValueError("no safetensors file, or the beginning of one")
             header = json.loads(file.read(length))
         ids: list[str] = json.loads(header["__metadata__"]["ids"])
+        self._checksums[path] = header["__metadata__"].get("crc32")
         start, end = header["features"]["data_offsets"]
         shape = (len(ids), *self.shape)
         size = int(np.prod(shape)) * np.dtype(NUMPY[self.dtype]).itemsize
