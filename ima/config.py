@@ -73,9 +73,18 @@ class SweepConfig:
     RANGES = {"num_parallel": (1, None)}
 
     params: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "the grid: key -> values"})
+    points: list[list[str]] = dataclasses.field(
+        default_factory=list, metadata={"help": "more of the grid: lists of key=value that go together"}
+    )
     overrides: list[str] = dataclasses.field(default_factory=list, metadata={"help": "what all jobs share, key=value"})
     name: str | None = key("folder of the sweep under output_dir; default: the sweep's name or sweep-<hash>")
     output_dir: str = key("where the sweep's folder is made", "outputs")
+    evaluations: list[dict[str, Any]] = dataclasses.field(
+        default_factory=list,
+        metadata={
+            "help": "of each training's adapters: {of: key=value of the training, epochs: [..], overrides: [..]}"
+        },
+    )
     script: Literal["train", "evaluate"] = key("what each job runs: train.py or evaluate.py", "train")
     num_parallel: int = key("jobs at the same time, one process each", 1)
     keep_going: bool = key("go on with the other jobs when one fails", True)
@@ -85,18 +94,9 @@ ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "swe
 
 
 def groups_of(root: str) -> list[str]:
-    points: list[list[str]] = dataclasses.field(
-        default_factory=list, metadata={"help": "more of the grid: lists of key=value that go together"}
-    )
     """The keys that are nodes, not plain values."""
     return [field.name for field in dataclasses.fields(ROOTS[root]) if str(field.type) in ("Node", "Nodes")]
 
-    evaluations: list[dict[str, Any]] = dataclasses.field(
-        default_factory=list,
-        metadata={
-            "help": "of each training's adapters: {of: key=value of the training, epochs: [..], overrides: [..]}"
-        },
-    )
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Of what decides the result: equal configs of differently named runs have equal hashes."""
