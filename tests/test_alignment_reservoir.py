@@ -11,6 +11,7 @@ from test_alignment_variants import average, cosine, scales_of
 from ima.alignment import geometry
 from ima.alignment.reservoir import Reservoir, Tokens
 from ima.alignment.reservoir_rows import reservoir_rows
+from ima.alignment.scores import jackknife_se
 from ima.alignment.token_pairs import SCORES, mean_of_pairs, pair_scores, within_and_across
 from ima.alignment.tsne import tsne_rows
 from ima.alignment.views import group_of, lowest
@@ -115,7 +116,7 @@ def test_what_only_turned_moved_and_grew_is_the_same_shape():
     y = 3.0 * x @ rotation(6) + 7.0
     assert geometry.cka(x, y) == pytest.approx(1) and geometry.cka_debiased(x, y) == pytest.approx(1)
     assert geometry.procrustes(x, y) == pytest.approx(0, abs=1e-9)
-    assert geometry.mutual_neighbours(x - x.mean(0), (x - x.mean(0)) @ rotation(6), k=5) == pytest.approx(1)
+    assert geometry.mutual_neighbours(x - x.mean(0), (x - x.mean(0)) @ rotation(6)) == pytest.approx(1)
     assert geometry.procrustes(x, noise) > 0.5 and geometry.cka(x, noise) < 0.5
 
 
@@ -202,3 +203,12 @@ def test_tsne_is_seeded_and_its_rows_meet_in_points(made):
     assert points == {(row.variant, row.n): row.note for row in one if row.score == "tsne_y"}
     num_means = sum(variant == "mean" for variant, _ in points)
     assert num_means == 2 * len(kept.means(2)[2]) and NUM_LAYERS == 4
+
+
+@pytest.mark.parametrize("score", [geometry.cka, geometry.cka_debiased, geometry.mutual_neighbours])
+def test_the_error_of_a_kernel_score_is_that_of_scoring_the_rest_anew(score: geometry.KernelScore) -> None:
+    x, y = (side + 3 for side in clouds(30, 5))
+    ids = [f"sample {index}" for index in range(30)]
+    groups = torch.tensor([group_of(name) for name in ids])
+    left = torch.tensor([score(x[groups != group], y[groups != group]) for group in groups.unique()])
+    assert score.with_error(x, y, ids) == pytest.approx((score(x, y), float(jackknife_se(left.double()))), rel=1e-6)

@@ -6,6 +6,7 @@ A value that is not defined (too few examples, no spread) is NaN.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -20,18 +21,56 @@ NEIGHBOURS = 10
 SIGMAS = 3.0
 
 
-def cka(x_ED: Tensor, y_ED: Tensor) -> float:
-    """Linear CKA (Kornblith et al. 2019, arXiv 1905.00414). Near 1 by itself where there are more dimensions than
-    examples; `cka_debiased` is not."""
-    x, y = centred(x_ED), centred(y_ED)
-    k, m = x @ x.T, y @ y.T
+@dataclasses.dataclass(frozen=True)
+class KernelScore:
+    """A score of two clouds that needs only the products of their points: leaving examples out is then a part of two
+    small matrices. kernel: k_EE of a cloud; of: the score of two kernels."""
+
+    kernel: Callable[[Tensor], Tensor]
+    of: Callable[[Tensor, Tensor], float]
+
+    def __call__(self, x_ED: Tensor, y_ED: Tensor) -> float:
+        return self.of(self.kernel(x_ED), self.kernel(y_ED))
+
+    def with_error(self, x_ED: Tensor, y_ED: Tensor, ids: Sequence[str]) -> tuple[float, float]:
+        """The score and its error, computed anew without each jackknife group."""
+        k_EE, m_EE = self.kernel(x_ED), self.kernel(y_ED)
+        groups = [group_of(name) for name in ids]
+        value = self.of(k_EE, m_EE)
+        if len(set(groups)) < 2:
+            return value, math.nan
+        left = []
+        for group in sorted(set(groups)):
+            kept = torch.tensor([index for index, other in enumerate(groups) if other != group])
+            left.append(self.of(k_EE[kept][:, kept], m_EE[kept][:, kept]))
+        return value, float(jackknife_se(torch.tensor(left, dtype=torch.float64)))
+
+
+def linear_kernel(x_ED: Tensor) -> Tensor:
+    """Products of the centred points: their origin does not matter to CKA, but to rounding."""
+    x = centred(x_ED)
+    return x @ x.T
+
+
+def cosine_kernel(x_ED: Tensor) -> Tensor:
+    unit = normalize(x_ED.double(), dim=-1)
+    return unit @ unit.T
+
+
+def centred_kernel(k_EE: Tensor) -> Tensor:
+    """As if the points had been centred; exactly zero where these have no spread."""
+    row_E = k_EE.mean(0)
+    made = k_EE - row_E - row_E[:, None] + row_E.mean()
+    return made if made.trace() > 1e-13 * k_EE.trace() else torch.zeros_like(made)
+
+
+def cka_of(k_EE: Tensor, m_EE: Tensor) -> float:
+    k, m = centred_kernel(k_EE), centred_kernel(m_EE)
     return ratio((k * m).sum(), (k * k).sum() * (m * m).sum())
 
 
-def cka_debiased(x_ED: Tensor, y_ED: Tensor) -> float:
-    """The same from unbiased estimates of HSIC (Song et al. 2012; Nguyen et al. 2021, arXiv 2010.15327); may be below
-    0. Needs four examples."""
-    n = len(x_ED)
+def cka_debiased_of(k_EE: Tensor, m_EE: Tensor) -> float:
+    n = len(k_EE)
     if n < 4:
         return math.nan
 
@@ -39,27 +78,31 @@ def cka_debiased(x_ED: Tensor, y_ED: Tensor) -> float:
         cross = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 * (k.sum(0) @ m.sum(0)) / (n - 2)
         return (k * m).sum() + cross
 
-    kernels = []
-    for side in (x_ED, y_ED):
-        kernel = centred(side) @ centred(side).T  # the estimate does not depend on the origin; rounding does
-        kernels.append(kernel - kernel.diagonal().diag())
-    k, m = kernels
+    k, m = (kernel - kernel.diagonal().diag() for kernel in map(centred_kernel, (k_EE, m_EE)))
     return ratio(hsic(k, m), hsic(k, k) * hsic(m, m))
 
 
-def mutual_neighbours(x_ED: Tensor, y_ED: Tensor, k: int = NEIGHBOURS) -> float:
-    """Share of an example's k nearest others (cosine) that are the same on both sides (Huh et al. 2024, arXiv
-    2405.07987); k is at most E - 1, by chance it is k / (E - 1)."""
-    n = len(x_ED)
-    k = min(k, n - 1)
-    if k < 1:
+def mutual_of(k_EE: Tensor, m_EE: Tensor) -> float:
+    n = len(k_EE)
+    num = min(NEIGHBOURS, n - 1)
+    if num < 1:
         return math.nan
     masks = []
-    for side in (x_ED, y_ED):
-        unit = normalize(side.double(), dim=-1)
-        similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
-        masks.append(torch.zeros(n, n).scatter_(1, similarity.topk(k, dim=1).indices, 1.0))
-    return float((masks[0] * masks[1]).sum() / (n * k))
+    for kernel in (k_EE, m_EE):
+        others = kernel.clone().fill_diagonal_(-torch.inf)
+        masks.append(torch.zeros(n, n).scatter_(1, others.topk(num, dim=1).indices, 1.0))
+    return float((masks[0] * masks[1]).sum() / (n * num))
+
+
+# Linear CKA (Kornblith et al. 2019, arXiv 1905.00414). Near 1 by itself where there are more dimensions than examples;
+# the debiased one is not.
+cka = KernelScore(linear_kernel, cka_of)
+# The same from unbiased estimates of HSIC (Song et al. 2012; Nguyen et al. 2021, arXiv 2010.15327); may be below 0.
+# Needs four examples.
+cka_debiased = KernelScore(linear_kernel, cka_debiased_of)
+# Share of an example's NEIGHBOURS nearest others (cosine) that are the same on both sides (Huh et al. 2024, arXiv
+# 2405.07987); by chance it is NEIGHBOURS / (E - 1).
+mutual_neighbours = KernelScore(cosine_kernel, mutual_of)
 
 
 def procrustes(x_ED: Tensor, y_ED: Tensor) -> float:
@@ -117,15 +160,3 @@ def centred(x_ED: Tensor) -> Tensor:
 
 def ratio(product: Tensor, squares: Tensor) -> float:
     return float(product / squares.sqrt()) if squares > 0 else math.nan
-
-
-def with_error(
-    score: Callable[[Tensor, Tensor], float], x_ED: Tensor, y_ED: Tensor, ids: Sequence[str]
-) -> tuple[float, float]:
-    """A score and its error, computed anew without each jackknife group."""
-    groups = torch.tensor([group_of(name) for name in ids])
-    value = score(x_ED, y_ED)
-    if len(groups.unique()) < 2:
-        return value, math.nan
-    left = [score(x_ED[groups != group], y_ED[groups != group]) for group in groups.unique()]
-    return value, float(jackknife_se(torch.tensor(left, dtype=torch.float64)))

@@ -68,7 +68,7 @@ def geometry_at(tokens: Tokens, layer: int) -> dict[str, Value]:
     p_ED, t_ED, ids = tokens.means(layer)
     if not ids:
         return {score: (math.nan, math.nan, 0) for score in (*GEOMETRY, "procrustes")}
-    found = {score: (*geometry.with_error(of, p_ED, t_ED, ids), len(ids)) for score, of in GEOMETRY.items()}
+    found = {score: (*of.with_error(p_ED, t_ED, ids), len(ids)) for score, of in GEOMETRY.items()}
     # A singular value decomposition for each group left out would cost more than all the rest.
     return found | {"procrustes": (geometry.procrustes(p_ED, t_ED), math.nan, len(ids))}
 

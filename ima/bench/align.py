@@ -35,6 +35,7 @@ from ima.settings import Alignment
 from ima.types import Role, Site
 
 GOALS = {"ima_overhead": "goal <= 1.05", "full_overhead": "goal <= 2"}
+NUM_VAL = 320  # samples of the validation pass: what is done once (scales, reservoir) must be seen beside a real one
 NUM_EXAMPLES, NUM_MODALITIES, BATCH_SIZE = 5000, 3, 50
 NUM_LAYERS, NUM_PERCEPTS, NUM_TEXT, WIDTH = 31, 10, 12, 576  # SmolLM2-135M's
 
@@ -48,7 +49,7 @@ def main(num_rounds: int) -> None:
 def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
     from omegaconf import OmegaConf
 
-    choices = ["experiment=demo", "logger=none", "alignment=full"]
+    choices = ["experiment=demo", "logger=none", "alignment=full", f"data.num_val={NUM_VAL}"]
     config: Any = OmegaConf.to_container(compose(choices, "train"))
     parts = assemble(config)
     assert parts.store is not None
