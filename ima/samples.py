@@ -1,10 +1,11 @@
-"""What a person looks at: predictions of every test example as lines, and a few with their pictures."""
+"""What a person looks at: predictions of every test example as lines, and a few with their pictures, sounds, clips."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import numpy as np
 from PIL import Image
 
 from ima.data.source import Source
-from ima.media import Medium, Sound, spaced
+from ima.media import Clip, Medium, Sound, spaced
 from ima.results import to_json, write_atomic
 from ima.tasks.base import Prediction, Task
 
 NUM_SHOWN = 12
 BESIDE = ("blind", "prior")  # rows about the samples of another track
 PICTURE_SIZE = 160  # pixels; of one frame
+SHOWN_SECONDS, MAX_FRAMES = 15.0, 150
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 NUM_FRAMES, NUM_COLUMNS = 4, 2
 
 
@@ -41,8 +44,8 @@ def write_samples(
         if track not in BESIDE:
             offset = len(lines) - len(predictions)
             for index, position in enumerate(varied(predictions, NUM_SHOWN)):
-                image = picture(folder, source, predictions[position], f"{track}-{index:02d}")
-                shown.append(lines[offset + position] | {"image": image})
+                medium = source.medium(predictions[position].sample)
+                shown.append(lines[offset + position] | media_files(folder, medium, f"{track}-{index:02d}"))
     for name, content in (("predictions.jsonl", lines), ("samples.jsonl", shown)):
         write_atomic(folder / name, "".join(json.dumps(to_json(line)) + "\n" for line in content))
 
@@ -60,13 +63,50 @@ def varied(predictions: Sequence[Prediction], num: int) -> list[int]:
     return sorted(firsts + rest[: num - len(firsts)])
 
 
-def picture(folder: Path, source: Source, prediction: Prediction, stem: str) -> str:
-    """Path below `folder` of a small PNG of the sample's medium."""
-    image = still(source.medium(prediction.sample))
+def media_files(folder: Path, medium: Medium, stem: str) -> dict[str, str]:
+    """Paths below `folder`: image, a small PNG of the medium, and what can be played: sound (mp3) or clip (webm)."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    write_atomic(folder / "media" / f"{stem}.png", buffer.getvalue())
-    return f"media/{stem}.png"
+    still(medium).save(buffer, "PNG")
+    files = {"image": (f"media/{stem}.png", buffer.getvalue())}
+    if isinstance(medium, Sound):
+        kind, data = sound_file(medium)
+        files["sound"] = (f"media/{stem}.{kind}", data)
+    elif not isinstance(medium, Image.Image):
+        files["clip"] = (f"media/{stem}.webm", clip_file(medium))
+    for name, data in files.values():
+        write_atomic(folder / name, data)
+    return {what: name for what, (name, _) in files.items()}
+
+
+def sound_file(sound: Sound) -> tuple[str, bytes]:
+    """(ending, bytes) that any browser plays; at most SHOWN_SECONDS."""
+    import soundfile
+
+    kind = "mp3" if sound.rate in MP3_RATES else "wav"
+    buffer = io.BytesIO()
+    wave = np.clip(sound.wave[: int(SHOWN_SECONDS * sound.rate)], -1, 1)
+    soundfile.write(buffer, wave, sound.rate, format=kind.upper())
+    return kind, buffer.getvalue()
+
+
+def clip_file(clip: Clip) -> bytes:
+    """WebM (VP9) of at most SHOWN_SECONDS, small."""
+    import av
+
+    num = min(clip.num_frames, max(1, int(SHOWN_SECONDS * clip.fps)), MAX_FRAMES)
+    frames = [frame.convert("RGB") for frame in clip.frames(list(range(num)))]
+    scale = min(1.0, PICTURE_SIZE / max(frames[0].size))
+    width, height = (max(2, round(side * scale / 2) * 2) for side in frames[0].size)  # the colours are halved
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="webm") as container:
+        stream: Any = container.add_stream("libvpx-vp9", rate=Fraction(clip.fps).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "32", "b": "0", "cpu-used": "8", "deadline": "realtime"}
+        for frame in frames:
+            image = frame.resize((width, height), Image.Resampling.BILINEAR)
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def still(medium: Medium) -> Image.Image:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import chromium
+import numpy as np
 import pytest
+from PIL import Image
 from report_runs import make_run
 
+from ima.media import Frames, Sound
 from ima.report import write_report
+from ima.samples import media_files
 
 BINARY = chromium.find()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="no Chromium found")]
@@ -60,7 +65,7 @@ def test_page_is_quiet_fits_the_window_and_shows_its_figures(
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("document.body.scrollWidth") <= width
     widths = browser.run("Array.from(document.querySelectorAll('svg'), svg => svg.getBoundingClientRect().width)")
-    assert len(widths) == {"single": 9, "sweep": 5}[kind]
+    assert len(widths) == {"single": 9, "sweep": 6}[kind]
     assert all(300 <= found <= width for found in widths)
     assert browser.run("Array.from(document.images).every(image => image.naturalWidth > 0)")
 
@@ -129,3 +134,52 @@ def test_filter_keeps_the_rows_that_hold_all_words(browser: chromium.Chromium, p
     )
     assert shown == ["job-9"]
     assert browser.run("document.getElementById('count').textContent") == "1 of 5 runs"
+
+
+def test_chosen_rows_show_where_their_configurations_differ_also_after_sorting(
+    browser: chromium.Chromium, pages: dict[str, Path]
+) -> None:
+    browser.open(pages["sweep"], 1200)
+    click(browser, "T0/noun_accuracy")
+    click(browser, "T0/noun_accuracy")
+    names = browser.run(
+        "(() => { const rows = Array.from(document.querySelectorAll('#runs tbody tr')).slice(0, 2);"
+        " rows.forEach(row => row.querySelector('.pick').click());"
+        " return rows.map(row => row.cells[0].firstChild.textContent); })()"
+    )
+    assert names == ["job-1", "job-3"]
+    shown = browser.run(
+        "Array.from(document.querySelectorAll('#chosen tr'), row => Array.from(row.cells, cell => cell.textContent))"
+    )
+    assert shown[0] == ["differs", "job-1", "job-3"]
+    assert ["trainer.seed", "1", "3"] in shown
+    assert ["encoder.name", "an-encoder-with-a-long-name-1", "an-encoder-with-a-long-name-3"] in shown
+    assert all(row[1] != row[2] for row in shown)
+    browser.run("document.querySelector('#runs tbody tr .pick').click()")
+    assert browser.run("document.getElementById('chosen').children.length") == 0
+    assert browser.complaints() == []
+
+
+def test_sounds_and_clips_play(browser: chromium.Chromium, tmp_path: Path) -> None:
+    """The media that a run writes, as data inside the page: a browser knows how long they are."""
+    folder = make_run(tmp_path / "heard", samples=2)
+    wave = np.sin(np.arange(8000) / 9).astype(np.float32)
+    frames = tuple(Image.new("RGB", (64, 48), (30 * index, 90, 40)) for index in range(8))
+    lines = [
+        {"id": "a", "track": "T0", "references": ["a tone"], "prediction": "a tone", "right": True}
+        | media_files(folder, Sound(wave, 16000), "T0-00"),
+        {"id": "b", "track": "T0", "references": ["a fade"], "prediction": "a cut", "right": False}
+        | media_files(folder, Frames(frames, 8.0), "T0-01"),
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    browser.open(write_report([folder]), 400)
+    lasted = browser.run(
+        "Promise.all(Array.from(document.querySelectorAll('audio,video'), async medium => {"
+        " if (medium.readyState < 1) await new Promise((done, fail) => {"
+        " medium.onloadedmetadata = done; medium.onerror = fail; medium.load(); });"
+        " return [medium.tagName, medium.duration]; }))"
+    )
+    assert [kind for kind, _ in lasted] == ["AUDIO", "VIDEO"]
+    assert lasted[0][1] == pytest.approx(0.5, abs=0.15) and lasted[1][1] == pytest.approx(1.0, abs=0.2)
+    assert browser.complaints() == [] and browser.requests() == []
+    assert browser.run("document.documentElement.scrollWidth") <= 400
