@@ -7,6 +7,7 @@ not factorise over examples, so they are of the reservoir. Zero vectors have cos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -66,13 +67,16 @@ def reduced(cosine_AENM: Tensor, has_AN: Tensor, has_EM: Tensor) -> dict[str, Te
     }
 
 
+@functools.lru_cache(maxsize=4)
+def onehot_of(ids: tuple[str, ...]) -> Tensor:
+    """onehot_GE of the jackknife groups that have examples."""
+    groups = torch.tensor([group_of(name) for name in ids])
+    return (groups == groups.unique()[:, None]).double()
+
+
 def group_sums(value_EE: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Sums over the pairs of groups [G', G'] of what is not NaN, and how many."""
-    groups = [group_of(name) for name in ids]
-    used = sorted(set(groups))
-    onehot_GE = torch.zeros(len(used), len(groups), dtype=torch.float64)
-    for index, group in enumerate(groups):
-        onehot_GE[used.index(group), index] = 1
+    onehot_GE = onehot_of(tuple(ids))
     known = ~value_EE.isnan()
     sums = onehot_GE @ value_EE.double().nan_to_num(0.0) @ onehot_GE.T
     return sums, onehot_GE @ known.double() @ onehot_GE.T
