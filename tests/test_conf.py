@@ -13,10 +13,12 @@ from omegaconf import OmegaConf
 
 from ima.cli import compose_sweep, describe
 from ima.compose import CONF, choices_of, compose, default_groups
+from ima.config import STACKED
 from ima.results import write_json
 from ima.schema import signature
 
 NEEDED = {("encoder", "timm"): ["encoder.name=resnet18"], ("llm", "hf"): ["llm.path=somewhere"]}
+NEEDED |= {("intervention", "mask"): ["intervention.mask.path=somewhere"]}
 
 
 def unset(group: str, choice: str) -> list[str]:
@@ -36,7 +38,7 @@ FILES = sorted(CONF.glob("*/*.yaml"))
 def test_every_choice_composes(group: str, choice: str) -> None:
     config = compose([f"{group}={choice}", *NEEDED.get((group, choice), unset(group, choice))])
     picked = config.choices[group]
-    assert picked == ([] if choice == "none" else [choice]) if group == "intervention" else picked == choice
+    assert picked == ([] if choice == "none" else [choice]) if group in STACKED else picked == choice
 
 
 @pytest.mark.parametrize("choice", choices_of("sweep", CONF))

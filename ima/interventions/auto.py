@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ima.errors import UserError
 from ima.interventions import Intervention
 from ima.interventions.cost import Tokens, prefill
+from ima.interventions.mask import Prune
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM
 from ima.llm.known import Known
@@ -93,6 +94,17 @@ def changes(folder: Path, num_blocks: int) -> dict[int, float]:
 
 
 def resolved(
-    interventions: Sequence[Intervention], llm: FrozenLLM, tokens: Tokens, run: Path | None = None
+    interventions: Sequence[Intervention],
+    llm: FrozenLLM,
+    tokens: Tokens,
+    run: Path | None = None,
+    node: dict[str, Any] | None = None,
 ) -> list[Intervention]:
-    return [each.resolve(llm, tokens, run) if isinstance(each, SkipAuto) else each for each in interventions]
+    """What acts: skips with their blocks chosen, masks made. node: the config that the LLM comes from."""
+    out: list[Intervention] = []
+    for each in interventions:
+        if isinstance(each, SkipAuto):
+            out.append(each.resolve(llm, tokens, run))
+        else:
+            out.append(each.resolve(llm, run, node) if isinstance(each, Prune) else each)
+    return out

@@ -16,6 +16,7 @@ from ima.interventions.cost import Flops, Tokens, count, decisions, decode, deco
 from ima.interventions.drop import Drop
 from ima.interventions.entropy import Entropy
 from ima.interventions.isolate import Isolate
+from ima.interventions.mask import MaskWeights
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
 from ima.interventions.skip import Skip
@@ -81,6 +82,8 @@ def treatment(llm: FrozenLLM, change: Intervention, block: int, roles_1S: Tensor
         return f"{named} (not counted; the lens is)" if block in change.blocks(llm.num_blocks) else ""
     if isinstance(change, Skip):
         return skipped(llm, change, block, roles_1S)
+    if isinstance(change, MaskWeights):
+        return f"{100 * change.sparsity:.1f} % of the weights zero, which saves no time"
     if isinstance(change, Drop):
         return "dropped" if block in change.blocks(llm.num_blocks) else ""
     if isinstance(change, Merge):

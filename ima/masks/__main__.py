@@ -88,7 +88,7 @@ def make(options: argparse.Namespace) -> None:
     for ratio in options.ratio:
         calibrated = options.method in CALIBRATED
         for run in options.runs if calibrated else [None]:
-            for roles in options.roles if calibrated else ["both"]:
+            for roles in options.roles if calibrated else options.roles[:1]:
                 recipe = Recipe(
                     options.method, ratio, options.group, options.pattern, roles, not options.no_answers, options.order,
                     options.num_examples, options.seed, run,
@@ -131,7 +131,7 @@ def info(options: argparse.Namespace) -> None:
             if name not in ("llm_node", "versions", "sparsity"):
                 print(f"  {name}: {value}")
         for by in ("part", "kind", "block"):
-            values = mask.densities(by)  # type: ignore[arg-type]
+            values = mask.densities(by)
             print(f"  kept by {by}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
 
 

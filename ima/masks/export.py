@@ -77,7 +77,7 @@ def semi_structured(llm: FrozenLLM, mask: Mask, name: str = "mask") -> Iterator[
     if reason:
         raise UserError(f"{name}: semi-structured sparsity: {reason}")
     linears = check_fit(llm, mask, name)
-    dense: dict[str, nn.Parameter] = {}
+    dense: dict[str, Any] = {}
     with masked(llm, mask, name):
         try:
             for path, linear in linears.items():

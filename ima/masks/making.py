@@ -52,7 +52,7 @@ class Maker:
     def path(self, recipe: Recipe, run: Path | str | None = None) -> Path:
         """The file of the mask; made where it is not there yet. run: calibrates where the recipe names none."""
         own, tasks = self.tasks_of(recipe, run)
-        depends = {"model": [self.model["weights"], self.model["dtype"]], "recipe": recipe.settings()}
+        depends: dict[str, Any] = {"model": [self.model["weights"], self.model["dtype"]], "recipe": recipe.settings()}
         depends |= {"own": own.key if own else None, "tasks": [task.key for task in tasks]}
         text = json.dumps(depends, sort_keys=True)
         key = hashlib.sha256(f"{VERSION}|{text}".encode()).hexdigest()[:16]

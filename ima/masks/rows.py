@@ -35,12 +35,12 @@ def overlap_rows(
 ) -> Iterator[Row]:
     prefix = "mask" if without is None else "mask_rest"
     for name, mask in masks.items():
-        facts = {"dataset_a": name, "role_a": mask.facts.get("roles"), "run": run}
+        facts: dict[str, Any] = {"dataset_a": name, "role_a": mask.facts.get("roles"), "run": run}
         for grouping in by:
             for key, value in mask.densities(grouping).items():
                 yield Row(score="mask_density", value=value, **facts, **group_fields(grouping, key))
     for (name_a, a), (name_b, b) in itertools.combinations(masks.items(), 2):
-        base = {"run": run, "dataset_a": name_a, "dataset_b": name_b}
+        base: dict[str, Any] = {"run": run, "dataset_a": name_a, "dataset_b": name_b}
         base |= {"role_a": a.facts.get("roles"), "role_b": b.facts.get("roles")}
         for grouping, found in overlaps(a, b, by, without).items():
             for key, overlap in found.items():
