@@ -1,4 +1,4 @@
-"""The W&B mirror of a run: scalars while it goes, one long table of all rows, the resolved config.
+"""The W&B mirror of a run: scalars while it goes, charts by layer, one long table of all rows, the resolved config.
 
 The run's files are the truth: whatever is here can be rebuilt from them, so a mirror that cannot be had (no key, no
 network) costs one line and never a run. Offline runs lie in `<run>/wandb` and are uploaded with `wandb sync`.
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ima.charts import Charts
 from ima.types import ROW_FIELDS, Row
 
 INIT_SECONDS = 20.0
@@ -42,6 +43,7 @@ class WandbMirror:
         self.run: Any = None
         self.table: Any = None
         self.unlogged = False
+        self.charts, self.to_draw = Charts(), set[tuple[str, str | None]]()
         arguments: dict[str, Any] = {
             "dir": str(folder), "project": project, "entity": entity, "group": group, "job_type": job_type,
             "tags": list(tags), "name": folder.name, "config": dict(config), "reinit": "create_new",
@@ -84,14 +86,16 @@ class WandbMirror:
         for (epoch, step), scalars in by_step.items():
             self.run.log(scalars | {"epoch": epoch, "trainer/global_step": step})
         self.unlogged = self.unlogged or bool(rows)
+        self.to_draw |= set(self.charts.add(rows))
         if any(row.split != "train" for row in rows):
             self._log_table()
 
     def _log_table(self) -> None:
         """Once per increment: a table without new rows would repeat its last ones."""
         if self.unlogged:
-            self.run.log({"rows": self.table})
+            self.run.log({"rows": self.table} | self.charts.logged(sorted(self.to_draw, key=str)))
         self.unlogged = False
+        self.to_draw.clear()
 
     def finish(self, metrics: Mapping[str, float] | None = None, failed: bool = False) -> None:
         if self.run is None:
@@ -99,6 +103,9 @@ class WandbMirror:
         if metrics:
             self.run.summary.update(dict(metrics))
         self._log_table()
+        picture = None if failed else self.charts.heat_map()
+        if picture is not None:
+            self.run.log({"charts/ima_heatmap": picture})
         self.run.finish(exit_code=1 if failed else 0)
         self.run = None
 

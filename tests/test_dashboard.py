@@ -19,6 +19,7 @@ from ima.results import read_result, read_rows
 from ima.types import Row
 
 MIRRORED = [item for item in NOISE if item != "logger=none"] + ["trainer.epochs=2", "trainer.generate_samples=3"]
+DRAWN = ["sim", "resid_post", "P", "T", "raw"]
 REFUSE = "training_faults.refuse_the_network"
 
 
@@ -64,6 +65,7 @@ def assert_mirrored(folder: Path) -> None:
                 if name in item and (item.get("epoch"), item["trainer/global_step"]) == (row["epoch"], row["step"])
             ]
             assert points == [row["value"]], (name, row["step"])
+    assert_charted(folder, rows, charts)
     summary: dict[str, Any] = {}
     for record in found:
         if record["type"] == "summary":
@@ -73,6 +75,23 @@ def assert_mirrored(folder: Path) -> None:
     (run,) = (record["run"] for record in found if record["type"] == "run")
     assert run["config"]["update"]["trainer"]["epochs"] == 2
     assert [record["exit"]["exit_code"] for record in found if record["type"] == "exit"] == [0]
+
+
+def assert_charted(folder: Path, rows: list[dict[str, Any]], charts: list[dict[str, Any]]) -> None:
+    """The last chart of the similarity has every epoch's values by layer; the map of layers and epochs is a picture."""
+    run = sorted((folder / "wandb").glob("offline-run-*"))[-1]
+    path = [item["charts/sim_table.path"] for item in charts if "charts/sim_table.path" in item][-1]
+    drawn = json.loads((run / "files" / path).read_text())
+    step, key, value = (drawn["columns"].index(name) for name in ("step", "lineKey", "lineVal"))
+    wanted = {
+        (row["layer_a"], f"epoch {row['epoch']}"): row["value"]
+        for row in rows
+        if (row["score"], row["site"], row["role_a"], row["role_b"], row["variant"])
+        == ("sim", "resid_post", "P", "T", "raw")
+    }
+    assert {(cell[step], cell[key]): number(cell[value]) for cell in drawn["data"]} == wanted
+    (picture,) = [item["charts/ima_heatmap.path"] for item in charts if "charts/ima_heatmap.path" in item]
+    assert (run / "files" / picture).stat().st_size > 0
 
 
 @pytest.mark.slow
