@@ -98,6 +98,8 @@ class Maker:
             words.insert(1, f"{len(tasks)} tasks {recipe.roles}")
         if recipe.pattern != "unstructured":
             words.append(recipe.pattern)
+        if recipe.order == "sequential":
+            words.append("sequential")
         return " ".join([*words, *([f"matched {recipe.matched}"] if recipe.matched else [])])
 
     # -- scores ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ With `without`, score names begin with mask_rest instead of mask: weights of tha
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,12 @@ from ima.errors import UserError
 from ima.masks.bits import By, Mask, intersection, union
 from ima.masks.compare import Overlap, density_by_chance, overlaps
 from ima.provenance import provenance
-from ima.results import RowWriter, write_json
+from ima.results import RowWriter, read_result, write_json
 from ima.types import Row
 
 GROUPINGS: tuple[By, ...] = ("whole", "part", "kind", "block", "matrix")
+
+MAX_IN_FULL = 10  # masks; of more, single matrices are not compared
 
 
 def group_fields(by: By, key: str) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def overlap_rows(
         for grouping in by:
             for key, value in mask.densities(grouping).items():
                 yield Row(score="mask_density", value=value, **facts, **group_fields(grouping, key))
-    for (name_a, a), (name_b, b) in itertools.combinations(masks.items(), 2):
+    for (name_a, a), (name_b, b) in pairs_of(masks):
         base: dict[str, Any] = {"run": run, "dataset_a": name_a, "dataset_b": name_b}
         base |= {"role_a": a.facts.get("roles"), "role_b": b.facts.get("roles")}
         for grouping, found in overlaps(a, b, by, without).items():
@@ -47,6 +50,13 @@ def overlap_rows(
                 for score, value in values_of(overlap).items():
                     fields = base | group_fields(grouping, key)
                     yield Row(score=f"{prefix}_{score}", value=value, n=overlap.num, **fields)
+
+
+def pairs_of(masks: Mapping[str, Mask]) -> Iterator[tuple[tuple[str, Mask], tuple[str, Mask]]]:
+    """All pairs, without those that were asked for at different sparsities."""
+    for one, other in itertools.combinations(masks.items(), 2):
+        if one[1].facts.get("asked") == other[1].facts.get("asked"):
+            yield one, other
 
 
 def values_of(overlap: Overlap) -> dict[str, float]:
@@ -61,7 +71,8 @@ def write_comparison(masks: Mapping[str, Mask], folder: Path, command: str = "",
     """rows.jsonl and result.json of a comparison. Raises UserError where there are not two masks of one model."""
     if len(masks) < 2:
         raise UserError(f"{len(masks)} mask(s) given; a comparison needs two")
-    rows = list(overlap_rows(masks, folder.name))
+    by = GROUPINGS if len(masks) <= MAX_IN_FULL else tuple(each for each in GROUPINGS if each != "matrix")
+    rows = list(overlap_rows(masks, folder.name, by))
     if without is not None:
         rows += overlap_rows(masks, folder.name, ("whole", "block"), without)
     together = list(masks.values())
@@ -83,6 +94,27 @@ def write_comparison(masks: Mapping[str, Mask], folder: Path, command: str = "",
     result = {"status": "ok", "config": {}, "command": command, "seeds": {}, "metrics": metrics, "facts": facts}
     write_json(folder / "result.json", result | provenance() | {"wall_seconds": None})
     return folder
+
+
+def compare_runs(folders: Sequence[Path], target: Path) -> Path | None:
+    """Comparison of the masks that these runs were evaluated under, in `target`; None where there are not two. Masks of
+    different sparsities are not compared."""
+    paths = list(dict.fromkeys(path for folder in folders for path in mask_paths(folder)))
+    masks = named([path for path in paths if Path(path).is_file()])
+    asked = collections.Counter(mask.facts.get("asked") for mask in masks.values())
+    if not asked or max(asked.values()) < 2:
+        return None
+    return write_comparison(masks, target)
+
+
+def mask_paths(folder: Path) -> list[str]:
+    """Of the masks that acted in a run, from its result."""
+    try:
+        facts = read_result(folder).get("facts") or {}
+    except UserError:
+        return []
+    acting = (facts.get("plan") or {}).get("interventions") or []
+    return [str(each["path"]) for each in acting if each.get("kind") == "mask" and each.get("path")]
 
 
 def named(paths: Sequence[Path | str]) -> dict[str, Mask]:
@@ -109,7 +141,7 @@ def label(mask: Mask, path: Path) -> str:
 def matrix_text(masks: Mapping[str, Mask]) -> list[str]:
     """IoU of the kept sets with (chance, corrected), one line a pair."""
     lines = [f"{'masks':60s}  {'IoU':>6s}  {'chance':>6s}  {'corrected':>9s}"]
-    for (name_a, a), (name_b, b) in itertools.combinations(masks.items(), 2):
+    for (name_a, a), (name_b, b) in pairs_of(masks):
         found = overlaps(a, b)["whole"][""]
         corrected = "nan" if math.isnan(found.corrected) else f"{found.corrected:.3f}"
         lines.append(f"{f'{name_a} | {name_b}':60s}  {found.iou:6.3f}  {found.chance:6.3f}  {corrected:>9s}")

@@ -10,6 +10,7 @@ from ima.report.figures_alignment import consecutive, heat_map, ima_by_epoch, la
 from ima.report.figures_compare import comparison_figures
 from ima.report.figures_full import cones, full_rows, site_norms, sites, vocabulary
 from ima.report.figures_full import variants as all_variants
+from ima.report.figures_masks import mask_rows, overlap_figures
 from ima.report.figures_reservoir import geometry, token_pairs, tsne
 from ima.report.figures_task import tasks, training
 from ima.report.load import Run
@@ -20,6 +21,8 @@ __all__ = ["comparison_figures", "figures_of", "full_figures"]
 def figures_of(run: Run) -> list[Figure]:
     """All figures of one run in the page's order; those without data carry the reason. What only a full
     measurement has is left out where it is not."""
+    if run.result["facts"].get("kind") == "masks":
+        return overlap_figures(mask_rows([run]))
     rows = series.alignment_rows(run.rows)
     return [
         layer_figure(rows, "ima_by_layer", "Implicit alignment by layer",

@@ -45,6 +45,12 @@ def plan_of(run: Run) -> dict[str, Any]:
     return plan if isinstance(plan, dict) and plan.get("interventions") else {}
 
 
+def skips_of(run: Run) -> dict[str, Any]:
+    """The plan, where it is more than masks: these leave every product as large as it was."""
+    plan = plan_of(run)
+    return plan if any(each.get("kind") != "mask" for each in plan.get("interventions") or []) else {}
+
+
 def baseline(run: Run, runs: Sequence[Run], metric: str) -> float | None:
     """The metric of the same adapter, or of the same training, without a plan."""
     source = run.result["facts"].get("evaluated")
@@ -72,7 +78,7 @@ def described(plan: dict[str, Any]) -> tuple[str, str]:
 def points_of(runs: Sequence[Run], metric: str) -> list[Point]:
     found = []
     for run in runs:
-        plan = plan_of(run)
+        plan = skips_of(run)
         value = run.metrics.get(metric)
         left = number((plan.get("flops") or {}).get("prefill_left")) if plan else None
         whole = baseline(run, runs, metric) if plan else None
@@ -98,7 +104,7 @@ def points_drawn(runs: Sequence[Run]) -> tuple[str, list[Point]]:
 
 def skip_figures(runs: Sequence[Run]) -> list[Figure]:
     """What there is to say of a set with plans; nothing where no run has one."""
-    if not any(map(plan_of, runs)):
+    if not any(map(skips_of, runs)):
         return []
     metric, points = points_drawn(runs)
     timed = any(point.seconds is not None for point in points)

@@ -69,4 +69,7 @@ def page(folder: Path, jobs: list[Job]) -> None:
     from ima.report import write_report
 
     if folders := [job.folder for job in jobs if job.result() is not None]:
+        from ima.masks.rows import compare_runs
+
+        compare_runs(folders, folder / "masks")
         print(f"page: {write_report(folders, folder / 'report.html')}")

@@ -1,0 +1,155 @@
+"""How much pruning masks overlap beyond chance: all pairs as a map, by block and by kind of matrix (paper, fig. 22).
+
+From rows of `ima.masks.rows`: those of the run itself, or of the folder masks/ beside a sweep's runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure as Canvas
+
+from ima.errors import UserError
+from ima.report.drawing import Figure
+from ima.report.load import Run
+from ima.report.panels import Panel, Stroke, multiples
+from ima.report.series import Curve, Row, curve, finite, where
+from ima.report.style import DASHES, NARROW, NUM_CATEGORIES, Theme
+from ima.results import read_rows
+
+MAX_STROKES = 6
+Pair = tuple[str, str]
+
+
+def mask_rows(runs: Sequence[Run]) -> list[Row]:
+    """Rows of the runs themselves, else of the folder masks/ beside them; empty where there are none."""
+    own = [row for run in runs for row in run.rows if str(row["score"]).startswith("mask_")]
+    if own or not runs:
+        return own
+    top = Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+    try:
+        return [row for row in read_rows(top / "masks" / "rows.jsonl") if str(row["score"]).startswith("mask_")]
+    except (UserError, OSError, UnicodeDecodeError):
+        return []
+
+
+def overlap_figures(rows: Sequence[Row]) -> list[Figure]:
+    """What the rows hold; nothing where no two masks were compared."""
+    if not where(rows, score="mask_iou"):
+        return []
+    return [iou_map(rows), *by_block(rows), *by_kind(rows)]
+
+
+def whole_values(rows: Sequence[Row], score: str) -> dict[Pair, float]:
+    return {
+        (row["dataset_a"], row["dataset_b"]): finite(row["value"])
+        for row in where(rows, score=score, layer_a=None, variant=None)
+    }
+
+
+def iou_map(rows: Sequence[Row]) -> Figure:
+    """All pairs: IoU of the kept sets as colour, beyond chance as the number below it."""
+    scores = ("mask_iou", "mask_iou_chance", "mask_iou_corrected", "mask_iou_pruned", "mask_iou_pruned_chance",
+              "mask_iou_pruned_corrected")  # fmt: skip
+    values = {score: whole_values(rows, score) for score in scores}
+    names = list(dict.fromkeys(name for pair in values["mask_iou"] for name in pair))
+    short = abbreviated(names)
+    chances = [value for value in values["mask_iou_chance"].values() if math.isfinite(value)]
+
+    def draw(figure: Canvas, theme: Theme) -> None:
+        figure.set_size_inches(NARROW, max(3.7, 1.6 + 0.36 * len(names)))
+        ax = figure.add_subplot()
+        cells = [[math.nan] * len(names) for _ in names]
+        for (a, b), value in values["mask_iou"].items():
+            row, column = sorted((names.index(a), names.index(b)), reverse=True)
+            cells[row][column] = value
+            if len(names) <= 8:
+                beyond = values["mask_iou_corrected"].get((a, b), math.nan)
+                ink = "#ffffff" if value < 0.75 else "#000000"
+                text = f"{value:.2f}\n({beyond:.2f})"
+                ax.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+        image = ax.imshow(cells, cmap="viridis", vmin=min(chances, default=0), vmax=1, interpolation="none")
+        ax.grid(False)
+        ax.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=7.5)
+        ax.set_yticks(range(len(names)), short, fontsize=7.5)
+        bar = figure.colorbar(image, ax=ax, shrink=0.8)
+        bar.set_label("IoU of the kept weights", fontsize=8)
+
+    table = [[*pair, *(values[score].get(pair, math.nan) for score in scores)] for pair in values["mask_iou"]]
+    level = f"{min(chances):.3f}" if chances else "unknown"
+    level += f" to {max(chances):.3f}" if chances and max(chances) - min(chances) > 5e-4 else ""
+    caption = (
+        f"Intersection over union of what two masks keep; in brackets beyond chance (0 chance, 1 equal). Chance:"
+        f" {level}. Masks of one LLM also agree because they share the weights' magnitudes."
+    )
+    return Figure(
+        "mask_iou", "Overlap of masks", caption, draw, (["mask_a", "mask_b", *(s[5:] for s in scores)], table)
+    )
+
+
+def abbreviated(names: Sequence[str]) -> list[str]:
+    """Without the words that all names share."""
+    words = [name.split() for name in names]
+    shared = set(words[0]).intersection(*words[1:]) if len(words) > 1 else set()
+    return [
+        " ".join(word for word in each if word not in shared) or name for each, name in zip(words, names, strict=True)
+    ]
+
+
+def strokes_of(rows: Sequence[Row]) -> list[Stroke]:
+    """A curve over the blocks for each pair; where there are many, the mean of each combination of roles."""
+    pairs = list(dict.fromkeys((row["dataset_a"], row["dataset_b"]) for row in rows))
+    short = dict(zip(names := sorted({n for p in pairs for n in p}), abbreviated(names), strict=True)) if pairs else {}
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        row = next(row for row in rows if (row["dataset_a"], row["dataset_b"]) == pair)
+        label = f"{short[pair[0]]} ~ {short[pair[1]]}"
+        if len(pairs) > MAX_STROKES:
+            roles = sorted(str(row[side] or "all") for side in ("role_a", "role_b"))
+            label = " ~ ".join(roles)
+        groups.setdefault(label, []).append(pair)
+    out = []
+    for index, (label, chosen) in enumerate(groups.items()):
+        kept = [row for row in rows if (row["dataset_a"], row["dataset_b"]) in chosen]
+        found = mean_curve(kept, label)
+        out.append(Stroke(found.label, found, f"c{index % NUM_CATEGORIES}", DASHES[index // NUM_CATEGORIES % 4]))
+    return out
+
+
+def mean_curve(rows: Sequence[Row], label: str) -> Curve:
+    """Mean over the pairs at each block; without an error, since pairs share masks and are not independent."""
+    by_block: dict[int, list[float]] = {}
+    for row in rows:
+        by_block.setdefault(int(row["layer_a"]), []).append(finite(row["value"]))
+    means = [{"value": sum(v) / len(v), "se": None, "at": block} for block, v in by_block.items()]
+    return curve(means, label, lambda row: row["at"])
+
+
+def by_block(rows: Sequence[Row]) -> list[Figure]:
+    kept = [row for row in rows if row["layer_a"] is not None and row["variant"] is None]
+    rest = where(kept, score="mask_rest_iou_corrected")
+    panels = [
+        Panel("beyond chance", strokes_of(where(kept, score="mask_iou_corrected")), level=(0.0, "chance")),
+        Panel("pruned weights, beyond chance", strokes_of(where(kept, score="mask_iou_pruned_corrected"))),
+        *([Panel("without what magnitude keeps", strokes_of(rest))] if rest else []),
+    ]
+    return multiples(
+        "mask_iou_by_block", "Overlap of masks by block",
+        "Chance-corrected IoU of what two masks keep (and prune) in each block: 0 is chance, 1 the same mask. Where many"
+        " pairs were compared, a line is the mean over those of its roles.",
+        panels, ylabel="corrected IoU",
+    )  # fmt: skip
+
+
+def by_kind(rows: Sequence[Row]) -> list[Figure]:
+    kept = [row for row in where(rows, score="mask_iou_corrected") if row["layer_a"] is not None and row["variant"]]
+    kinds = list(dict.fromkeys(row["variant"] for row in kept))
+    return multiples(
+        "mask_iou_by_kind", "Overlap of masks by kind of matrix",
+        "The same by matrix and block: where modalities use the same weights, and where their own.",
+        [Panel(kind.rpartition(".")[2], strokes_of(where(kept, variant=kind))) for kind in kinds], columns=3,
+        ylabel="corrected IoU",
+    )  # fmt: skip
