@@ -10,6 +10,8 @@ from matplotlib.figure import Figure as Canvas
 from ima.report import series
 from ima.report.drawing import Figure, legend, line, table_of
 from ima.report.figures_cones import compared_cones
+from ima.report.figures_masks import mask_rows, overlap_figures
+from ima.report.figures_retained import retained_figures
 from ima.report.figures_skip import skip_figures
 from ima.report.figures_task import HEADLINE_SCORES
 from ima.report.labels import shortened
@@ -85,5 +87,7 @@ def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
                 " there is one; band: 95 % interval.", ("epoch", "epoch"), "task metric", task_curve),
         *proxy_figures(runs),
         *skip_figures(runs),
+        *retained_figures(runs),
+        *overlap_figures(mask_rows(runs)),
         *compared_cones(runs),
     ]  # fmt: skip
