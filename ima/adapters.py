@@ -40,6 +40,10 @@ class Adapter(nn.Module):
         self.last().weight.mul_(factor)
 
 
+class AdapterSet(nn.ModuleDict):
+    """The adapters of a run that has several, by channel."""
+
+
 class LinearAdapter(Adapter):
     """One linear map per token."""
 

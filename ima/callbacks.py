@@ -17,8 +17,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from ima.alignment.suite import write_suite
-from ima.checkpoint import save_adapter
+from ima.checkpoint import save_adapter, save_llm
 from ima.evaluation import Evaluator, metric_rows
+from ima.parts import spread
 from ima.progress import progress
 from ima.results import RowWriter
 from ima.settings import Alignment, Training
@@ -31,8 +32,8 @@ Base = dict[str, Any]
 class Recorder:
     """Where numbers go: rows.jsonl on rank 0, and the same numbers to the loggers (W&B) as scalars."""
 
-    def __init__(self, run: str, writer: RowWriter | None, facts: Base) -> None:
-        self.run, self.writer, self.facts = run, writer, facts
+    def __init__(self, run: str, writer: RowWriter | None, facts: Base, entry: str = "") -> None:
+        self.run, self.writer, self.facts, self.entry = run, writer, facts, entry
         self.metrics: dict[str, float] = {}
         self.mirrors: list[Callable[[list[Row]], None]] = []
 
@@ -42,7 +43,15 @@ class Recorder:
             for mirror in self.mirrors:
                 mirror(list(rows))
 
+    def of_entry(self, entry: str, facts: Base) -> Recorder:
+        """For one entry of a mixture: its rows carry its name as task and before the track; metrics of its own."""
+        recorder = Recorder(self.run, self.writer, facts | {"task": entry}, entry)
+        recorder.mirrors = self.mirrors
+        return recorder
+
     def base(self, **fields: Any) -> Base:
+        if self.entry and fields.get("track"):
+            fields["track"] = f"{self.entry}/{fields['track']}"
         return {"run": self.run} | self.facts | fields
 
 
@@ -205,13 +214,6 @@ def flat(metrics: Sequence[Metric], track: str) -> dict[str, float]:
     return named
 
 
-def spread(samples: list[Sample], num: int | None) -> list[Sample]:
-    """`num` samples evenly over the list (which is sorted by noun in many sources), always the same."""
-    if num is None or num >= len(samples):
-        return samples
-    return [samples[index * len(samples) // num] for index in range(num)]
-
-
 class StepRecorder(Callback):
     """Loss and learning rate of the steps to rows, flushed with each checkpoint, epoch and at the end."""
 
@@ -261,6 +263,8 @@ class Checkpointer(Callback):
         if epoch_done and trainer.is_global_zero:
             epoch = trainer.current_epoch + 1
             save_adapter(self.folder, pl_module.adapter, self.facts | {"epoch": epoch}, f"epoch-{epoch:03d}")
+            if pl_module.llm.trains == "lora":  # all of an LLM would fill the disk
+                save_llm(self.folder, pl_module.llm, f"epoch-{epoch:03d}")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """After an epoch's last step: as if the next epoch were about to begin. From Lightning's own state of that

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
 from ima.errors import UserError, nearest
+from ima.llm.tuning import load_tensors, trained_tensors
 from ima.results import replace_atomic, write_json
 
 FORMAT = "ima-checkpoint-1"
@@ -142,11 +144,43 @@ def load_adapter(path: Path, adapter: nn.Module) -> None:
     adapter.load_state_dict(tensors)
 
 
-def weight_sum(module: nn.Module) -> str:
+def llm_file(adapter: Path) -> Path:
+    """Where the trained weights of the LLM lie that belong to an adapter's file."""
+    return adapter.with_name(f"{adapter.stem}.llm.safetensors")
+
+
+def save_llm(folder: Path, llm: nn.Module, stem: str = "adapter") -> None:
+    """`<stem>.llm.safetensors`: what of the LLM was trained."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in trained_tensors(llm).items()}
+    write_tensors(llm_file(folder / f"{stem}.safetensors"), tensors, {"format": "pt"})
+
+
+def load_llm(path: Path, llm: nn.Module) -> None:
+    """Trained weights of the LLM that belong to the adapter (or run's checkpoint) at `path`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    prefix = "/state_dict/llm."
+    beside = llm_file(path)
+    file = beside if beside.is_file() else path
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from error
+    if file == path:
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if not tensors:
+            raise UserError(f"{beside}: not there, but llm.train says that the LLM was trained with this adapter")
+    load_tensors(llm, tensors, file)
+
+
+def weight_sum(module: nn.Module, without: Collection[str] = ()) -> str:
     """A fingerprint of all parameters and buffers, bit for bit, that is cheap on any device: 64-bit sums of the raw
-    bits, plain and weighted by position."""
+    bits, plain and weighted by position. `without`: names that are left out."""
     plain, weighted = 0, 0
-    for tensor in module.state_dict().values():
+    for name, tensor in module.state_dict().items():
+        if name in without:
+            continue
         bits = tensor.detach().contiguous().flatten().view(torch.uint8)
         bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 4)).view(torch.int32).long()
         plain += int(bits.sum())

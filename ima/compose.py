@@ -48,7 +48,7 @@ def compose(
     chosen: dict[str, str | list[str]] = {}
     for override in overrides:
         name = override.key_or_group
-        if name in groups:
+        if name in groups and not (name in STACKED and isinstance(override.value(), dict)):
             chosen[name] = choose(name, override.value(), conf)
         elif (conf / name).is_dir() and name not in signature(ROOT_TARGETS[root]).parameters:
             raise UserError(f"{name}: {root}.py has no such group; {nearest(name, groups)}")
@@ -184,9 +184,12 @@ def inherit(
     if checkpoint is None or checkpoint == MISSING:
         raise UserError("checkpoint: missing; write checkpoint=outputs/<run>")
     trained = trained or run_config(str(checkpoint))
+    own_data = any(key.split(".")[0] in ("data", "task") for key in [*chosen, *(key for key, _ in values)])
     for name in INHERITED:
+        if name == "mixture" and own_data:
+            continue  # one task is measured, not those of the run
         if not config.get(name) and not choices.get(name) and name not in chosen:
-            config[name] = trained.get(name)
+            config[name] = trained.get(name, config.get(name))
             choices[name] = trained.get("choices", {}).get(name)
 
 

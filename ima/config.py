@@ -20,11 +20,14 @@ from ima.results import read_result
 Node = dict[str, Any] | None
 Nodes = dict[str, Any]
 
-STACKED = ("intervention",)  # groups of which several choices are taken at once
+STACKED = ("intervention", "mixture", "stage")  # groups of which several choices are taken at once
 # What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
-INHERITED = ("encoder", "adapter", "llm", "task", "data", "intervention", "alignment", "trainer", "seed")
+INHERITED = (
+    "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "trainer", "seed",
+)  # fmt: skip
 # Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.
 COMPLETED: dict[str, tuple[str, ...]] = {"adapter": ("dim", "width"), "logger": ("folder", "config")}
+LATER = ("mixture", "stage", "init")  # keys that older runs lack: empty, they change nothing
 MANAGEMENT = ("name", "output_dir", "resume", "overwrite", "logger", "choices")
 
 
@@ -39,12 +42,19 @@ class TrainConfig:
     llm: Node = key("the frozen language model")
     task: Node = key("what is asked and how an answer is scored")
     data: Node = key("where samples come from")
+    mixture: Nodes = dataclasses.field(
+        default_factory=dict, metadata={"help": "several tasks and their data in place of one; several stack"}
+    )
+    stage: Nodes = dataclasses.field(
+        default_factory=dict, metadata={"help": "trainings one after the other, each from the adapter of the last"}
+    )
     intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "skips and masks; several stack"})
     alignment: Node = key("what is measured inside the LLM")
     trainer: Node = key("steps, batch size, learning rate, device")
     logger: Node = key("the mirror of the run's files")
     name: str | None = key("folder of the run under output_dir; default: the experiment or train-<date>-<hash>")
     output_dir: str = key("where run folders are made", "outputs")
+    init: str | None = key("run folder or adapter that training starts from")
     seed: int = key("of initial weights, order and sampling", 0)
     resume: Literal["auto", "never", "must"] = key("go on from the run folder's last checkpoint", "auto")
     overwrite: bool = key("start anew in a folder that holds another or a finished run", False)
@@ -58,6 +68,8 @@ class EvaluateConfig:
     llm: Node = key("from the run")
     task: Node = key("from the run, or a choice")
     data: Node = key("from the run, or a choice")
+    mixture: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
+    stage: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run"})
     intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
     alignment: Node = key("from the run, or a choice")
     trainer: Node = key("from the run, or a choice: batch size and device")
@@ -100,7 +112,7 @@ def groups_of(root: str) -> list[str]:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Of what decides the result: equal configs of differently named runs have equal hashes."""
-    kept = {name: value for name, value in config.items() if name not in MANAGEMENT}
+    kept = {name: value for name, value in config.items() if name not in MANAGEMENT and (value or name not in LATER)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

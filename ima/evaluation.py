@@ -28,7 +28,8 @@ from ima.types import Row, Sample
 
 
 class Evaluator:
-    """Measures `module` on samples of one source and task. `batch_size` is this rank's."""
+    """Measures `module` on samples of one source and task, whose media go through `channel`. `batch_size` is this
+    rank's."""
 
     def __init__(
         self,
@@ -38,8 +39,11 @@ class Evaluator:
         percepts: Percepts,
         batch_size: int,
         num_workers: int = 0,
+        channel: str = "",
+        max_tokens: int | None = None,
     ) -> None:
         self.module, self.task, self.source, self.percepts = module, task, source, percepts
+        self.channel, self.max_tokens = channel, max_tokens
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seconds: dict[str, float] = {}
 
@@ -54,7 +58,7 @@ class Evaluator:
         if suite is not None:
             self._scales(samples, suite)
         start = time.perf_counter()
-        loader = self._loader(samples, Collate(self.task, llm, self.percepts))
+        loader = self._loader(samples, self._collate(self.percepts))
         total = torch.zeros(2, dtype=torch.float64)
         tap = suite.tap() if suite is not None else None
         if tap is not None:
@@ -92,7 +96,7 @@ class Evaluator:
             return
         start = time.perf_counter()
         chosen = [sample for sample in samples if sample.id in suite.scales.sample_ids]
-        loader = self._loader(chosen, Collate(self.task, self.module.llm, self.percepts))
+        loader = self._loader(chosen, self._collate(self.percepts))
         with tap, progress(len(chosen), "measure scales", "sample") as advance:
             for batch in loader:
                 x_BSD, roles_BS, _ = self.module.splice(batch.to(self.module.device))
@@ -112,7 +116,7 @@ class Evaluator:
         if blind:
             asked = list({self.task.prompt_for(sample): sample for sample in samples}.values())
         texts: dict[str, str] = {}
-        loader = self._loader(asked, Collate(self.task, self.module.llm, percepts, answers=False))
+        loader = self._loader(asked, self._collate(percepts, answers=False))
         with progress(len(asked), "generate", "sample") as advance:
             for batch in loader:
                 generated = self.module.generate(batch.to(self.module.device), self.settings)
@@ -136,6 +140,9 @@ class Evaluator:
     def score(self, predictions: Sequence[Prediction], split: str) -> list[Metric]:
         """Metrics with intervals; idf always from the references of the whole split."""
         return self.task.score(predictions, [sample.references for sample in self.source.samples(split)])
+
+    def _collate(self, percepts: Percepts, answers: bool = True) -> Collate:
+        return Collate(self.task, self.module.llm, percepts, answers, channel=self.channel, max_tokens=self.max_tokens)
 
     def _loader(self, samples: Sequence[Sample], collate: Collate) -> Any:
         return eval_loader(samples, collate, self.batch_size, rank(), num_ranks(), self.num_workers)

@@ -17,49 +17,67 @@ import torch
 from hydra.utils import instantiate
 
 from ima.callbacks import (
-    AlignmentLogger,
     Bar,
     Checkpointer,
     EpochMeasure,
-    GenerationScorer,
     Recorder,
     StepRecorder,
     drop_unfinished,
 )
-from ima.checkpoint import SafetensorsIO, last_checkpoint, load_checkpoint, save_adapter, weight_sum
-from ima.config import config_hash
-from ima.data.collate import Collate
+from ima.checkpoint import (
+    SafetensorsIO,
+    last_checkpoint,
+    load_adapter,
+    load_checkpoint,
+    load_llm,
+    save_adapter,
+    save_llm,
+    weight_sum,
+)
+from ima.config import config_hash, run_folder
+from ima.dashboard import failures_told
+from ima.data.collate import MixedCollate
 from ima.data.loader import TrainLoader
-from ima.evaluation import Evaluator, is_main
+from ima.data.mixture import Mixture
+from ima.errors import UserError
+from ima.evaluation import is_main
 from ima.interventions import stack
 from ima.interventions.auto import resolved
-from ima.parts import Parts, assemble, device_of
+from ima.llm.tuning import trained_tensors
+from ima.measures import facts_of, gather, measures_of, seconds_of, write_table
+from ima.parts import Parts, Stream, assemble, device_of
 from ima.progress import timed
 from ima.provenance import provenance
 from ima.ready import fast, make_ready, run_facts, say_plan, typical_tokens
 from ima.results import RowWriter, read_result, read_rows, write_atomic, write_json
-from ima.samples import write_samples
+from ima.samples import write_all_samples
+from ima.stages import effective
 from ima.types import Row, Sample
 
 NUM_SCALE_SAMPLES = 64
+CHARACTERS_OF_A_MEDIUM = 60
 
 
 class Data(pl.LightningDataModule):
     """The training loader, made when the ranks are known. Its place in the epoch travels in the checkpoint as the data
     module's state: Lightning restores that of a loader only when it counts the epoch as unfinished."""
 
-    def __init__(self, parts: Parts, samples: Sequence[Sample], seed: int) -> None:
+    def __init__(self, parts: Parts, pools: Sequence[Sequence[Sample]], seed: int) -> None:
         super().__init__()
-        self.parts, self.samples, self.seed = parts, samples, seed
+        self.parts, self.pools, self.seed = parts, pools, seed
         self.loader: TrainLoader | None = None
         self.resumed: dict[str, Any] = {}
 
     def train_dataloader(self) -> TrainLoader:
         assert self.trainer is not None
-        t = self.parts.training
-        collate = Collate(self.parts.task, self.parts.llm, self.parts.percepts, training=True, loss_on=t.loss_on)
+        t, parts = self.parts.training, self.parts
+        collates = {s.name: s.collate(parts.llm, training=True, loss_on=t.loss_on) for s in parts.streams}
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        self.loader = TrainLoader(self.samples, collate, t.batch_size, self.seed, rank, world, t.num_workers)
+        samples = [sample for pool in self.pools for sample in pool]
+        self.loader = TrainLoader(
+            samples, MixedCollate(collates), t.batch_size, self.seed, rank, world, t.num_workers,
+            mixture_of(parts, self.pools),
+        )  # fmt: skip
         if self.resumed:
             self.loader.load_state_dict(self.resumed)
         return self.loader
@@ -74,8 +92,26 @@ class Data(pl.LightningDataModule):
         return batch.to(device)
 
 
-def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
-    """Train into `folder`; returns the result. `config`: resolved, checked, plain."""
+def mixture_of(parts: Parts, pools: Sequence[Sequence[Sample]]) -> Mixture:
+    """`pools`: the training samples of each stream."""
+    t = parts.training
+    for stream, pool in zip(parts.streams, pools, strict=True):
+        if not pool:
+            raise UserError(f"{stream.key}: the train split is empty")
+    lengths = [text_length(sample) for pool in pools for sample in pool] if t.group_lengths else None
+    sizes, weights = [len(pool) for pool in pools], [stream.weight for stream in parts.streams]
+    return Mixture(sizes, weights, t.temperature, t.batches, lengths)
+
+
+def text_length(sample: Sample) -> int:
+    """Characters, near enough for putting samples of similar length together."""
+    told = sum(len(text) for _, text in sample.turns) or len(sample.question) + len(next(iter(sample.references), ""))
+    return told + CHARACTERS_OF_A_MEDIUM * len(sample.shown)
+
+
+def train(config: dict[str, Any], folder: Path, command: str, init: Path | None = None) -> dict[str, Any]:
+    """Train into `folder`; returns the result. `config`: resolved, checked, plain. init: where training starts from,
+    the adapter (and LLM) of an earlier stage."""
     started = time.perf_counter()
     main = is_main()
     last = last_checkpoint(folder)
@@ -87,40 +123,36 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         write_json(folder / "result.json", record | {"metrics": {}, "facts": earlier, "wall_seconds": None})
     clock: dict[str, float] = {}
     with timed(clock, "load"):
-        parts = assemble(config)
+        parts = assemble(effective(config))
         t = parts.training
         device = device_of(t)
         parts.llm.to(device)
-        frozen_before = weight_sum(parts.llm)
+        frozen_before = weight_sum(parts.llm, trained_tensors(parts.llm))
     with timed(clock, "encode"):
         shown = make_ready(parts, training=True, report=main)
-    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown))
-    steps_per_epoch = -(-len(shown.train) // t.batch_size)
+    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), node=config["llm"])
+    pools = [one.train for one in shown]
+    steps_per_epoch = mixture_of(parts, pools).num_batches(t.batch_size)
     module = parts.module(num_steps=steps_per_epoch * t.epochs)
     facts = run_facts(parts, shown)
     if resume:
         facts |= {"start_norm": earlier["start_norm"]} if "start_norm" in earlier else {}
     else:
-        facts["start_norm"] = start(parts, shown.train)
+        facts |= begin(parts, pools, init)
 
     if main:
         say_plan(parts, shown)
         write_json(folder / "result.json", record | {"metrics": {}, "facts": facts, "wall_seconds": None})
     writer = RowWriter(folder / "rows.jsonl") if main else None
-    recorder = Recorder(
-        folder.name,
-        writer,
-        {"task": parts.task.name, "dataset_a": parts.source.name, "modality_a": parts.source.modality},
-    )
+    recorder = Recorder(folder.name, writer, facts_of(parts.streams[0]))
     if writer is not None:
         if resume:
             state = load_checkpoint(last)
             drop_unfinished(writer, state["global_step"], measured_epoch(state))
         else:
             write_atomic(folder / "rows.jsonl", "")
-    evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
-    scorer = GenerationScorer(evaluator, shown.tracks, shown.controls, t, recorder)
-    borders = EpochMeasure([AlignmentLogger(evaluator, shown.val, parts.alignment, recorder, folder), scorer], t.epochs)
+    measures = measures_of(parts, module, shown, recorder, folder)
+    borders = EpochMeasure([part for measure in measures for part in measure.parts], t.epochs)
     steps = StepRecorder(recorder, t.log_every_num_steps)
     checkpointer = Checkpointer(folder, t.save_every_num_steps, steps, facts)
 
@@ -149,11 +181,11 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    with timed(clock, "fit"), stack(parts.llm, parts.interventions), fast(parts):
+    with failures_told(logger), timed(clock, "fit"), stack(parts.llm, parts.interventions), fast(parts):
         try:
             trainer.fit(
                 module,
-                datamodule=Data(parts, shown.train, config["seed"]),
+                datamodule=Data(parts, pools, config["seed"]),
                 ckpt_path=str(last) if resume else None,
                 weights_only=False,
             )
@@ -161,13 +193,15 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
             raise KeyboardInterrupt from leave
     if not trainer.state.finished or trainer.interrupted:
         raise KeyboardInterrupt
-    assert weight_sum(parts.llm.to(device)) == frozen_before, "the frozen LLM changed during training"
+    frozen_after = weight_sum(parts.llm.to(device), trained_tensors(parts.llm))
+    assert frozen_after == frozen_before, "the frozen LLM changed during training"
     assert borders.measured == t.epochs, "the last measurement is missing"
     clock |= {"measure": borders.seconds, "train": clock["fit"] - borders.seconds}
     facts |= {
-        "seconds": {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()},
+        "seconds": {key: round(value, 2) for key, value in (clock | seconds_of(measures)).items()},
         "num_steps": trainer.global_step,
     }
+    gather(recorder, measures)
     result = record | {
         "status": "ok",
         "metrics": recorder.metrics,
@@ -176,7 +210,10 @@ def train(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
     }
     if main:
         save_adapter(folder, module.adapter, facts | {"config": config, "metrics": recorder.metrics})
-        write_samples(folder, scorer.final, parts.task, parts.source, t.epochs)
+        if parts.llm.trains != "none":
+            save_llm(folder, parts.llm)
+        write_all_samples(folder, [measure.final for measure in measures], t.epochs)
+        write_table(folder, result)
         write_json(folder / "result.json", result)
     if logger is not None:
         logger.finish(recorder.metrics)
@@ -192,11 +229,43 @@ def kept_rows(folder: Path) -> list[Row]:
     return [Row(**row | {"value": math.nan if row["value"] is None else row["value"]}) for row in rows]
 
 
-@torch.no_grad()
+def begin(parts: Parts, pools: Sequence[Sequence[Sample]], init: Path | None) -> dict[str, Any]:
+    """Fresh adapters brought to scale, or those of `init` taken over. Returns the facts of it."""
+    scaled: dict[str, Any] = {}
+    if init is not None:
+        where, earlier = init if init.is_file() else init / "adapter.safetensors", read_result(run_folder(str(init)))
+        load_adapter(where, parts.adapter)
+        trained = earlier.get("facts", {}).get("llm_train", "none")
+        if trained != "none" and parts.llm.trains != trained:
+            raise UserError(f"init: {init} has an LLM trained by {trained}; use llm.train={trained} here too")
+        if trained != "none":
+            load_llm(where, parts.llm)
+        norms = earlier.get("facts", {}).get("start_norm", {})
+        scaled = norms if norms and "before" not in norms else dict.fromkeys(parts.channels, norms)
+    for stream, pool in zip(parts.streams, pools, strict=True):
+        if stream.channel.name not in scaled:
+            found = start_channel(parts, stream, pool)
+            if found is not None:
+                scaled[stream.channel.name] = found
+    out: dict[str, Any] = {"start_norm": scaled[""] if list(parts.channels) == [""] and scaled else scaled}
+    return out | ({"init": str(init)} if init is not None else {})
+
+
 def start(parts: Parts, pool: Sequence[Sample]) -> dict[str, float]:
-    """Bring a fresh adapter's output to the scale of the LLM's embeddings, on features of the first samples."""
+    """Bring a fresh adapter's output to the scale of the LLM's embeddings, on features of some samples."""
+    found = start_channel(parts, parts.streams[0], pool)
+    assert found is not None
+    return found
+
+
+@torch.no_grad()
+def start_channel(parts: Parts, stream: Stream, pool: Sequence[Sample]) -> dict[str, float] | None:
+    """None where no sample shows anything."""
     samples = list(pool[:: max(1, len(pool) // NUM_SCALE_SAMPLES)])[:NUM_SCALE_SAMPLES]
-    batch = parts.percepts(samples, None)
-    features = batch["features_BNE"] if "features_BNE" in batch else parts.encoder(batch["media"])
-    found = parts.adapter.cpu().start_at_norm(features.float().cpu(), parts.llm.embedding_norm)
-    return {"before": found, "target": parts.llm.embedding_norm}
+    media = [medium for sample in samples for medium in sample.shown]
+    if not media:
+        return None
+    batch = stream.percepts(media, None)
+    features = batch["features_BNE"] if "features_BNE" in batch else stream.channel.encoder(batch["media"])
+    adapter, norm = stream.channel.adapter, parts.llm.embedding_norm
+    return {"before": adapter.cpu().start_at_norm(features.float().cpu(), norm), "target": norm}

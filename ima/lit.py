@@ -1,7 +1,7 @@
-"""The Lightning module: frozen encoder -> adapter (trained, fp32) -> frozen LLM.
+"""The Lightning module: frozen encoder -> adapter (trained, fp32) -> LLM, frozen as a rule.
 
-Hides how perceptual tokens are put into the sequence, micro-batches, the normalisation of the loss over the global
-batch and the schedule. One batch of the loader is one optimiser step on every rank.
+Hides channels (one adapter, or one for each encoder of a mixture), micro-batches, the normalisation of the loss over
+the global batch and the schedule. One batch of the loader is one optimiser step on every rank.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ima.adapters import Adapter
+from ima.adapters import Adapter, AdapterSet
 from ima.encoders.base import Encoder
 from ima.errors import UserError
 from ima.llm.frozen import FrozenLLM, Generation
-from ima.types import Batch, Role
+from ima.llm.tuning import trained_tensors
+from ima.splice import splice
+from ima.types import Batch, MediaGroup, Role
 
 
 class MappingModule(pl.LightningModule):
     """lr is the peak; it rises from `warmup_from * lr` over `warmup_ratio` of the steps and falls along a cosine to
     `final_ratio * lr`. micro_batch_size: samples per forward pass, None for all of a rank's share at once. clip_norm:
-    largest gradient norm, 0 for no clipping."""
+    largest gradient norm, 0 for no clipping. llm_lr: the peak of what is trained of the LLM.
+
+    adapter, encoder: the only ones, or AdapterSet and ModuleDict by channel."""
 
     def __init__(
         self,
-        adapter: Adapter,
+        adapter: Adapter | AdapterSet,
         llm: FrozenLLM,
-        encoder: Encoder | None = None,
+        encoder: Encoder | nn.ModuleDict | None = None,
         lr: float = 2e-3,
         weight_decay: float = 0.02,
         warmup_ratio: float = 0.05,
@@ -41,6 +45,7 @@ class MappingModule(pl.LightningModule):
         num_steps: int = 1,
         micro_batch_size: int | None = None,
         clip_norm: float = 1.0,
+        llm_lr: float = 2e-5,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -49,32 +54,31 @@ class MappingModule(pl.LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_ratio, self.warmup_from, self.final_ratio = warmup_ratio, warmup_from, final_ratio
         self.num_steps, self.micro_batch_size, self.clip_norm = num_steps, micro_batch_size, clip_norm
+        self.llm_lr = llm_lr
         self.last_loss, self.last_lr = math.nan, math.nan
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
-    def percept(self, batch: Batch) -> Tensor | None:
-        """p_BKD in fp32, or None for a text-only batch."""
-        features = batch.features_BNE
-        if features is None and batch.media is not None:
-            assert self.encoder is not None
-            features = self.encoder(batch.media)
+    def adapter_of(self, channel: str) -> Adapter:
+        adapter = self.adapter[channel] if isinstance(self.adapter, AdapterSet) else self.adapter
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    def percept(self, group: MediaGroup) -> Tensor:
+        """p_MKD in fp32."""
+        features = group.features_MNE
         if features is None:
-            return None
-        percepts: Tensor = self.adapter(features.float())
+            encoder = self.encoder[group.channel] if isinstance(self.encoder, nn.ModuleDict) else self.encoder
+            assert encoder is not None and group.media is not None
+            features = encoder(group.media)
+        percepts: Tensor = self.adapter_of(group.channel)(features.float())
         return percepts
 
     def splice(self, batch: Batch, left: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """x_BSD (LLM dtype), roles_BS and labels_BS of [percept, text]; `left` moves all padding to the left of the
+        """x_BSD (LLM dtype), roles_BS and labels_BS of text with its media; `left` moves all padding to the left of the
         whole sequence, as generation wants it."""
-        x_BSD = self.llm.embed(batch.ids_BT)
-        roles_BS, labels_BS = batch.roles_BT, batch.labels_BT
-        p_BKD = self.percept(batch)
-        if p_BKD is not None:
-            shape = p_BKD.shape[:2]
-            x_BSD = torch.cat([p_BKD.to(x_BSD.dtype), x_BSD], dim=1)
-            roles_BS = torch.cat([roles_BS.new_full(shape, int(Role.PERCEPT)), roles_BS], dim=1)
-            labels_BS = torch.cat([labels_BS.new_full(shape, -100), labels_BS], dim=1)
+        made = [(group, self.percept(group)) for group in batch.media_groups()]
+        x_BSD, roles_BS, labels_BS = splice(self.llm, batch, made)
         if left:
             order_BS = (roles_BS != Role.PAD).int().argsort(dim=1, stable=True)
             x_BSD = x_BSD.gather(1, order_BS[..., None].expand_as(x_BSD))
@@ -106,11 +110,13 @@ class MappingModule(pl.LightningModule):
             )
         parts = batch.split(self.micro_batch_size or len(batch))
         total = torch.zeros((), device=self.device)
+        absent = self._absent(batch)
         for index, part in enumerate(parts):
-            loss_sum = self.loss_sum(part)
+            loss_sum = self.loss_sum(part) + self._untouched(part)
             with self._synchronised(last=index == len(parts) - 1):
                 # DDP averages gradients over ranks; the loss is a sum over them divided by the global count.
-                self.manual_backward(loss_sum * (world / num_labels))
+                if loss_sum.requires_grad:  # text alone teaches a frozen LLM nothing
+                    self.manual_backward(loss_sum * (world / num_labels))
             total += loss_sum.detach()
         loss = self._sum_over_ranks(total) / num_labels
         self.last_loss = float(loss)
@@ -119,28 +125,53 @@ class MappingModule(pl.LightningModule):
                 f"training: the loss is {self.last_loss} at step {self.trainer.global_step}; "
                 "lower trainer.lr or use llm.dtype=float32"
             )
+        for adapter in absent:  # its channel is nowhere in the global batch: not even its momentum moves it
+            adapter.zero_grad(set_to_none=True)
         if batch_idx == 0:
             self._check_gradients()
         if self.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.trained(), self.clip_norm)
         self.last_lr = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         scheduler.step()  # type: ignore[union-attr]
 
+    def trained(self) -> list[nn.Parameter]:
+        learning = [p for p in self.llm.parameters() if p.requires_grad] if self.llm.trains != "none" else []
+        return [*self.adapter.parameters(), *learning]
+
+    def _adapters(self) -> dict[str, Adapter]:
+        names = self.adapter.keys() if isinstance(self.adapter, AdapterSet) else ("",)
+        return {name: self.adapter_of(name) for name in names}
+
+    def _absent(self, batch: Batch) -> list[Adapter]:
+        """Adapters of channels that no rank's share of the batch has media for."""
+        adapters = self._adapters()
+        here = {group.channel for group in batch.media_groups()}
+        seen = self._sum_over_ranks(torch.tensor([float(name in here) for name in adapters]))
+        return [adapter for adapter, num in zip(adapters.values(), seen.tolist(), strict=True) if num == 0]
+
+    def _untouched(self, part: Batch) -> Tensor | float:
+        """Zero, by way of what this rank's micro-batch has no media for: DDP waits for a gradient of everything."""
+        if not isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            return 0.0
+        here = {group.channel for group in part.media_groups()}
+        missing = [adapter for name, adapter in self._adapters().items() if name not in here]
+        zeros = [p.sum() * 0.0 for adapter in missing for p in adapter.parameters()]
+        return torch.stack(zeros).sum() if zeros else 0.0
+
     def _check_gradients(self) -> None:
+        learning = {id(parameter) for parameter in self.trained()}
         wrong = [
             name
             for name, parameter in self.named_parameters()
-            if parameter.grad is not None and not name.startswith("adapter.")
+            if parameter.grad is not None and id(parameter) not in learning
         ]
-        assert not wrong, f"gradients outside the adapter: {wrong[:3]}"
-        missing = [
-            name
-            for name, parameter in self.adapter.named_parameters()
-            if parameter.requires_grad and parameter.grad is None
-        ]
-        assert not missing, f"adapter parameters without gradient: {missing[:3]}"
+        assert not wrong, f"gradients outside of what is trained: {wrong[:3]}"
+        for channel, adapter in self._adapters().items():
+            got = {name: parameter.grad is not None for name, parameter in adapter.named_parameters()}
+            missing = [name for name, has in got.items() if not has]
+            assert not missing or not any(got.values()), f"adapter {channel}: no gradient of {missing[:3]}"
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         value = value.to(self.device).clone()
@@ -159,7 +190,13 @@ class MappingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         decay = [p for p in self.adapter.parameters() if p.dim() > 1]
         plain = [p for p in self.adapter.parameters() if p.dim() <= 1]
-        groups = [{"params": decay, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decay, "weight_decay": self.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        if self.llm.trains != "none":
+            learning = [p for p in self.llm.parameters() if p.requires_grad]
+            groups.append({"params": learning, "weight_decay": 0.0, "lr": self.llm_lr})
         optimizer = torch.optim.AdamW(groups, lr=self.lr)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)}
 
@@ -173,7 +210,10 @@ class MappingModule(pl.LightningModule):
     # -- checkpoints hold what is trained ----------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = {f"adapter.{key}": value for key, value in self.adapter.state_dict().items()}
+        trained = {f"adapter.{key}": value for key, value in self.adapter.state_dict().items()}
+        if self.llm.trains != "none":
+            trained |= {f"llm.{key}": value for key, value in trained_tensors(self.llm).items()}
+        checkpoint["state_dict"] = trained
         checkpoint["last_loss"] = self.last_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

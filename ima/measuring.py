@@ -12,21 +12,22 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from ima.callbacks import AlignmentLogger, GenerationScorer, Recorder
-from ima.checkpoint import load_adapter
-from ima.config import config_hash
+from ima.callbacks import Recorder
+from ima.checkpoint import load_adapter, load_llm
+from ima.config import config_hash, run_config
 from ima.dashboard import failures_told
-from ima.data.collate import Collate
-from ima.evaluation import Evaluator
 from ima.interventions import stack
 from ima.interventions.auto import resolved
 from ima.interventions.latency import plan_seconds, say_seconds
+from ima.interventions.mask import MaskWeights
+from ima.measures import facts_of, gather, measures_of, seconds_of, write_table
 from ima.parts import assemble, device_of
 from ima.progress import timed
 from ima.provenance import provenance
 from ima.ready import fast, make_ready, run_facts, say_plan, typical_tokens
 from ima.results import RowWriter, read_result, write_json
-from ima.samples import write_samples
+from ima.samples import write_all_samples
+from ima.stages import effective
 
 
 def measure(config: dict[str, Any], folder: Path, command: str, run: Path, checkpoint: Path) -> dict[str, Any]:
@@ -40,38 +41,41 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     if config["llm"].get("dtype") == "auto" and trained.get("llm_dtype"):
         config["llm"]["dtype"] = trained["llm_dtype"]  # the same numbers as in training, whatever is fastest here
     with timed(clock, "load"):
-        parts = assemble(config)
+        made = effective(run_config(str(run)), training=False)
+        parts = assemble(effective(config, training=False), trained=made if made.get("mixture") else None)
         t = parts.training
         load_adapter(checkpoint, parts.adapter)
+        if parts.llm.trains != "none":
+            load_llm(checkpoint, parts.llm)
+            if parts.interventions:  # they act on stock blocks; without them the numbers are those of the run's end
+                parts.llm.merge()
         device = device_of(t)
         module = parts.module().to(device).eval()
     with timed(clock, "encode"):
         shown = make_ready(parts, training=False)
-    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), run)
+    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), run, config["llm"])
     facts = run_facts(parts, shown) | {"evaluated": str(checkpoint)}
     say_plan(parts, shown)
     (folder / "rows.jsonl").unlink(missing_ok=True)
-    recorder = Recorder(
-        folder.name,
-        RowWriter(folder / "rows.jsonl"),
-        {"task": parts.task.name, "dataset_a": parts.source.name, "modality_a": parts.source.modality},
-    )
+    recorder = Recorder(folder.name, RowWriter(folder / "rows.jsonl"), facts_of(parts.streams[0]))
     logger = None
     if config.get("logger"):
         kind = {} if "job_type" in config["logger"] else {"job_type": "evaluate"}
         logger = instantiate(config["logger"])(folder, config, **kind)
         recorder.mirrors.append(logger.mirror)
-    evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, t.eval_batch_size, t.num_workers)
-    scorer = GenerationScorer(evaluator, shown.tracks, shown.controls, t, recorder)
+    measures = measures_of(parts, module, shown, recorder, folder)
     named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
     epoch = int(named[1]) if named else t.epochs
     with failures_told(logger), stack(parts.llm, parts.interventions), fast(parts):
-        AlignmentLogger(evaluator, shown.val, parts.alignment, recorder, folder).measure(epoch, 0, last=True)
-        scorer.measure(epoch, 0, last=True)
-    facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}
-    if parts.interventions:
-        batch = Collate(parts.task, parts.llm, parts.percepts, answers=False)(shown.val[: t.eval_batch_size])
-        facts["plan_seconds"] = plan_seconds(module, parts.interventions, batch, evaluator.settings, t.fast)
+        for part in (part for measure in measures for part in measure.parts):
+            part.measure(epoch, 0, last=True)
+    gather(recorder, measures)
+    facts["seconds"] = {key: round(value, 2) for key, value in (clock | seconds_of(measures)).items()}
+    if any(not isinstance(each, MaskWeights) for each in parts.interventions) and shown[0].val:
+        items = [(sample, 0) for sample in shown[0].val[: t.eval_batch_size]]
+        batch = parts.streams[0].collate(parts.llm, answers=False)(items)
+        settings = measures[0].evaluator.settings
+        facts["plan_seconds"] = plan_seconds(module, parts.interventions, batch, settings, t.fast)
         say_seconds(facts["plan_seconds"])
     result = record | {
         "status": "ok",
@@ -79,7 +83,8 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         "facts": facts,
         "wall_seconds": round(time.perf_counter() - started, 2),
     }
-    write_samples(folder, scorer.final, parts.task, parts.source, epoch)
+    write_all_samples(folder, [measure.final for measure in measures], epoch)
+    write_table(folder, result)
     write_json(folder / "result.json", result)
     if logger is not None:
         logger.finish(recorder.metrics)

@@ -81,7 +81,7 @@ def at(place: str, target: str) -> Signature:
         found = signature(target)
     except UserError as error:
         raise UserError(f"{place}.{error}") from None
-    hidden = COMPLETED.get(place, ())
+    hidden = COMPLETED.get(place.rpartition(".")[2], ())
     kept = {name: parameter for name, parameter in found.parameters.items() if name not in hidden}
     return dataclasses.replace(found, parameters=kept)
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.data.collate import Collate, LivePercepts, NoPercepts
+from ima.data.collate import LivePercepts, NoPercepts
 from ima.data.features import read_media
 from ima.errors import UserError
 from ima.interventions.plan import mean_tokens, plan_facts, plan_table
 from ima.llm.fast import accelerate
 from ima.media import Clip, spaced
-from ima.parts import Parts, device_of
+from ima.parts import Parts, Stream, device_of
 from ima.progress import progress
 from ima.types import Sample
 
@@ -41,38 +41,41 @@ class Shown:
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def make_ready(parts: Parts, training: bool, report: bool = True) -> Shown:
-    """`training`: with the training split. `report`: say on the terminal what was left out."""
-    t = parts.training
+def make_ready(parts: Parts, training: bool, report: bool = True) -> list[Shown]:
+    """What each stream shows. `training`: with the training split. `report`: say on the terminal what was left out."""
+    return [stream_ready(parts, stream, training, report) for stream in parts.streams]
+
+
+def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> Shown:
+    t, source = parts.training, stream.source
     split = measured_split(parts)
-    if training and "train" not in parts.source.splits:
+    if training and "train" not in source.splits:
         raise UserError(
-            f"data: {parts.source.name} has no training split; measure a trained adapter on it with "
+            f"{stream.key}: {source.name} has no training split; measure a trained adapter on it with "
             f"evaluate.py checkpoint=outputs/<run> data=..."
         )
-    shown = Shown(
-        parts.samples("train") if training else [], parts.samples(split, t.eval_samples), parts.tracks(),
-        parts.controls(),
-    )  # fmt: skip
+    val = stream.samples(split, t.eval_samples) if split in source.splits or not stream.name else []
+    shown = Shown(stream.all_samples("train") if training else [], val, stream.tracks(), stream.controls())
     everything = [*shown.train, *shown.val, *itertools.chain(*shown.tracks.values(), *shown.controls.values())]
+    media = [medium for sample in everything for medium in sample.shown]
     bad: dict[str, str] = {}
-    if parts.store is not None:
-        unique = list({sample.id: sample for sample in everything}.values())
-        parts.store.ensure(unique, device_of(t), t.eval_batch_size, t.num_workers)
-        bad = parts.store.bad
-    elif getattr(parts.source, "on_bad_medium", None) == "skip":
-        bad = screen(parts, everything)
-    return without(shown, bad, split, parts, report) if bad else shown
+    if stream.store is not None:
+        unique = list({sample.id: sample for sample in media}.values())
+        stream.store.ensure(unique, device_of(t), t.eval_batch_size, t.num_workers)
+        bad = stream.store.bad
+    elif getattr(source, "on_bad_medium", None) == "skip":
+        bad = screen(parts, stream, media)
+    return without(shown, bad, split, stream, report) if bad else shown
 
 
-def screen(parts: Parts, samples: Iterable[Sample]) -> dict[str, str]:
+def screen(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str, str]:
     """Read each medium once as the run will; medium key -> why it cannot be read."""
     unique = list({sample.medium_key: sample for sample in samples}.values())
-    look = Look(parts.encoder.preprocess if isinstance(parts.percepts, LivePercepts) else None)
+    look = Look(stream.channel.encoder.preprocess if isinstance(stream.percepts, LivePercepts) else None)
     bad: dict[str, str] = {}
     t = parts.training
-    with progress(len(unique), f"look at {parts.source.name}", "medium") as advance:
-        for num, _, _ in read_media(parts.source, unique, look, t.eval_batch_size, t.num_workers, bad):
+    with progress(len(unique), f"look at {stream.source.name}", "medium") as advance:
+        for num, _, _ in read_media(stream.source, unique, look, t.eval_batch_size, t.num_workers, bad):
             advance(num)
     return bad
 
@@ -92,16 +95,19 @@ class Look:
         return torch.empty(0)
 
 
-def without(shown: Shown, bad: dict[str, str], split: str, parts: Parts, report: bool) -> Shown:
+def without(shown: Shown, bad: dict[str, str], split: str, stream: Stream, report: bool) -> Shown:
     """`shown` without the samples of bad media. Raises UserError where nothing is left of a part."""
 
     def kept(samples: Sequence[Sample], name: str) -> list[Sample]:
-        good = [sample for sample in samples if sample.medium_key not in bad]
+        good = [sample for sample in samples if not any(medium.medium_key in bad for medium in sample.shown)]
         if len(good) < len(samples):
             skipped[name] = max(skipped.get(name, 0), len(samples) - len(good))
-            first.append(next(bad[sample.medium_key] for sample in samples if sample.medium_key in bad))
+            media = (medium.medium_key for sample in samples for medium in sample.shown)
+            first.append(next(bad[key] for key in media if key in bad))
         if samples and not good:
-            raise UserError(f"data: none of the {len(samples)} media of {name!r} can be read; the first: {first[-1]}")
+            raise UserError(
+                f"{stream.key}: none of the {len(samples)} media of {name!r} can be read; the first: {first[-1]}"
+            )
         return good
 
     skipped: dict[str, int] = {}
@@ -115,7 +121,10 @@ def without(shown: Shown, bad: dict[str, str], split: str, parts: Parts, report:
     )
     if report and skipped:
         counts = ", ".join(f"{num} of {name}" for name, num in skipped.items())
-        print(f"warning: data.on_bad_medium=skip left out samples: {counts}; the first: {first[0]}", file=sys.stderr)
+        print(
+            f"warning: {stream.key}.on_bad_medium=skip left out samples: {counts}; the first: {first[0]}",
+            file=sys.stderr,
+        )
     return out
 
 
@@ -125,41 +134,62 @@ def measured_split(parts: Parts) -> str:
 
 def fast(parts: Parts) -> AbstractContextManager[object]:
     """Blocks as single autograd nodes where they are of a kind that is understood; entered after interventions."""
-    return accelerate(parts.llm.model) if parts.training.fast else nullcontext()
+    return accelerate(parts.llm.model) if parts.training.fast and parts.llm.trains == "none" else nullcontext()
 
 
-def run_facts(parts: Parts, shown: Shown) -> dict[str, Any]:
-    skipped = {"skipped_media": shown.skipped} if shown.skipped else {}
-    return skipped | {
+def run_facts(parts: Parts, shown: Sequence[Shown]) -> dict[str, Any]:
+    """What there is to know of a run beside its config; of a mixture, `entries` with what each one has of its own."""
+    skipped: dict[str, int] = {}
+    for stream, one in zip(parts.streams, shown, strict=True):
+        skipped |= {(f"{stream.name}/{key}" if stream.name else key): num for key, num in one.skipped.items()}
+    of_streams = [stream_facts(stream) for stream in parts.streams]
+    facts: dict[str, Any] = {"skipped_media": skipped} if skipped else {}
+    facts |= {
         "llm": parts.llm.name,
         "llm_dtype": str(parts.llm.dtype).removeprefix("torch."),
         "llm_width": parts.llm.width,
         "llm_blocks": parts.llm.num_blocks,
-        "encoder": type(parts.encoder).__name__,
-        "encoder_fingerprint": parts.encoder.fingerprint,
-        "encoder_dim": parts.encoder.dim,
-        "encoder_tokens": parts.encoder.num_tokens,
-        "adapter": type(parts.adapter).__name__,
-        "num_trainable": sum(p.numel() for p in parts.adapter.parameters()),
-        "num_frozen": sum(p.numel() for p in parts.llm.parameters()),
-        "source": parts.source.name,
-        "headline": parts.task.headline,
-        "source_fingerprint": parts.source.fingerprint,
-        "num_samples": {split: len(parts.source.samples(split)) for split in parts.source.splits},
+        **of_streams[0],
+        "num_trainable": sum(p.numel() for p in parts.trained()),
+        "num_frozen": sum(p.numel() for p in parts.llm.parameters() if not p.requires_grad),
         "device": str(device_of(parts.training)),
-        "feature_cache_bytes": parts.store.num_bytes() if parts.store else 0,
+        "feature_cache_bytes": sum(stream.store.num_bytes() for stream in parts.streams if stream.store),
         "plan": plan_facts(parts.llm, parts.interventions, typical_tokens(parts, shown)),
+    }
+    if parts.llm.trains != "none":
+        facts["llm_train"] = parts.llm.trains
+    if parts.streams[0].name:
+        facts["entries"] = {stream.name: one for stream, one in zip(parts.streams, of_streams, strict=True)}
+    return facts
+
+
+def stream_facts(stream: Stream) -> dict[str, Any]:
+    encoder, source = stream.channel.encoder, stream.source
+    return {
+        "encoder": type(encoder).__name__,
+        "encoder_fingerprint": encoder.fingerprint,
+        "encoder_dim": encoder.dim,
+        "encoder_tokens": encoder.num_tokens,
+        "adapter": type(stream.channel.adapter).__name__,
+        "source": source.name,
+        "modality": source.modality,
+        "task": stream.task.name,
+        "headline": stream.task.headline,
+        "source_fingerprint": source.fingerprint,
+        "num_samples": {split: len(stream.all_samples(split)) for split in source.splits},
     }
 
 
-def say_plan(parts: Parts, shown: Shown) -> None:
+def say_plan(parts: Parts, shown: Sequence[Shown]) -> None:
     """On the terminal, where there is one."""
     if parts.interventions:
         print(plan_table(parts.llm, parts.interventions, typical_tokens(parts, shown)))
 
 
-def typical_tokens(parts: Parts, shown: Shown) -> dict[str, int]:
-    """Tokens of each role in a typical prompt."""
-    collate = Collate(parts.task, parts.llm, NoPercepts(), answers=False)
-    roles = [collate.text(sample, 0)[1] for sample in shown.val[:NUM_TYPICAL]]
-    return mean_tokens(roles, parts.adapter.num_tokens or parts.encoder.num_tokens)
+def typical_tokens(parts: Parts, shown: Sequence[Shown]) -> dict[str, int]:
+    """Tokens of each role in a typical prompt (of a mixture: of its first entry)."""
+    stream, one = parts.streams[0], shown[0]
+    collate = stream.collate(parts.llm, NoPercepts(), answers=False)
+    samples = one.val or next(iter(one.tracks.values()), [])
+    roles = [collate.text(sample, 0)[1] for sample in samples[:NUM_TYPICAL]]
+    return mean_tokens(roles, stream.channel.adapter.num_tokens or stream.channel.encoder.num_tokens)

@@ -11,6 +11,7 @@ import logging
 import shlex
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,50 @@ from ima.errors import UserError
 from ima.evaluation import is_main
 from ima.fitting import train
 from ima.folders import finished, owned, recorded, run_name
+from ima.measures import print_table
 from ima.measuring import measure
 from ima.report.build import write_report
+from ima.stages import chain
 
 
 def fit(config: dict[str, Any]) -> int:
-    """train.py: a run folder from a composed config; the same command again resumes it. Returns the exit code."""
+    """train.py: a run folder from a composed config; the same command again resumes it. Returns the exit code.
+
+    Stages are trained one after the other, each one's folder below the run's; the last one is the run itself."""
     quiet()
-    folder = Path(config["output_dir"]) / run_name(config)
+    top = Path(config["output_dir"]) / run_name(config)
+    init = Path(config["init"]) if config.get("init") else None
+    if init is not None:
+        run_folder(str(init))
+    trainings = chain(config, run_name(config))
     command = command_line("train.py", config)
-    if not is_main():
-        train(config, folder, command)
-        return 0
-    with owned(folder):
-        if config["resume"] == "must" and not last_checkpoint(folder).is_file():
-            raise UserError(f"resume: must, but there is no {last_checkpoint(folder)}; use resume=auto")
-        result = finished(folder, config)
-        if result is not None:
-            print(f"{folder}: this run is finished already; overwrite=true trains it anew")
-        else:
-            with recorded(folder):
-                result = train(config, folder, command)
-        summarise(folder, result)
+    with owned(top) if is_main() else nullcontext():
+        if len(trainings) > 1 and is_main() and (config["overwrite"] or config["resume"] == "never"):
+            finished(top, config)  # also clears the stages below
+        for name, staged in trainings:
+            folder = Path(config["output_dir"]) / name
+            last = folder == top
+            with owned(folder) if is_main() and not last else nullcontext():
+                result = fit_one(staged | ({} if len(trainings) == 1 else {"overwrite": False}), folder, command, init)
+            init = folder
+        if is_main() and result is not None:
+            summarise(top, result)
     return 0
+
+
+def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | None) -> dict[str, Any] | None:
+    """One training into a folder that is ours; its result (None on other ranks than the first)."""
+    if not is_main():
+        train(config, folder, command, init)
+        return None
+    if config["resume"] == "must" and not last_checkpoint(folder).is_file():
+        raise UserError(f"resume: must, but there is no {last_checkpoint(folder)}; use resume=auto")
+    result = finished(folder, config)
+    if result is not None:
+        print(f"{folder}: this run is finished already; overwrite=true trains it anew")
+        return result
+    with recorded(folder):
+        return train(config, folder, command, init)
 
 
 def evaluate(config: dict[str, Any]) -> int:
@@ -82,7 +104,10 @@ def find_adapter(checkpoint: str) -> tuple[Path, Path]:
 def summarise(folder: Path, result: dict[str, Any]) -> None:
     """The headline numbers on the terminal, and the page."""
     metrics, headline = result["metrics"], result["facts"].get("headline", "noun_accuracy")
-    for name in sorted(metrics):
+    several = bool(result["facts"].get("entries"))
+    if several:
+        print_table(result)
+    for name in () if several else sorted(metrics):
         if name.endswith(f"/{headline}") or name in ("ima/mean", "val/loss"):
             low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
             interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""

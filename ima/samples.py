@@ -25,27 +25,40 @@ MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 NUM_FRAMES, NUM_COLUMNS = 4, 2
 
 
+Final = tuple[str, Mapping[str, Sequence[Prediction]], Task, Source]  # an entry's name, its tracks, what they are of
+
+
 def write_samples(
     folder: Path, final: Mapping[str, Sequence[Prediction]], task: Task, source: Source, epoch: int
 ) -> None:
     """`predictions.jsonl` (all, with per-example scores) and `samples.jsonl` with pictures in `media/`."""
+    write_all_samples(folder, [("", final, task, source)], epoch)
+
+
+def write_all_samples(folder: Path, entries: Sequence[Final], epoch: int) -> None:
+    """The same of a mixture; the names of its tracks begin with those of its entries."""
     lines, shown = [], []
-    first = next(iter(final), "")
-    for track, predictions in final.items():
-        split = track if track in source.splits else first  # the rows beside the tracks are about the first one
-        scores = task.per_example(predictions, [sample.references for sample in source.samples(split)])
-        for prediction, score in zip(predictions, scores, strict=True):
-            sample = prediction.sample
-            line: dict[str, Any] = {"id": sample.id, "track": track, "cluster": sample.cluster, "epoch": epoch}
-            line |= {"question": sample.question} if sample.question else {}
-            line |= {"references": list(sample.references), "prediction": prediction.text}
-            line = score | line  # the blind row's samples are those of another track: `track` is not theirs
-            lines.append(line)
-        if track not in BESIDE:
-            offset = len(lines) - len(predictions)
-            for index, position in enumerate(varied(predictions, NUM_SHOWN)):
-                medium = source.medium(predictions[position].sample)
-                shown.append(lines[offset + position] | media_files(folder, medium, f"{track}-{index:02d}"))
+    for entry, final, task, source in entries:
+        first = next(iter(final), "")
+        for split_name, predictions in final.items():
+            track = f"{entry}/{split_name}" if entry else split_name
+            # the rows beside the tracks are about the first one
+            split = split_name if split_name in source.splits else first
+            scores = task.per_example(predictions, [sample.references for sample in source.samples(split)])
+            for prediction, score in zip(predictions, scores, strict=True):
+                sample = prediction.sample
+                line: dict[str, Any] = {"id": sample.id, "track": track, "cluster": sample.cluster, "epoch": epoch}
+                line |= {"question": sample.question} if sample.question else {}
+                line |= {"references": list(sample.references), "prediction": prediction.text}
+                line = score | line  # the blind row's samples are those of another track: `track` is not theirs
+                lines.append(line)
+            if split_name not in BESIDE:
+                offset = len(lines) - len(predictions)
+                for index, position in enumerate(varied(predictions, NUM_SHOWN)):
+                    stem = f"{track}-{index:02d}".replace("/", "-")
+                    media = predictions[position].sample.shown[:1]
+                    files = media_files(folder, source.medium(media[0]), stem) if media else {}
+                    shown.append(lines[offset + position] | files)
     for name, content in (("predictions.jsonl", lines), ("samples.jsonl", shown)):
         write_atomic(folder / name, "".join(json.dumps(to_json(line)) + "\n" for line in content))
 

@@ -6,7 +6,7 @@ Nothing is imported here that is not needed to read a config. RANGES: closed lim
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Range = tuple[float | None, float | None]
 SiteName = Literal["resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post"]
@@ -20,6 +20,10 @@ class Training:
     `cache_features` keeps encoder features on disk (frozen, deterministic encoders only); `eval_samples` and
     `generate_samples` limit the samples measured while training (None: all); the last epoch's tasks use all.
     `tracks`: the test splits that tasks are scored on; None for T0 and T1, or test, or val, whichever there is first.
+
+    `llm_lr`: the peak for what is trained of the LLM (`llm.train`). `max_tokens`: longer texts are cut at the end. Of a
+    mixture: shares of an epoch go with weight * size ** (1 / `temperature`); `batches` hold samples of all entries or,
+    homogeneous, of one. `group_lengths`: texts of similar length share a batch.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -40,6 +44,9 @@ class Training:
         "generate_samples": (1, None),
         "num_workers": (0, None),
         "num_nodes": (1, None),
+        "llm_lr": (0.0, 1.0),
+        "temperature": (0.01, None),
+        "max_tokens": (2, None),
     }
 
     epochs: int = 6
@@ -67,6 +74,52 @@ class Training:
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
     fast: bool = True
+    llm_lr: float = 2e-5
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    batches: Literal["mixed", "homogeneous"] = "mixed"
+    group_lengths: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One entry of a mixture: its data and task. Encoder and adapter are the run's own where both are null; an
+    encoder's name is that of another entry, whose encoder and adapter are shared; a node of one's own means an adapter
+    of one's own (of the run's kind where none is given). weight: of its share of an epoch. limit: at most so many
+    training samples, evenly chosen; eval_limit: of each other split."""
+
+    RANGES: ClassVar[dict[str, Range]] = {"weight": (0.0, None), "limit": (1, None), "eval_limit": (1, None)}
+
+    data: dict[str, Any]
+    task: dict[str, Any]
+    encoder: dict[str, Any] | str | None = None
+    adapter: dict[str, Any] | None = None
+    weight: float = 1.0
+    limit: int | None = None
+    eval_limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One of several trainings that one command runs one after the other: what differs from the rest of the config.
+    entries: those of the mixture that it trains on; None for all. train: what of the LLM (`llm.train`)."""
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "epochs": (1, None),
+        "batch_size": (1, None),
+        "lr": (0.0, 1.0),
+        "llm_lr": (0.0, 1.0),
+    }
+
+    entries: tuple[str, ...] | None = None
+    train: Literal["none", "lora", "all"] | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    llm_lr: float | None = None
+    weight_decay: float | None = None
+    save_every_num_steps: int | None = None
+    generate_every_num_epochs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROW_SCHEMA = 1
+MEDIUM = "\ufffc"  # stands in a text for a medium (Unicode's object replacement character)
+Turn = tuple[str, str]  # who speaks (system, user, assistant), and what is said
 
 
 class Role(IntEnum):
@@ -54,6 +56,10 @@ class Sample:
     independent (the stamp for StampWorld, the image for COCO). `weights`: how often training draws each reference
     (the score of an annotator's answer); empty for equally often. `medium_id`: what samples share that are about one
     picture, sound or clip, so that it is encoded once; empty where the medium is the sample's own.
+
+    `media`: samples that stand for the media of one that has not exactly one of its own (several pictures; none, for
+    text alone). `turns`: a conversation, (who, text) with MEDIUM where a medium stands. `entry`: the mixture's entry
+    that it comes from; empty in a run of one task.
     """
 
     id: str
@@ -66,6 +72,14 @@ class Sample:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: tuple[float, ...] = ()
     medium_id: str = ""
+    media: tuple[Sample, ...] | None = None
+    turns: tuple[Turn, ...] = ()
+    entry: str = ""
+
+    @property
+    def shown(self) -> tuple[Sample, ...]:
+        """Its media in the order in which they are shown: as a rule itself."""
+        return (self,) if self.media is None else self.media
 
     @property
     def medium_key(self) -> str:
@@ -74,12 +88,41 @@ class Sample:
 
 
 @dataclasses.dataclass
-class Batch:
-    """B samples, text on the right of the perceptual tokens, padded on the right (training) or left (generation).
+class MediaGroup:
+    """M media of a batch that go through one channel (an encoder with its adapter), as features or as preprocessed
+    media that the encoder still has to see.
 
-    features_BNE: encoder features; or media_B...: preprocessed media that the encoder still has to see; both None for
-    a text-only batch. ids_BT, roles_BT: token ids and their roles; labels_BT: the ids to predict at these positions,
-    -100 where nothing is supervised.
+    rows: the sample of each; places: the column of ids_BT before which its tokens stand. Media of one sample and place
+    stand in their order here.
+    """
+
+    channel: str
+    rows: list[int]
+    places: list[int]
+    features_MNE: Tensor | None = None
+    media: Tensor | None = None
+
+    def of_rows(self, start: int, stop: int) -> MediaGroup | None:
+        """Those of the samples start .. stop - 1, which are then counted from 0."""
+        chosen = [index for index, row in enumerate(self.rows) if start <= row < stop]
+        if not chosen:
+            return None
+        features, media = (None if x is None else x[chosen] for x in (self.features_MNE, self.media))
+        rows, places = [self.rows[i] - start for i in chosen], [self.places[i] for i in chosen]
+        return MediaGroup(self.channel, rows, places, features, media)
+
+    def to(self, device: Any) -> MediaGroup:
+        moved = (None if x is None else x.to(device, non_blocking=True) for x in (self.features_MNE, self.media))
+        return MediaGroup(self.channel, self.rows, self.places, *moved)
+
+
+@dataclasses.dataclass
+class Batch:
+    """B samples as text, padded on the right, and their media.
+
+    ids_BT, roles_BT: token ids and their roles; labels_BT: the ids to predict at these positions, -100 where nothing
+    is supervised. Media: features_BNE or media (preprocessed, B of them) where every sample shows one, before its
+    text, through the run's only channel; `groups` in all other cases; none of them where there is text alone.
     """
 
     samples: list[Sample]
@@ -88,10 +131,17 @@ class Batch:
     labels_BT: Tensor
     features_BNE: Tensor | None = None
     media: Tensor | None = None
+    groups: list[MediaGroup] = dataclasses.field(default_factory=list)
 
     def to(self, device: Any) -> Batch:
         moved: dict[str, Any] = {k: value.to(device, non_blocking=True) for k, value in self._tensors().items()}
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **moved, groups=[group.to(device) for group in self.groups])
+
+    def media_groups(self) -> list[MediaGroup]:
+        """All media, whichever way they are given."""
+        if self.features_BNE is None and self.media is None:
+            return self.groups
+        return [MediaGroup("", list(range(len(self))), [0] * len(self), self.features_BNE, self.media)]
 
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of at most `size` samples, text columns that are PAD for all of them cut off."""
@@ -100,12 +150,14 @@ class Batch:
             part: dict[str, Any] = {k: value[start : start + size] for k, value in self._tensors().items()}
             length = int((part["roles_BT"] != Role.PAD).sum(1).max())
             part |= {name: part[name][:, :length] for name in ("ids_BT", "roles_BT", "labels_BT")}
+            groups = [group.of_rows(start, start + size) for group in self.groups]
+            part["groups"] = [group for group in groups if group is not None]
             parts.append(dataclasses.replace(self, samples=self.samples[start : start + size], **part))
         return parts
 
     def _tensors(self) -> dict[str, Tensor]:
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return {name: value for name, value in fields if name != "samples" and value is not None}
+        return {name: value for name, value in fields if name not in ("samples", "groups") and value is not None}
 
     def __len__(self) -> int:
         return len(self.samples)

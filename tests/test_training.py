@@ -208,7 +208,7 @@ DEATHS = {
     "while scoring at a border": (PREDICT, 2),
     "in the last epoch": (STEP, 11),
     "in the last measurement": (PREDICT, 6),
-    "while writing what is shown": ("ima.fitting.write_samples", 1),
+    "while writing what is shown": ("ima.fitting.write_all_samples", 1),
     "while writing the export": ("ima.checkpoint.write_tensors", 9),
     "while a file takes its place": ("ima.results.os.replace", 7),
 }

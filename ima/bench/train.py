@@ -173,7 +173,7 @@ def stock_step(parts: Parts, samples: list[Sample], dtype: torch.dtype) -> Calla
 
     batch = Collate(parts.task, parts.llm, parts.percepts, training=True)([(sample, 0) for sample in samples])
     pixels = LivePercepts(parts.source, parts.encoder)(samples, 0)["media"]
-    num_tokens = parts.adapter.num_tokens or parts.encoder.num_tokens
+    num_tokens = parts.streams[0].channel.adapter.num_tokens or parts.encoder.num_tokens
     images = torch.full((len(samples), num_tokens), IMAGE_TOKEN)
     ids = torch.cat([images, batch.ids_BT], 1)
     labels = torch.cat([torch.full_like(images, -100), batch.labels_BT], 1)

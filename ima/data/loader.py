@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from ima.data.collate import Collate
+from ima.data.collate import Collate, MixedCollate
+from ima.data.mixture import Mixture
 from ima.errors import UserError
 from ima.types import Batch, Sample
 
 
 def schedule(num_samples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Global batches of sample indices for one epoch; the last one may be smaller."""
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
-    return [order[start : start + batch_size] for start in range(0, num_samples, batch_size)]
+    """Global batches of sample indices for one epoch of one source; the last one may be smaller."""
+    return [batch[:, 0] for batch in Mixture([num_samples]).batches(batch_size, seed, epoch)]
 
 
 class _Items:
@@ -47,17 +47,19 @@ class Batches(DataLoader[Batch]):
 
 class TrainLoader:
     """Global batches of `batch_size`, of which rank r takes every world-th sample. Resumable: `state_dict` says how
-    many batches of which epoch were handed out; after `load_state_dict` the next one follows."""
+    many batches of which epoch were handed out; after `load_state_dict` the next one follows. `samples`: of all entries
+    of the `mixture`, one after the other."""
 
     def __init__(
         self,
         samples: Sequence[Sample],
-        collate: Collate,
+        collate: Collate | MixedCollate,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
         num_workers: int = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         if not samples:
             raise UserError("data: the train split is empty")
@@ -66,23 +68,25 @@ class TrainLoader:
         self.samples, self.collate = samples, collate
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.num_workers = num_workers
+        self.mixture = mixture or Mixture([len(samples)])
+        assert self.mixture.num_samples == len(samples)
         self.epoch, self.done = 0, 0
+        self._length = len(self.batches(0))  # that of every epoch
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """Each global batch is at least one sample per rank; a smaller rest joins the batch before it."""
-        batches = schedule(len(self.samples), self.batch_size, self.seed, epoch)
-        if len(batches) > 1 and len(batches[-1]) < self.world:
-            batches[-2:] = [np.concatenate(batches[-2:])]
-        return batches
+        """Global batches of (index, draw). Each has at least one sample per rank; a smaller rest joins the one before
+        it."""
+        return self.mixture.batches(self.batch_size, self.seed, epoch, least=self.world)
 
     def __len__(self) -> int:
-        return len(self.batches(0))
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
         if self.done >= len(self):
             self.epoch, self.done = self.epoch + 1, 0
         mine = [
-            [(int(index), self.epoch) for index in batch[self.rank :: self.world]] for batch in self.batches(self.epoch)
+            [(int(index), int(draw)) for index, draw in batch[self.rank :: self.world]]
+            for batch in self.batches(self.epoch)
         ]
         loader = Batches(
             _Items(self.samples),  # type: ignore[arg-type]

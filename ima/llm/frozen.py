@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ima.errors import UserError
+from ima.llm.chat import ChatFormat
 from ima.llm.known import Known, of_config
 from ima.llm.sites import SiteTable, check_sites
+from ima.llm.tuning import Train, make_trainable, merge_lora
 from ima.types import Role
 
 
@@ -43,17 +45,33 @@ class Running:
 
 
 class FrozenLLM(nn.Module):
-    """`model`: any decoder-only LM of the site table, put into eval mode without gradient buffers.
+    """`model`: any decoder-only LM of the site table, put into eval mode; `trains`: what of it learns (as a rule
+    nothing, and there are no gradient buffers). `chat`: how conversations are laid out, None where text is plain.
 
     width D of the embeddings, num_blocks L, embedding_norm: mean L2 norm of the vocabulary's embeddings as they enter
     the first block (the scale at which perceptual tokens should start).
     """
 
-    def __init__(self, model: Any, tokenizer: Any, bos: str = "auto", name: str = "llm") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        bos: str = "auto",
+        name: str = "llm",
+        trains: Train = "none",
+        lora_rank: int = 16,
+        lora_alpha: float = 32.0,
+        chat: str | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if bos not in ("auto", "always", "never"):
             raise UserError(f"llm.bos: {bos!r} is not one of auto, always, never")
-        self.model = model.eval().requires_grad_(False)
+        if trains not in ("none", "lora", "all"):
+            raise UserError(f"llm.train: {trains!r} is not one of none, lora, all")
+        self.model = model.eval()
+        self.trains = trains
+        make_trainable(self.model, trains, lora_rank, lora_alpha, seed)
         self.tokenizer = tokenizer
         self.name = name
         self.table = SiteTable(self.model)
@@ -65,6 +83,10 @@ class FrozenLLM(nn.Module):
             tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
         )
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self.chat = ChatFormat(tokenizer, chat, self.bos_id) if chat else None
+        self.stop_ids = [self.eos_id]  # what ends an answer
+        if self.chat is not None and self.chat.stop_id != self.eos_id:
+            self.stop_ids.append(self.chat.stop_id)
         self.embedding_norm = self._embedding_norm()
         self.running: Running | None = None
 
@@ -84,6 +106,14 @@ class FrozenLLM(nn.Module):
     def train(self, mode: bool = True) -> FrozenLLM:
         """Stays in eval mode whatever Lightning asks: dropout inside a frozen LLM would be noise."""
         return super().train(False)
+
+    def merge(self) -> None:
+        """LoRA added into the weights: a stock model again, that learns no more."""
+        if self.trains == "lora":
+            merge_lora(self.model)
+            self.table = SiteTable(self.model)
+        self.model.requires_grad_(False)
+        self.trains = "none"
 
     def _bos(self, bos: str) -> int | None:
         token: int | None = self.tokenizer.bos_token_id
@@ -196,12 +226,12 @@ class FrozenLLM(nn.Module):
                 num_beams=settings.num_beams,
                 do_sample=False,
                 pad_token_id=self.pad_id,
-                eos_token_id=self.eos_id,
+                eos_token_id=self.stop_ids,
                 use_cache=True,
             )
         texts = []
         for row in ids_BT.tolist():
-            texts.append(row[: row.index(self.eos_id)] if self.eos_id in row else row)
+            texts.append(row[: next((place for place, token in enumerate(row) if token in self.stop_ids), len(row))])
         return texts
 
     def decode(self, ids: list[int]) -> str:

@@ -1,6 +1,9 @@
 """Ways to get a frozen LLM: the embedded SmolLM2, Gemma-3-270M, any Hugging Face checkpoint, a tiny random one.
 
-Hides the choice of dtype: `auto` takes bf16 where this machine multiplies matrices faster in it, by measurement.
+Hides the choice of dtype: `auto` takes bf16 where this machine multiplies matrices faster in it, by measurement, and
+fp32 where all weights are trained (bf16 is too coarse for small steps). What all of them take: `train` (none, lora or
+all), `lora_rank`, `lora_alpha`, and `chat`, the layout of conversations (null: plain text; tokenizer: its own
+template; a format's name; a template file).
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ import torch
 
 from ima.errors import UserError
 from ima.llm.frozen import FrozenLLM
+from ima.llm.tuning import Train
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Bos = Literal["auto", "always", "never"]
 MIN_BF16_GAIN = 1.2
 
 
-def pick_dtype(name: str) -> torch.dtype:
+def pick_dtype(name: str, train: Train = "none") -> torch.dtype:
+    if name == "auto" and train == "all":
+        return torch.float32
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if torch.cuda.is_available():
@@ -51,25 +57,45 @@ def reinitialise(model: Any, seed: int) -> None:
     model.load_state_dict(fresh.state_dict())
 
 
-def smollm2(dtype: DtypeName = "auto", bos: Bos = "auto", pretrained: bool = True, seed: int = 0) -> FrozenLLM:
+def smollm2(
+    dtype: DtypeName = "auto",
+    bos: Bos = "auto",
+    pretrained: bool = True,
+    seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    chat: str | None = None,
+) -> FrozenLLM:
     """SmolLM2-135M-Instruct from its package (Apache-2.0). `pretrained=false`: random weights of `seed`."""
     from ima.llm.embedded import load_smollm2
 
-    model, tokenizer = load_smollm2(pick_dtype(dtype))
+    model, tokenizer = load_smollm2(pick_dtype(dtype, train))
     if not pretrained:
         reinitialise(model, seed)
-    return FrozenLLM(model, tokenizer, bos, name="smollm2" if pretrained else f"smollm2-random{seed}")
+    name = "smollm2" if pretrained else f"smollm2-random{seed}"
+    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
 
 
-def gemma3_270m(dtype: DtypeName = "auto", bos: Bos = "always", pretrained: bool = True, seed: int = 0) -> FrozenLLM:
+def gemma3_270m(
+    dtype: DtypeName = "auto",
+    bos: Bos = "always",
+    pretrained: bool = True,
+    seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    chat: str | None = None,
+) -> FrozenLLM:
     """Gemma-3-270M from a package that is installed by those who accept its terms. `pretrained=false`: random weights
     of `seed`."""
     from ima.llm.gemma import load_gemma3_270m
 
-    model, tokenizer = load_gemma3_270m(pick_dtype(dtype))
+    model, tokenizer = load_gemma3_270m(pick_dtype(dtype, train))
     if not pretrained:
         reinitialise(model, seed)
-    return FrozenLLM(model, tokenizer, bos, name="gemma3-270m" if pretrained else f"gemma3-270m-random{seed}")
+    name = "gemma3-270m" if pretrained else f"gemma3-270m-random{seed}"
+    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
 
 
 def hf(
@@ -79,6 +105,10 @@ def hf(
     revision: str | None = None,
     pretrained: bool = True,
     seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    chat: str | None = None,
 ) -> FrozenLLM:
     """A causal LM from a local folder or the hub; of one that also sees, its language part. `pretrained=false`: random
     weights of `seed`, only its config and tokenizer are needed. Raises UserError where it cannot be had.
@@ -87,7 +117,7 @@ def hf(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"dtype": pick_dtype(dtype), "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": pick_dtype(dtype, train), "attn_implementation": "sdpa"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         if pretrained:
@@ -104,8 +134,8 @@ def hf(
             f"llm.path: {path!r} cannot be loaded ({where}: {reason}); download it first (hf download {path}) "
             "or give a local folder with config.json, tokenizer and weights"
         ) from error
-    name = Path(path).name
-    return FrozenLLM(language_part(model), tokenizer, bos, name=name if pretrained else f"{name}-random{seed}")
+    name = Path(path).name if pretrained else f"{Path(path).name}-random{seed}"
+    return FrozenLLM(language_part(model), tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
 
 
 def language_part(model: Any) -> Any:
@@ -131,13 +161,22 @@ def language_part(model: Any) -> Any:
 
 
 def tiny(
-    family: str = "llama", width: int = 32, num_blocks: int = 3, dtype: DtypeName = "float32", seed: int = 0
+    family: str = "llama",
+    width: int = 32,
+    num_blocks: int = 3,
+    dtype: DtypeName = "float32",
+    seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 4,
+    lora_alpha: float = 8.0,
+    chat: str | None = None,
 ) -> FrozenLLM:
     """A random model of a few thousand weights: nothing to learn about, but everything runs in seconds."""
+    from ima.llm.chat import TOKENS
     from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
     if family not in FAMILY_NAMES:
         raise UserError(f"llm.family: {family!r} is not one of {', '.join(FAMILY_NAMES)}")
-    return FrozenLLM(
-        tiny_model(family, width, num_blocks, seed).to(pick_dtype(dtype)), tiny_tokenizer(), name=f"tiny-{family}"
-    )
+    tokenizer = tiny_tokenizer(TOKENS.get(chat or "", ()))
+    model = tiny_model(family, width, num_blocks, seed, len(tokenizer)).to(pick_dtype(dtype))
+    return FrozenLLM(model, tokenizer, "auto", f"tiny-{family}", train, lora_rank, lora_alpha, chat, seed)

@@ -5,6 +5,7 @@ The tokenizer is a byte-level BPE without merges (one token a byte plus the spec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ FAMILY_NAMES = (
 )  # fmt: skip
 
 
-def tiny_tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def tiny_tokenizer(special: Sequence[str] = ()) -> Any:
+    """`special`: further special tokens, such as those of a chat format."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -23,6 +25,7 @@ def tiny_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -32,12 +35,14 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def tiny_model(family: str = "llama", width: int = 32, num_blocks: int = 3, seed: int = 0) -> Any:
+def tiny_model(
+    family: str = "llama", width: int = 32, num_blocks: int = 3, seed: int = 0, vocab_size: int = 259
+) -> Any:
     """A random causal LM in fp32 and eval mode, vocabulary of `tiny_tokenizer`, as deterministic as its seed."""
     import transformers as t
 
     common: dict[str, Any] = {
-        "vocab_size": 259,
+        "vocab_size": vocab_size,
         "hidden_size": width,
         "num_hidden_layers": num_blocks,
         "num_attention_heads": 4,

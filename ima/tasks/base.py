@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ima.tasks.metrics.intervals import Interval
-from ima.types import Sample
+from ima.types import MEDIUM, Sample, Turn
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class Task(Protocol):
     def prompt_for(self, sample: Sample) -> str: ...
 
     def target_for(self, sample: Sample, draw: int) -> str: ...
+
+    def turns_for(self, sample: Sample, draw: int, answer: bool = True) -> Sequence[Turn]:
+        """The sample as a conversation, media first; its last turn is the assistant's (empty without `answer`)."""
+        media = "".join(f"{MEDIUM}\n" for _ in sample.shown)
+        said = self.target_for(sample, draw).strip() if answer else ""
+        return (("user", media + self.prompt_for(sample)), ("assistant", said))
 
     def clean(self, text: str) -> str: ...
 
