@@ -86,7 +86,7 @@ report: setup  ## write the page of a run again: make report RUN=outputs/demo
 	@$(PY) -m ima.report $(RUN)
 
 collect: setup  ## one table of all runs below a folder, CSV and Parquet: make collect RUN=outputs
-	@$(PY) -m ima.report.collect $(RUN) $(ARGS)
+	@$(PY) -m ima.collect $(RUN) $(ARGS)
 
 clean:  ## remove tool caches and build leftovers; .venv and outputs stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info

@@ -1,6 +1,6 @@
 """What a page costs: a thousand synthetic finished runs are collected into a table and drawn as one page.
 
-Each step is a process of its own, imports included, as a person starts it: `python -m ima.report.collect`,
+Each step is a process of its own, imports included, as a person starts it: `python -m ima.collect`,
 `python -m ima.report`, and `python -m ima.report --help`. The median over the rounds goes to outputs/bench/report.json.
 """
 
@@ -31,7 +31,7 @@ def main(num_rounds: int) -> None:
             write_json(folder / "runs" / f"run-{index:04d}" / "result.json", synthetic(index))
         runs, page = str(folder / "runs"), folder / "report.html"
         steps = {
-            "collect_seconds": ["ima.report.collect", runs, "--out", str(folder / "runs.csv")],
+            "collect_seconds": ["ima.collect", runs, "--out", str(folder / "runs.csv")],
             "report_seconds": ["ima.report", runs, "--out", str(page)],
             "help_seconds": ["ima.report", "--help"],
         }

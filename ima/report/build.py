@@ -9,7 +9,7 @@ from pathlib import Path
 from ima.errors import UserError
 from ima.report.load import Run, load_runs
 
-MAX_DETAILED = 8
+MAX_DETAILED = 16
 
 
 def write_report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:

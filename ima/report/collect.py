@@ -1,4 +1,4 @@
-"""`python -m ima.report.collect DIR...`: any set of run folders -> one tidy table, a row per run, as CSV and Parquet.
+"""`collect`: any set of run folders -> one tidy table, a row per run, as CSV and Parquet.
 
 Reads result.json only, so a thousand runs take seconds; no torch. Columns: run, status, reason, facts of the run,
 folder, every config value as config.<dotted key>, every metric under its own name. Failed runs are rows with a reason.
@@ -6,15 +6,12 @@ folder, every config value as config.<dotted key>, every metric under its own na
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ima.errors import UserError
 from ima.report.load import Run, flatten, load_runs, text
 from ima.results import replace_atomic, write_atomic
 
@@ -86,24 +83,3 @@ def column(values: Sequence[Any]) -> Any:
     if kinds == {bool}:
         return pa.array(values, pa.bool_())
     return pa.array([None if value is None else str(value) for value in values], pa.string())
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ima.report.collect", description="One tidy table of run folders, as CSV and Parquet."
-    )
-    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="a run folder or a folder of runs")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs.csv"), metavar="FILE", help="the CSV (runs.csv); FILE.parquet beside it"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        print(write_table(collect(options.dirs), options.out))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,9 +18,10 @@ from ima.report.labels import shortened
 from ima.report.load import Run
 from ima.report.proxies import proxy_figures
 from ima.report.series import Curve
-from ima.report.style import DASHES, MARKERS, Theme
+from ima.report.style import DASHES, HEIGHT, MARKERS, NUM_CATEGORIES, Theme
 
-MAX_OVERLAID = 8
+MAX_OVERLAID = 16
+LINE_HEIGHT = 0.2  # inches of a line of the legend
 
 
 def overlay(
@@ -43,15 +44,17 @@ def overlay(
         return Figure(name, title, caption, missing=why)
 
     def draw(figure: Canvas, theme: Theme) -> None:
+        figure.set_figheight(HEIGHT + LINE_HEIGHT * max(0, (len(curves) + 1) // 2 - 4))
         ax = figure.add_subplot()
         for index, (label, found) in enumerate(curves):
+            again = index // NUM_CATEGORIES  # colours come again with other dashes
             line(
                 ax,
                 found,
                 theme.category(index),
                 shortened(label),
-                linestyle=DASHES[index % len(DASHES)],
-                marker=MARKERS[index % len(MARKERS)],
+                linestyle=DASHES[(index + again) % len(DASHES)],
+                marker=MARKERS[(index + again) % len(MARKERS)],
                 markevery=max(1, len(found.points) // 7),
             )
         ax.set(xlabel=x[0], ylabel=ylabel)

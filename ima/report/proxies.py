@@ -38,7 +38,7 @@ def relation_text(points: Sequence[Point]) -> str:
 def proxy_figures(runs: Sequence[Run]) -> list[Figure]:
     names = targets(runs)[:MAX_FIGURES]
     if not names:
-        missing = "needs two runs with `ima/mean` and a task metric"
+        missing = "needs three runs with `ima/mean` and a task metric"
         return [Figure("ima_vs_task", "IMA against performance", "", missing=missing)]
     return [proxy_figure(runs, name) for name in names]
 
@@ -70,20 +70,43 @@ def proxy_figure(runs: Sequence[Run], metric: str) -> Figure:
                 facecolors="none" if control else colour, edgecolors=colour, alpha=0.85, linewidths=1.2 * control,
             )  # fmt: skip
         if len(points) <= MAX_LABELLED:
-            middle = (min(point.x for point in points) + max(point.x for point in points)) / 2
-            for point in points:
-                side, shift = ("right", -5) if point.x > middle else ("left", 5)
+            ax.margins(0.14)
+            for point, (side, shift, rise) in zip(points, places(points), strict=True):
                 ax.annotate(
-                    shortened(point.run, 22), (point.x, point.y), xytext=(shift, 4), textcoords="offset points",
+                    shortened(point.run, 22), (point.x, point.y), xytext=(shift, rise), textcoords="offset points",
                     fontsize=7.5, color=theme["muted"], horizontalalignment=side,
                 )  # fmt: skip
-            ax.margins(0.12)
         ax.set(xlabel="IMA (mean over the layers)", ylabel=f"{score.replace('_', ' ')}, {track}")
 
     header = ["run", "ima/mean", metric, "control", "training"]
     rows: list[Sequence[Any]] = [[p.run, p.x, p.y, int(p.control), p.group] for p in points]
     name = f"ima_vs_{track}_{score}"
     return Figure(name, f"IMA against {score.replace('_', ' ')} on {track}", caption, draw, (header, rows))
+
+
+def places(points: Sequence[Point]) -> list[tuple[str, float, float]]:
+    """Where each label goes (alignment, points to the right, points up): the first of eight places that meets no
+    label before it and no other point, in a plot of about 290 x 190 points."""
+    spans = [max(values) - min(values) or 1.0 for values in ([p.x for p in points], [p.y for p in points])]
+    at = [(220 * point.x / spans[0], 145 * point.y / spans[1]) for point in points]
+    middle = (max(x for x, _ in at) + min(x for x, _ in at)) / 2
+    taken: list[tuple[float, float, float, float]] = []
+    chosen = []
+    for point, (x, y) in zip(points, at, strict=True):
+        width, sides = 4.0 * min(len(point.run), 22), ("right", "left") if x > middle else ("left", "right")
+        options = [(side, rise) for rise in (4.0, -9.0, 13.0, -18.0) for side in sides]
+        best: tuple[float, str, float, tuple[float, float, float, float]] | None = None
+        for side, rise in options:
+            left = x + 5 if side == "left" else x - 5 - width
+            box = (left, y + rise, left + width, y + rise + 8)
+            hits = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+            hits += sum(box[0] < a < box[2] and box[1] - 3 < b < box[3] + 3 for a, b in at)
+            if best is None or hits < best[0]:
+                best = (hits, side, rise, box)
+        assert best is not None
+        taken.append(best[3])
+        chosen.append((best[1], 5.0 if best[1] == "left" else -5.0, best[2]))
+    return chosen
 
 
 def correlation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:

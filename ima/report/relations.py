@@ -81,12 +81,12 @@ def points_of(runs: Sequence[Run], x: str, y: str) -> list[Point]:
 
 
 def targets(runs: Sequence[Run], x: str = COLUMNS[0]) -> list[str]:
-    """Task metrics that at least two runs have beside `x`; CIDEr only where nothing else is scored."""
+    """Task metrics that at least three runs have beside `x`; CIDEr only where nothing else is scored."""
     have = [run for run in runs if run.metrics.get(x) is not None]
     found = [
         name
         for score, track in itertools.product(SCORES, TRACKS)
-        if sum(run.metrics.get(name := f"{track}/{score}") is not None for run in have) > 1
+        if sum(run.metrics.get(name := f"{track}/{score}") is not None for run in have) > 2
     ]
     return [name for name in found if "cider" not in name] or found[:1]
 

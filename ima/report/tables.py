@@ -131,7 +131,7 @@ def metric_columns(runs: Sequence[Run]) -> list[str]:
 def overview(runs: Sequence[Run]) -> str:
     """One row per run; the inline script sorts by a click on a heading, filters by words and shows where the
     configurations of the chosen rows differ."""
-    keys, metrics = differing_keys(runs, limit=8), metric_columns(runs)
+    keys, metrics = overview_keys(runs), metric_columns(runs)
     heads = ["run", "status", *keys, *metrics, "time"]
     numeric = {*metrics, "time"}
     head = "".join(
@@ -149,6 +149,13 @@ def overview(runs: Sequence[Run]) -> str:
         f'<p class="note">Choose two runs or more to see where their configurations differ. All configuration values'
         f" and metrics of every run are in runs.csv and runs.parquet beside this page.</p>"
     )
+
+
+def overview_keys(runs: Sequence[Run], most: int = 8) -> list[str]:
+    """Where the runs differ; a part's class says nothing more where its choice stands beside it."""
+    keys = differing_keys(runs, limit=MAX_COMPARED_KEYS)
+    told = {key.removeprefix("choices.") for key in keys if key.startswith("choices.")}
+    return [key for key in keys if not (key.endswith("._target_") and key.split(".")[0] in told)][:most]
 
 
 def difference_data(runs: Sequence[Run]) -> str:
