@@ -35,7 +35,6 @@ from ima.settings import Alignment
 from ima.types import Role, Site
 
 GOALS = {"ima_overhead": "goal <= 1.05", "full_overhead": "goal <= 2"}
-NUM_VAL = 320  # samples of the validation pass: what is done once (scales, reservoir) must be seen beside a real one
 NUM_EXAMPLES, NUM_MODALITIES, BATCH_SIZE = 5000, 3, 50
 NUM_LAYERS, NUM_PERCEPTS, NUM_TEXT, WIDTH = 31, 10, 12, 576  # SmolLM2-135M's
 
@@ -49,11 +48,12 @@ def main(num_rounds: int) -> None:
 def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
     from omegaconf import OmegaConf
 
-    choices = ["experiment=demo", "logger=none", "alignment=full", f"data.num_val={NUM_VAL}"]
+    choices = ["experiment=demo", "logger=none", "alignment=full"]
     config: Any = OmegaConf.to_container(compose(choices, "train"))
     parts = assemble(config)
     assert parts.store is not None
-    val = parts.samples("val")
+    # what is done once (scales, reservoir) must be seen beside a pass of some length
+    val = [sample for split in ("val", "T0", "T1") for sample in parts.samples(split)]
     parts.store.ensure(val)
     evaluator = Evaluator(parts.module(), parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
     everything = tupled(without_target(config["alignment"]))
