@@ -20,6 +20,7 @@ from ima.errors import UserError
 Group = Literal["row", "matrix", "global"]
 Pattern = Literal["unstructured", "2:4", "4:8"]
 Scores = Callable[[str], Tensor]  # module path -> scores (out, in)
+NOT_FINITE = "scores: not all finite; are the weights and the calibration activations? use llm.dtype=float32"
 EPSILON = 1e-9  # 0.3 * 10 is 3
 
 
@@ -32,7 +33,7 @@ def keys_of(score_GN: Tensor) -> np.ndarray:
     """int64 (G, N) in the strict order of each row: the bits of a non-negative fp32, then the position."""
     score_GN = score_GN.detach().float().cpu().contiguous()
     if not bool(torch.isfinite(score_GN).all()) or bool((score_GN < 0).any()):
-        raise UserError("scores: not all finite; are the weights or the calibration activations? use llm.dtype=float32")
+        raise UserError(NOT_FINITE)
     bits = (score_GN + 0.0).view(torch.int32).numpy().astype(np.int64)
     found: np.ndarray = (bits << 32) | np.arange(score_GN.shape[1], dtype=np.int64)
     return found
@@ -48,15 +49,21 @@ def ranks(score_GN: Tensor) -> np.ndarray:
 
 def keep(score_GN: Tensor, num: int | np.ndarray) -> np.ndarray:
     """bool (G, N): all but the `num` lowest of each row; `num` may differ by row (G,)."""
-    keys, length = keys_of(score_GN), score_GN.shape[1]
-    nums = np.broadcast_to(np.asarray(num), (len(keys),))
-    kept = np.zeros(keys.shape, dtype=bool)
-    for each in np.unique(nums):
-        rows = nums == each
+    score, length = score_GN.detach().float().cpu().numpy(), score_GN.shape[1]
+    if not np.isfinite(score.max(initial=0.0)):
+        raise UserError(NOT_FINITE)
+    nums = np.broadcast_to(np.asarray(num), (len(score),))
+    kept = np.zeros(score.shape, dtype=bool)
+    for each in map(int, np.unique(nums)):
         if each < length:
-            part = keys if rows.all() else keys[rows]
-            cut = np.partition(part, int(each), axis=1)[:, int(each), None]
-            kept[rows] = part >= cut
+            rows = np.flatnonzero(nums == each)
+            part = score if len(rows) == len(score) else score[rows]
+            found = part >= np.partition(part, each, axis=1)[:, each, None]
+            tied = np.flatnonzero(found.sum(1) != length - each)  # several at the threshold: their places decide
+            if len(tied):
+                keys = keys_of(torch.from_numpy(part[tied]))
+                found[tied] = keys >= np.partition(keys, each, axis=1)[:, each, None]
+            kept[rows] = found
     return kept
 
 
@@ -111,7 +118,7 @@ def keep_global(scores: Scores, shapes: Mapping[str, tuple[int, int]], num: int)
     def bits_of(path: str) -> np.ndarray:
         score = scores(path).detach().float().cpu()
         if not bool(torch.isfinite(score).all()):
-            raise UserError("scores: not all finite; use llm.dtype=float32")
+            raise UserError(NOT_FINITE)
         return (score + 0.0).contiguous().view(torch.int32).numpy().reshape(-1)
 
     if num >= sum(math.prod(shape) for shape in shapes.values()):
