@@ -12,7 +12,7 @@ from ima.report.figures_full import cones, full_rows, site_norms, sites, vocabul
 from ima.report.figures_full import variants as all_variants
 from ima.report.figures_masks import mask_rows, overlap_figures
 from ima.report.figures_reservoir import geometry, token_pairs, tsne
-from ima.report.figures_task import tasks, training
+from ima.report.figures_task import task_parts, tasks, training
 from ima.report.load import Run
 
 __all__ = ["comparison_figures", "figures_of", "full_figures"]
@@ -39,6 +39,7 @@ def figures_of(run: Run) -> list[Figure]:
         norms(rows),
         consecutive(rows),
         tasks(run.rows),
+        *task_parts(run.rows),
         *full_figures(run.rows),
     ]  # fmt: skip
 

@@ -14,6 +14,8 @@ from ima.report.series import Curve
 from ima.report.style import DASHES, MARKERS, Theme
 
 MAX_POINTS = 300
+PART_SCORES = ("motion_accuracy", "order_accuracy", "category_accuracy", "pair_accuracy", "macro_accuracy", "slot_f1",
+               "object_recall", "chair_i", "chair_s")  # fmt: skip
 HEADLINE_SCORES = ("noun_accuracy", "accuracy", "noun_f1", "cider_d")
 
 
@@ -127,3 +129,47 @@ def tasks(rows: Sequence[series.Row]) -> Figure:
     )
     heading = f"{score.replace('_', ' ').capitalize()} by {'track' if single else 'epoch'}"
     return Figure(name, heading, caption, draw, table)
+
+
+def task_parts(rows: Sequence[series.Row]) -> list[Figure]:
+    """What the headline hides: motion, order, kinds of questions... of the last measurement; nothing where there are
+    no such scores."""
+    scores = series.task_scores(rows)
+    names = [name for name in scores if name in PART_SCORES or name.startswith("accuracy_") or name.endswith("_f1")]
+    found = {name: {track: curve for track, curve in scores[name].items() if known(curve)} for name in names}
+    found = {name: tracks for name, tracks in found.items() if set(tracks) - set(series.BESIDE)}
+    if not found:
+        return []
+    tracks = list(dict.fromkeys(track for by_track in found.values() for track in by_track))
+    caption = "Scores of parts of the task, last measurement, with 95 % intervals; grey: rows beside the first track."
+
+    def draw(figure: Canvas, theme: Theme) -> None:
+        ax = figure.add_subplot()
+        for index, track in enumerate(tracks):
+            places = [place for place, by_track in enumerate(found.values()) if track in by_track]
+            curves = [by_track[track] for by_track in found.values() if track in by_track]
+            y = [place + (index - (len(tracks) - 1) / 2) * 0.6 / len(tracks) for place in places]
+            x = [curve.y[-1] for curve in curves]
+            ends = [(curve.band[0][-1], curve.band[1][-1]) for curve in curves]
+            ends = [(a, b) if math.isfinite(a) else (v, v) for (a, b), v in zip(ends, x, strict=True)]
+            error = [[max(0.0, v - a) for v, (a, _) in zip(x, ends, strict=True)],
+                     [max(0.0, b - v) for v, (_, b) in zip(x, ends, strict=True)]]  # fmt: skip
+            colour = theme["before"] if track in series.BESIDE else theme.category(index)
+            ax.errorbar(x, y, xerr=error, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=5,
+                        linestyle="none", elinewidth=1, capsize=2, label=track.replace("_", " "))  # fmt: skip
+        ax.set_yticks(range(len(found)), [name.replace("_", " ") for name in found])
+        ax.set_ylim(len(found) - 0.4, -0.6)
+        ax.set_xlim(-0.02, 1.02)
+        ax.set_xlabel("value")
+        legend(ax)
+
+    table = table_of(
+        [([name, track], Curve(track, curve.points[-1:])) for name, by_track in found.items()
+         for track, curve in by_track.items()],
+        ["score", "track"], "epoch",
+    )  # fmt: skip
+    return [Figure("task_parts", "Parts of the task", caption, draw, table)]
+
+
+def known(curve: Curve) -> bool:
+    return bool(curve.y) and math.isfinite(curve.y[-1])
