@@ -43,7 +43,7 @@ from ima.errors import UserError
 from ima.evaluation import is_main
 from ima.interventions import stack
 from ima.interventions.auto import resolved
-from ima.llm.tuning import trained_tensors
+from ima.llm.tuning import trained_names
 from ima.measures import facts_of, gather, measures_of, seconds_of, write_table
 from ima.parts import Parts, Stream, assemble, device_of
 from ima.progress import timed
@@ -127,7 +127,7 @@ def train(config: dict[str, Any], folder: Path, command: str, init: Path | None 
         t = parts.training
         device = device_of(t)
         parts.llm.to(device)
-        frozen_before = weight_sum(parts.llm, trained_tensors(parts.llm))
+        frozen_before = weight_sum(parts.llm, trained_names(parts.llm))
     with timed(clock, "encode"):
         shown = make_ready(parts, training=True, report=main)
     parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), node=config["llm"])
@@ -193,7 +193,7 @@ def train(config: dict[str, Any], folder: Path, command: str, init: Path | None 
             raise KeyboardInterrupt from leave
     if not trainer.state.finished or trainer.interrupted:
         raise KeyboardInterrupt
-    frozen_after = weight_sum(parts.llm.to(device), trained_tensors(parts.llm))
+    frozen_after = weight_sum(parts.llm.to(device), trained_names(parts.llm))
     assert frozen_after == frozen_before, "the frozen LLM changed during training"
     assert borders.measured == t.epochs, "the last measurement is missing"
     clock |= {"measure": borders.seconds, "train": clock["fit"] - borders.seconds}

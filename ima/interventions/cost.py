@@ -99,6 +99,7 @@ def shape_of(llm: FrozenLLM, block: int) -> BlockShape:
 
 
 def weight_of(module: nn.Module) -> Tensor:
+    module = getattr(module, "base_layer", module)  # LoRA beside it is as good as free
     assert isinstance(module, nn.Linear)
     return module.weight
 

@@ -59,6 +59,12 @@ def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def trained_names(module: nn.Module) -> set[str]:
+    """The same as names of the state: tied parameters by all their names."""
+    places = {parameter.data_ptr() for parameter in trained_tensors(module).values()}
+    return {name for name, value in module.state_dict().items() if value.data_ptr() in places}
+
+
 @torch.no_grad()
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Raises UserError where they are not exactly what this module trains."""
