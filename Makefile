@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report export-data report collect clean
+.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report export-data report collect dashboard sync clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,12 @@ report: setup  ## write the page of a run again: make report RUN=outputs/demo
 
 collect: setup  ## one table of all runs below a folder, CSV and Parquet: make collect RUN=outputs
 	@$(PY) -m ima.collect $(RUN) $(ARGS)
+
+dashboard: setup  ## the W&B dashboard, pushed where there is a key (WANDB_ENTITY), else as JSON
+	@$(PY) -m ima.workspace push $(ARGS)
+
+sync: setup  ## upload offline W&B runs: make sync RUN=outputs/demo
+	@$(PY) -m ima.workspace sync $(RUN)
 
 clean:  ## remove tool caches and build leftovers; .venv and outputs stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info

@@ -104,6 +104,30 @@ def test_an_offline_run_holds_what_the_rows_hold_also_when_it_was_killed(launche
     assert_mirrored(tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_a_run_that_fails_is_a_failed_one_in_its_group_and_an_evaluation_is_mirrored(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}", "name=run"]
+    env = {"WANDB_RUN_GROUP": "a-sweep"}  # as a sweep gives it to its jobs
+    failed = launcher.run("train", argv, env=env, patch="training_faults.fail_at_step_6")
+    assert failed.code == 1
+    found = records(tmp_path / "run")
+    assert [record["exit"]["exit_code"] for record in found if record["type"] == "exit"] == [1]
+    (run,) = (record["run"] for record in found if record["type"] == "run")
+    assert (run["run_group"], run["job_type"]) == ("a-sweep", "train")
+    assert launcher.run("train", argv, env=env).code == 0
+    measure = [f"checkpoint={tmp_path / 'run'}", f"output_dir={tmp_path}", "name=measured", "logger=offline"]
+    assert launcher.run("evaluate", measure, env=env).code == 0
+    found = records(tmp_path / "measured")
+    (run,) = (record["run"] for record in found if record["type"] == "run")
+    assert (run["run_group"], run["job_type"]) == ("a-sweep", "evaluate")
+    rows = list(read_rows(tmp_path / "measured" / "rows.jsonl"))
+    assert [[number(cell) for cell in row[:3]] for row in table_rows(tmp_path / "measured", found)] == [
+        [row[field] for field in TABLE_FIELDS[:3]] for row in rows
+    ]
+
+
 KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567"}
 
 

@@ -59,15 +59,15 @@ def assert_equal_up_to_rounding(folder: Path, alone: Path) -> None:
     assert found.keys() == expected.keys()
     for key, values in expected.items():
         for one, two in zip(found[key], values, strict=True):
-            assert one == (pytest.approx(two, rel=1e-4, abs=1e-5) if isinstance(two, float) else two), key
+            assert one == (pytest.approx(two, rel=1e-5, abs=1e-5) if isinstance(two, float) else two), key
     metrics, others = read_result(folder)["metrics"], read_result(alone)["metrics"]
     assert metrics.keys() == others.keys()
     for name, value in others.items():
         if name != "alignment/dump_bytes":  # counts padding, which depends on who shares a batch
-            assert metrics[name] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)), name
+            assert metrics[name] == (value if value is None else pytest.approx(value, rel=1e-5, abs=1e-5)), name
     weights, theirs = (load_file(path / "adapter.safetensors") for path in (folder, alone))
     for name, weight in theirs.items():
-        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(weights[name], weight, rtol=1e-5, atol=1e-5)
     assert (folder / "predictions.jsonl").read_bytes() == (alone / "predictions.jsonl").read_bytes()
 
 
