@@ -66,20 +66,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def maker_of(runs: Iterable[str]) -> Maker:
     """For the LLM that all runs share. Raises UserError where they do not."""
+    import torch
+
+    from ima.checkpoint import load_llm
     from ima.config import run_config, run_folder
     from ima.llm.frozen import FrozenLLM
     from ima.masks.making import Maker
     from ima.parts import build
     from ima.results import read_result
+    from ima.run import find_adapter
+    from ima.stages import effective
 
     nodes: list[dict[str, Any]] = []
+    runs = list(runs)
     for run in runs:
-        node = dict(run_config(run)["llm"])
+        node = dict(effective(run_config(run), training=False)["llm"])
         dtype = read_result(run_folder(run)).get("facts", {}).get("llm_dtype")
         nodes.append(node | ({"dtype": dtype} if node.get("dtype", "auto") == "auto" and dtype else {}))
         if nodes[-1] != nodes[0]:
             raise UserError(f"{run}: trained with another LLM than the first run ({nodes[-1]} and {nodes[0]})")
     llm: FrozenLLM = build({"llm": nodes[0]}, "llm")
+    if llm.trains != "none":
+        load_llm(find_adapter(next(iter(runs)))[1], llm)
+        llm.merge()
+    llm.to("cuda" if torch.cuda.is_available() else "cpu")
     return Maker(llm, nodes[0])
 
 

@@ -56,7 +56,8 @@ class Sums:
         return total_I.sqrt().float()
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
-        tensors = {name: each.contiguous() for name, each in self.squares.items()} | {"num_tokens": self.num_tokens}
+        tensors = {name: each.clone() for name, each in self.squares.items()}  # maps with one input share theirs
+        tensors |= {"num_tokens": self.num_tokens}
         write_tensors(path, tensors, {"format": FORMAT, "facts": json.dumps(dict(facts))})
 
     @classmethod

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,12 @@ from ima.masks.scores import weights_id
 from ima.masks.sums import Sums
 from ima.results import read_result
 
+if TYPE_CHECKING:
+    from ima.parts import Stream
+    from ima.types import Sample
+
 BATCH_SIZE = 16
+CONFIG = ("data", "task", "mixture", "encoder", "adapter")  # what the inputs of the LLM depend on
 VERSION = 1  # raise it when the statistics change
 
 
@@ -38,7 +43,7 @@ class CalibrationTask:
         self.config = run_config(str(self.folder))
         self.num_examples, self.seed = num_examples, seed
         facts = read_result(run_folder(str(folder))).get("facts", {})
-        depends = {name: self.config.get(name) for name in ("data", "task", "encoder", "adapter")}
+        depends = {name: self.config.get(name) for name in CONFIG}
         depends |= {name: facts.get(name) for name in ("source_fingerprint", "encoder_fingerprint")}
         depends |= {"adapter_file": sha256_of(self.adapter), "num_examples": num_examples, "seed": seed}
         text = json.dumps(depends, sort_keys=True, default=str)
@@ -54,33 +59,42 @@ class CalibrationTask:
 
     def inputs(self, llm: FrozenLLM) -> Iterator[Inputs]:
         """Batches of the whole sequences, with answers, on the LLM's device; the examples of a batch are of like
-        length, so that little is padding."""
+        length, so that little is padding. Of a mixture, as many of each entry."""
         from lightning.pytorch.utilities.seed import isolate_rng
 
         from ima.checkpoint import load_adapter
-        from ima.data.collate import Collate
         from ima.parts import assemble
+        from ima.stages import effective
 
         with isolate_rng():  # it is seeded from this run's config; the caller's draws must not notice
-            parts = assemble(self.config | {"intervention": {}, "alignment": None}, llm)
+            parts = assemble(effective(self.config | {"intervention": {}, "alignment": None}, training=False), llm)
         load_adapter(self.adapter, parts.adapter)
-        if "train" not in parts.source.splits:
-            raise UserError(f"{self.folder}: {parts.source.name} has no training split to calibrate on")
-        samples = parts.source.samples("train")
-        order = np.random.Generator(np.random.Philox(key=self.seed)).permutation(len(samples))
-        chosen = [samples[index] for index in order[: self.num_examples]]
-        if parts.store is not None:
-            t = parts.training
-            parts.store.ensure(chosen, llm.device, t.eval_batch_size, t.num_workers)
-            chosen = [sample for sample in chosen if sample.medium_key not in parts.store.bad]
-        collate = Collate(parts.task, llm, parts.percepts)
-        chosen.sort(key=lambda sample: len(collate.text(sample, 0)[0]))
         module = parts.module().to(llm.device).eval()
+        share = -(-self.num_examples // len(parts.streams))
         with torch.no_grad():
-            for start in range(0, len(chosen), BATCH_SIZE):
-                batch = collate([(sample, 0) for sample in chosen[start : start + BATCH_SIZE]]).to(llm.device)
-                x_BSD, roles_BS, _ = module.splice(batch)
-                yield x_BSD.detach(), roles_BS
+            for stream in parts.streams:
+                chosen = self.chosen(stream, share, llm.device)
+                collate = stream.collate(llm)
+                lengths = {sample.id: len(collate.text(sample, 0)[0]) for sample in chosen}
+                chosen.sort(key=lambda sample, lengths=lengths: lengths[sample.id])  # type: ignore[misc]
+                for start in range(0, len(chosen), BATCH_SIZE):
+                    batch = collate([(sample, 0) for sample in chosen[start : start + BATCH_SIZE]]).to(llm.device)
+                    x_BSD, roles_BS, _ = module.splice(batch)
+                    yield x_BSD.detach(), roles_BS
+
+    def chosen(self, stream: Stream, num: int, device: torch.device) -> list[Sample]:
+        """The seeded draw from an entry's training split, its features computed."""
+        if "train" not in stream.source.splits:
+            raise UserError(f"{self.folder}: {stream.source.name} has no training split to calibrate on")
+        samples = stream.all_samples("train")
+        order = np.random.Generator(np.random.Philox(key=self.seed)).permutation(len(samples))
+        chosen = [samples[index] for index in order[:num]]
+        if stream.store is None:
+            return chosen
+        media = list({shown.medium_key: shown for sample in chosen for shown in sample.shown}.values())
+        stream.store.ensure(media, device, stream.training.eval_batch_size, stream.training.num_workers)
+        bad = stream.store.bad
+        return [sample for sample in chosen if not any(shown.medium_key in bad for shown in sample.shown)]
 
     def sums(self, llm: FrozenLLM) -> Sums:
         """One-shot statistics of all roles: from the cache, or made once under a lock."""
