@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
@@ -78,7 +79,9 @@ def iou_map(rows: Sequence[Row]) -> Figure:
         bar = figure.colorbar(image, ax=ax, shrink=0.8)
         bar.set_label("IoU of the kept weights", fontsize=8)
 
-    table = [[*pair, *(values[score].get(pair, math.nan) for score in scores)] for pair in values["mask_iou"]]
+    table: list[Sequence[Any]] = [
+        [*pair, *(values[score].get(pair, math.nan) for score in scores)] for pair in values["mask_iou"]
+    ]
     level = f"{min(chances):.3f}" if chances else "unknown"
     level += f" to {max(chances):.3f}" if chances and max(chances) - min(chances) > 5e-4 else ""
     caption = (
@@ -138,8 +141,8 @@ def by_block(rows: Sequence[Row]) -> list[Figure]:
     ]
     return multiples(
         "mask_iou_by_block", "Overlap of masks by block",
-        "Chance-corrected IoU of what two masks keep (and prune) in each block: 0 is chance, 1 the same mask. Where many"
-        " pairs were compared, a line is the mean over those of its roles.",
+        "Chance-corrected IoU of what two masks keep (and prune) in each block: 0 is chance, 1 the same mask. Where"
+        " many pairs were compared, a line is the mean over those of its roles.",
         panels, ylabel="corrected IoU",
     )  # fmt: skip
 
