@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report export-data report collect dashboard sync clean
+.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -96,6 +96,9 @@ dashboard: setup  ## the W&B dashboard, pushed where there is a key (WANDB_ENTIT
 
 sync: setup  ## upload offline W&B runs: make sync RUN=outputs/demo
 	@$(PY) -m ima.workspace sync $(RUN)
+
+doctor: setup  ## will a config run here: make doctor ARGS="llm=vicuna trainer=gpu"
+	@$(PY) -m ima.doctor $(ARGS)
 
 clean:  ## remove tool caches and build leftovers; .venv and outputs stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info

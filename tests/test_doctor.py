@@ -1,0 +1,94 @@
+"""The doctor tells what a config needs against what is there: near enough, in seconds, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from ima import doctor
+from ima.compose import CONF, choices_of, compose
+from ima.doctor import EMBEDDED, Size, downloads, encoder_tokens, hub_folder, llm_size, needs, report
+
+ROOT = Path(__file__).resolve().parent.parent
+# As published: billions of weights of the choices that state their dimensions.
+KNOWN = {"llama2": 6.7, "llama3": 8.0, "mistral": 7.2, "vicuna": 6.7, "phi3": 3.8, "pythia": 6.9, "opt": 6.7}
+
+
+def config_of(*overrides: str) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(compose(list(overrides)))
+    return dict(plain)
+
+
+@pytest.mark.parametrize("choice", KNOWN)
+def test_sizes_from_the_line_of_a_choice_are_near_the_published_ones(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "hub_folder", lambda name: None)
+    size = llm_size(config_of(f"llm={choice}")["llm"], choice)
+    assert size is not None and size.num_weights / 1e9 == pytest.approx(KNOWN[choice], rel=0.25)
+
+
+def test_the_embedded_model_has_the_weights_that_it_has() -> None:
+    assert EMBEDDED["smollm2"].num_weights == pytest.approx(134_515_008, rel=0.01)
+
+
+def test_a_local_config_is_better_than_a_line(tmp_path: Path) -> None:
+    facts = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 100, "num_attention_heads": 8,
+             "num_key_value_heads": 2, "vocab_size": 500}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    assert llm_size({"_target_": "ima.llm.load.hf", "path": str(tmp_path)}, "hf") == Size(3, 64, 100, 500, 0.25)
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": facts}))
+    assert llm_size({"_target_": "ima.llm.load.hf", "path": str(tmp_path)}, "hf") == Size(3, 64, 100, 500, 0.25)
+
+
+def test_a_model_in_the_hub_cache_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert downloads(config_of("llm=vicuna")) == ["llm: hf download lmsys/vicuna-7b-v1.5"]
+    snapshot = tmp_path / "models--lmsys--vicuna-7b-v1.5" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert hub_folder("lmsys/vicuna-7b-v1.5") == snapshot and downloads(config_of("llm=vicuna")) == []
+    assert "encoder" in downloads(config_of("encoder=clip_large"))[0]
+    assert downloads(config_of("encoder=noise")) == []
+
+
+def test_more_samples_and_larger_batches_need_more() -> None:
+    small = needs(config_of("data=shapes", "data.num_train=100", "data.num_test=1"))
+    large = needs(config_of("data=shapes", "data.num_train=1000", "data.num_test=1", "trainer.batch_size=32"))
+    for name in ("activations", "feature cache"):
+        assert (large[name] or 0) > (small[name] or 0) > 0
+    assert small["LLM weights"] == large["LLM weights"]
+    assert needs(config_of("encoder=noise"))["feature cache"] is None
+
+
+def test_what_cannot_run_here_is_said_and_the_exit_code_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "devices", lambda: [("RAM", 8e9, 4e9)])
+    monkeypatch.setattr(doctor, "missing", lambda: ["stamps: not fetched", "aisfx: not installed"])
+    monkeypatch.setattr(doctor, "hub_folder", lambda name: None)
+    lines, ready = report(config_of("llm=llama2", "trainer=gpu"))
+    problems = [line for line in lines if line.startswith("problem")]
+    assert not ready and len(problems) == 4, problems
+    for line, named in zip(problems, ("trainer.accelerator", "memory needed", "hf download", "stamps"), strict=True):
+        assert named in line
+    assert report(config_of("data=shapes"))[1]
+    assert doctor.main(["llm=llama2"]) == 1 and doctor.main(["lm=llama2"]) == 2
+    assert "error: lm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("choice", [name for name in choices_of("encoder", CONF) if encoder_tokens(name)])
+def test_encoders_state_tokens_and_width(choice: str) -> None:
+    tokens, width = encoder_tokens(choice) or (0, 0)
+    assert 0 < tokens < 5000 and 300 < width < 5000
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys, ima.doctor; ima.doctor.main(['data=shapes']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
