@@ -125,10 +125,12 @@ def load_adapter(path: Path, adapter: nn.Module) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
+    from ima.llava import foreign_adapter, is_foreign
+
+    if not path.exists():
         raise UserError(f"checkpoint: {path} does not exist")
     try:
-        tensors = load_file(path)
+        tensors = foreign_adapter(path) if is_foreign(path) else load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     prefix = "/state_dict/adapter."

@@ -43,6 +43,7 @@ from ima.errors import UserError
 from ima.evaluation import is_main
 from ima.interventions import stack
 from ima.interventions.auto import resolved
+from ima.llava import is_foreign
 from ima.llm.tuning import trained_names
 from ima.measures import facts_of, gather, measures_of, seconds_of, write_table
 from ima.parts import Parts, Stream, assemble, device_of
@@ -233,7 +234,9 @@ def begin(parts: Parts, pools: Sequence[Sequence[Sample]], init: Path | None) ->
     """Fresh adapters brought to scale, or those of `init` taken over. Returns the facts of it."""
     scaled: dict[str, Any] = {}
     if init is not None:
-        where, earlier = init if init.is_file() else init / "adapter.safetensors", read_result(run_folder(str(init)))
+        foreign = is_foreign(init)
+        where = init if foreign or init.is_file() else init / "adapter.safetensors"
+        earlier = {} if foreign else read_result(run_folder(str(init)))
         load_adapter(where, parts.adapter)
         trained = earlier.get("facts", {}).get("llm_train", "none")
         if trained != "none" and parts.llm.trains != trained:

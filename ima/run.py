@@ -21,6 +21,7 @@ from ima.errors import UserError
 from ima.evaluation import is_main
 from ima.fitting import train
 from ima.folders import finished, owned, recorded, run_name
+from ima.llava import is_foreign
 from ima.measures import print_table
 from ima.measuring import measure
 from ima.report.build import write_report
@@ -34,7 +35,7 @@ def fit(config: dict[str, Any]) -> int:
     quiet()
     top = Path(config["output_dir"]) / run_name(config)
     init = Path(config["init"]) if config.get("init") else None
-    if init is not None:
+    if init is not None and not is_foreign(init):
         run_folder(str(init))
     trainings = chain(config, run_name(config))
     command = command_line("train.py", config)

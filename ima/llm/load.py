@@ -115,13 +115,15 @@ def hf(
 
     safetensors are preferred; pickled weights (OPT and Vicuna have no others) are read as tensors and nothing else.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
 
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, train), "attn_implementation": "sdpa"}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         if pretrained:
-            model = AutoModelForCausalLM.from_pretrained(path, revision=revision, **options)
+            kind = AutoConfig.from_pretrained(path, revision=revision).model_type
+            maker: Any = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
+            model = maker.from_pretrained(path, revision=revision, **options)
         else:
             config = AutoConfig.from_pretrained(path, revision=revision).get_text_config(decoder=True)
             with torch.random.fork_rng(devices=[]):
