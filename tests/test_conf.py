@@ -51,6 +51,7 @@ def test_every_sweep_composes_all_its_jobs(choice: str, tmp_path: Path) -> None:
     sweep = compose_sweep([f"sweep={choice}", *given])
     assert sweep.name.startswith(choice) and (given or sweep.name == choice)
     assert len({job.hash for job in sweep.jobs}) == len(sweep.jobs) > 1
+    assert [job.error for job in sweep.jobs if "error" in job] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}/{path.stem}" for path in FILES])
