@@ -23,6 +23,7 @@ from ima.report.figures_retained import retained_of
 from ima.report.figures_skip import skip_figures
 from ima.report.load import load_run, load_runs
 from ima.results import read_result, write_json
+from ima.sweep import page
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "data.size=32", "adapter=linear",
         "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none", "encoder=noise",
@@ -104,6 +105,33 @@ def test_masks_of_a_set_of_runs_are_compared_and_drawn(folder: Path, tmp_path: P
     with open(tmp_path / "figures" / "mask_iou.csv") as file:
         assert len(list(csv.DictReader(file))) == 3
     assert skip_figures(load_runs(runs)) == []  # masks are no skips
+
+
+def test_a_sweeps_page_shows_how_its_masks_overlap_also_without_what_magnitude_keeps(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Job:
+        def __init__(self, path: Path) -> None:
+            self.folder = path
+
+        def result(self) -> dict[str, Any]:
+            return read_result(self.folder)
+
+    for name in ("wanda", "text"):
+        shutil.copytree(folder / name, tmp_path / name)
+    mask = Mask.load(acting(folder / "wanda")["path"])
+    other = Mask(mask.bits, mask.shapes, mask.facts | {"method": "magnitude", "name": "magnitude"})
+    other.save(tmp_path / "m.safetensors")
+    evaluated(tmp_path, "plain", "third", 0.5, path=str(tmp_path / "m.safetensors"))
+    page(tmp_path, [Job(tmp_path / name) for name in ("wanda", "text", "sweep/third")])  # type: ignore[list-item]
+    assert "Overlap of masks" in (tmp_path / "report.html").read_text()
+    rows = load_run(tmp_path / "masks").rows
+    text = named([acting(folder / "text")["path"]])
+    found = [row for row in rows if row["score"] == "mask_rest_iou" and row["layer_a"] is None]
+    expected = overlap(mask, next(iter(text.values())), without=mask)
+    assert [row["value"] for row in found if row["dataset_b"] in text] == [expected.iou]
+    panels = {row[0] for f in overlap_figures(rows) if f.name == "mask_iou_by_block" for row in f.table[1]}
+    assert "without what magnitude keeps" in panels
 
 
 def test_one_mask_is_nothing_to_compare(folder: Path, tmp_path: Path) -> None:

@@ -98,13 +98,14 @@ def write_comparison(masks: Mapping[str, Mask], folder: Path, command: str = "",
 
 def compare_runs(folders: Sequence[Path], target: Path) -> Path | None:
     """Comparison of the masks that these runs were evaluated under, in `target`; None where there are not two. Masks of
-    different sparsities are not compared."""
+    different sparsities are not compared. A magnitude mask among them also serves as what is left out."""
     paths = list(dict.fromkeys(path for folder in folders for path in mask_paths(folder)))
     masks = named([path for path in paths if Path(path).is_file()])
     asked = collections.Counter(mask.facts.get("asked") for mask in masks.values())
     if not asked or max(asked.values()) < 2:
         return None
-    return write_comparison(masks, target)
+    magnitude = next((mask for mask in masks.values() if mask.facts.get("method") == "magnitude"), None)
+    return write_comparison(masks, target, without=magnitude)
 
 
 def mask_paths(folder: Path) -> list[str]:

@@ -39,7 +39,10 @@ class CalibrationTask:
         from ima.config import run_config, run_folder
         from ima.run import find_adapter
 
-        self.folder, self.adapter = find_adapter(str(folder))
+        try:
+            self.folder, self.adapter = find_adapter(str(folder))
+        except UserError as error:
+            raise UserError(f"run: {str(error).removeprefix('checkpoint: ')}") from error
         self.config = run_config(str(self.folder))
         self.num_examples, self.seed = num_examples, seed
         facts = read_result(run_folder(str(folder))).get("facts", {})

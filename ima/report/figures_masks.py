@@ -56,7 +56,10 @@ def iou_map(rows: Sequence[Row]) -> Figure:
     scores = ("mask_iou", "mask_iou_chance", "mask_iou_corrected", "mask_iou_pruned", "mask_iou_pruned_chance",
               "mask_iou_pruned_corrected")  # fmt: skip
     values = {score: whole_values(rows, score) for score in scores}
-    names = list(dict.fromkeys(name for pair in values["mask_iou"] for name in pair))
+    roles = {
+        row[f"dataset_{side}"]: str(row[f"role_{side}"] or "") for row in where(rows, score="mask_iou") for side in "ab"
+    }
+    names = sorted(dict.fromkeys(name for pair in values["mask_iou"] for name in pair), key=lambda name: roles[name])
     short = abbreviated(names)
     chances = [value for value in values["mask_iou_chance"].values() if math.isfinite(value)]
 

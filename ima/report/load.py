@@ -18,7 +18,7 @@ from ima.errors import UserError
 from ima.report.labels import name_jobs
 from ima.results import read_result, read_rows
 
-NOT_RUNS = {"wandb", "media", "figures", "checkpoints", "__pycache__"}
+NOT_RUNS = {"wandb", "media", "figures", "checkpoints", "masks", "__pycache__"}
 PLAIN_DICTS = ("config", "metrics", "versions", "git", "facts")
 
 
