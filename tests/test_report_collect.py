@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from report_runs import make_run
 
+from ima.collect import main
 from ima.report import collect, write_csv, write_report
 from ima.report.load import load_runs, run_names
 from ima.report.series import alignment_rows, by_layer, training
 from ima.types import ROW_FIELDS
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def row(score: str, value: float | None, **fields: Any) -> dict[str, Any]:
@@ -142,3 +148,31 @@ def test_loss_that_was_not_finite_leaves_a_gap() -> None:
     found = training(rows)["train"]
     assert found.x == [0, 1, 2]
     assert [str(value) for value in found.y] == ["1.0", "nan", "2.0"]
+
+
+def test_the_table_is_the_same_as_csv_and_parquet_and_needs_no_torch(tmp_path: Path) -> None:
+    result_only(tmp_path / "a", metrics={"x": 0.1, "n": 3}, config={"seed": 1, "on": True, "mixed": 2})
+    result_only(tmp_path / "b", metrics={"x": None}, config={"seed": 2, "on": False, "mixed": "two"}, status="failed")
+    code = (
+        "import sys\nfrom ima.collect import main\n"
+        f"code = main([{str(tmp_path)!r}, '--out', {str(tmp_path / 'out.csv')!r}])\n"
+        "sys.exit(code or ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [list(row) for row in rows] == [list(row) for row in table] and len(rows) == 2
+    assert [row["x"] for row in table] == [0.1, None] and [row["config.on"] for row in table] == [True, False]
+    assert [row["config.mixed"] for row in table] == ["2", "two"] and [row["config.seed"] for row in table] == [1, 2]
+    for line, row in zip(rows, table, strict=True):
+        for name, cell in line.items():
+            value = row[name]
+            same = (cell == "" and value is None) or cell == str(value)
+            assert same or float(cell) == value, name
+
+
+def test_a_table_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no result.json" in capsys.readouterr().err

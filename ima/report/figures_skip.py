@@ -190,7 +190,7 @@ def recovery(metric: str, pairs: Sequence[tuple[Point, Point]]) -> Figure:
         ax.set_ylim(0, 1.02)
         legend(ax)
 
-    rows = [
+    rows: list[Sequence[object]] = [
         [what, point.group.removeprefix(TRAINED), point.what, point.value, point.low, point.high, point.run]
         for pair in pairs
         for what, point in zip(("evaluated", "trained"), pair, strict=True)
