@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from ima.errors import UserError
+from ima.results import read_result
 from ima.sweep import alone_in, refuse_ranks, submit
 from ima.sweep.job import Job
-from ima.sweep.view import total_left
+from ima.sweep.pool import Pool
+from ima.sweep.view import View, total_left
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,3 +111,22 @@ def test_a_mistake_is_one_line_before_anything_is_submitted(
     assert submit.main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and named in err
+
+
+def test_jobs_are_one_group_on_wandb_unless_the_environment_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"name": "encoders", "output_dir": "out", "num_parallel": 1, "keep_going": True}
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    assert Pool([], config, View([])).environment(0)["WANDB_RUN_GROUP"] == "encoders"
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    assert Pool([], config, View([])).environment(0)["WANDB_RUN_GROUP"] == "mine"
+
+
+def test_what_a_failed_training_was_to_be_measured_for_is_a_failed_row_each(tmp_path: Path) -> None:
+    training = Job(["llm=tiny"], "a" * 12, {}, tmp_path / "a", tmp_path / "a.txt", state="failed", reason="no memory")
+    measured = Job(
+        ["checkpoint=x"], "b" * 12, {}, tmp_path / "b", tmp_path / "b.txt", script="evaluate", needs="a" * 12
+    )
+    config = {"name": "s", "output_dir": str(tmp_path), "num_parallel": 1, "keep_going": True}
+    Pool([training, measured], config, View([])).run()
+    assert (measured.state, measured.reason) == ("failed", "its training failed: no memory")
+    assert read_result(tmp_path / "b")["reason"] == measured.reason
