@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import numpy as np
@@ -167,6 +168,32 @@ def test_sequential_blocks_see_what_the_pruned_prefix_gives(family: str) -> None
                 linears_of(twin)[path].weight[torch.from_numpy(~expected[path])] = 0
     assert equal(found, expected)
     assert not equal(found, masks_of(llm, one_shot(llm, inputs), roles, 0.5))
+
+
+def test_memory_grows_with_the_examples_activations_at_one_block_and_with_nothing_else() -> None:
+    llm = tiny("llama", num_blocks=6)
+
+    def held_bytes(num: int) -> int:
+        """Most bytes of tensors alive while a mask is decided."""
+        most = 0
+
+        def decide(path: str, sums: Sums) -> np.ndarray:
+            nonlocal most
+            alive = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors()}
+            most = max(most, sum(alive.values()))
+            return keep_by("row", wanda(linears_of(llm)[path], sums.norm(path, ROLE_SETS["both"])), 0.5)
+
+        def tensors() -> list[Tensor]:
+            return [each for each in gc.get_objects() if type(each) is Tensor]
+
+        gc.collect()
+        sequential(llm, (batch for _ in range(num) for batch in batched(examples(llm), 4)), decide)
+        return most
+
+    (x_BSD, _) = batched(examples(llm), 4)[0]
+    activations = x_BSD.numel() * x_BSD.element_size()
+    # Beside the block's input: roles, positions and the mask of the batch, which are smaller each.
+    assert held_bytes(24) - held_bytes(8) <= 16 * 2 * activations
 
 
 def test_a_sequential_calibration_that_breaks_off_leaves_the_model_as_it_was() -> None:
