@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report export-data report collect dashboard sync doctor clean
+.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -65,7 +65,7 @@ sweep: setup  ## python sweep.py $(ARGS)
 sweep-demo: setup  ## five small trainings, two of them controls, and one page about them: some minutes
 	@$(PY) sweep.py sweep=demo $(ARGS)
 
-bench: bench-train bench-align bench-skip bench-prune bench-report  ## all benchmarks, into outputs/bench/
+bench: bench-train bench-align bench-skip bench-prune bench-report bench-mt  ## all benchmarks, into outputs/bench/
 
 bench-train: setup  ## step time against the bare LLM and a plain loop on stock parts
 	@$(PY) -m ima.bench train $(ARGS)
@@ -78,6 +78,9 @@ bench-skip: setup  ## what skipping saves: measured, in FLOPs, and against hand-
 
 bench-prune: setup  ## what making a mask costs: sequential Wanda over a plain forward pass, bits per weight of its file
 	@$(PY) -m ima.bench prune $(ARGS)
+
+bench-mt: setup  ## multi-task steps against stock LLaVA in a transformers Trainer: time and memory
+	@$(PY) -m ima.bench mt $(ARGS)
 
 bench-report: setup  ## a thousand finished runs: seconds to collect and to draw them, size of the page
 	@$(PY) -m ima.bench report $(ARGS)

@@ -116,7 +116,10 @@ class Evaluator:
         if blind:
             asked = list({self.task.prompt_for(sample): sample for sample in samples}.values())
         texts: dict[str, str] = {}
-        loader = self._loader(asked, self._collate(percepts, answers=False))
+        by_likelihood = bool(asked and self.task.candidates_for(asked[0]))
+        if by_likelihood:
+            texts = self._likeliest(asked, percepts)
+        loader = self._loader([] if by_likelihood else asked, self._collate(percepts, answers=False))
         with progress(len(asked), "generate", "sample") as advance:
             for batch in loader:
                 generated = self.module.generate(batch.to(self.module.device), self.settings)
@@ -131,6 +134,29 @@ class Evaluator:
             texts = {sample.id: by_prompt[self.task.prompt_for(sample)] for sample in samples}
         self._spent("blind" if blind else "generate", start)
         return [Prediction(sample, self.task.clean(texts[sample.id])) for sample in samples]
+
+    @torch.no_grad()
+    def _likeliest(self, samples: Sequence[Sample], percepts: Percepts) -> dict[str, str]:
+        """This rank's samples by id -> the candidate whose tokens are likeliest on average."""
+        module, best = self.module, dict[str, tuple[float, str]]()
+        collate = Collate(Candidates(self.task), module.llm, percepts, channel=self.channel, max_tokens=self.max_tokens)
+        items = [
+            (sample, number)
+            for sample in samples[rank() :: num_ranks()]
+            for number in range(len(self.task.candidates_for(sample)))
+        ]
+        with progress(len(items), "compare", "option") as advance:
+            for start in range(0, len(items), self.batch_size):
+                part = items[start : start + self.batch_size]
+                batch = collate(part).to(module.device)
+                x_BSD, roles_BS, labels_BS = module.splice(batch)
+                h_BSD = module.llm(x_BSD, roles_BS, [sample.id for sample in batch.samples])
+                for (sample, number), value in zip(part, module.llm.log_likelihood(h_BSD, labels_BS), strict=True):
+                    found = float(value), self.task.candidates_for(sample)[number]
+                    if sample.id not in best or found[0] > best[sample.id][0]:
+                        best[sample.id] = found
+                advance(len(part))
+        return {key: text for key, (_, text) in best.items()}
 
     def prior(self, samples: Sequence[Sample]) -> list[Prediction] | None:
         """The task's guess without looking, from the answers of the training split."""
@@ -149,6 +175,19 @@ class Evaluator:
 
     def _spent(self, what: str, start: float) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+
+class Candidates(Task):
+    """A task whose target is the candidate that `draw` counts."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def prompt_for(self, sample: Sample) -> str:
+        return self.task.prompt_for(sample)
+
+    def target_for(self, sample: Sample, draw: int) -> str:
+        return f" {self.task.candidates_for(sample)[draw]}"
 
 
 def metric_rows(metrics: Sequence[Metric], base: dict[str, Any]) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""`python -m ima.bench train|fast|skip|align|report|prune [--rounds N]`."""
+"""`python -m ima.bench train|fast|skip|align|report|prune|mt [--rounds N]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-NAMES = ("train", "fast", "skip", "align", "report", "prune")
+NAMES = ("train", "fast", "skip", "align", "report", "prune", "mt")
 
 
 def main() -> int:

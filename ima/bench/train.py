@@ -12,6 +12,7 @@ ima_overhead       a teacher-forced validation pass on cached features with IMA 
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -89,7 +90,7 @@ def our_step(parts: Parts, module: MappingModule, samples: list[Sample], live: b
     """One optimiser step as `MappingModule.training_step` does it. Pixels are ready in the uncached one, as in the
     stock loop, so that both time the models."""
     optimizer = torch.optim.AdamW(module.adapter.parameters(), lr=1e-5)
-    collate = Collate(parts.task, parts.llm, parts.percepts, training=True)
+    collate = parts.streams[0].collate(parts.llm, training=True)
     items = [(sample, 0) for sample in samples]
     pixels = LivePercepts(parts.source, parts.encoder)(samples, 0) if live else {}
     runner = MappingModule(module.adapter, parts.llm, parts.encoder)
@@ -97,7 +98,9 @@ def our_step(parts: Parts, module: MappingModule, samples: list[Sample], live: b
 
     def step() -> None:
         batch = collate(items)
-        if live:
+        if live and batch.groups:  # with a chat template the picture stands inside the text
+            batch.groups = [dataclasses.replace(batch.groups[0], features_MNE=None, media=pixels["media"])]
+        elif live:
             batch.features_BNE, batch.media = None, pixels["media"]
         with fast:
             num_labels = (batch.labels_BT != -100).sum()

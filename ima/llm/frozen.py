@@ -166,6 +166,15 @@ class FrozenLLM(nn.Module):
         rows_ND = h_BSD[:, :-1][chosen]
         return F.cross_entropy(self.logits(rows_ND), target_BS[chosen], reduction="sum")
 
+    def log_likelihood(self, h_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Mean log probability of each row's labelled tokens, (B,)."""
+        target_BS = labels_BS[:, 1:]
+        chosen = target_BS != -100
+        losses = F.cross_entropy(self.logits(h_BSD[:, :-1][chosen]), target_BS[chosen], reduction="none")
+        row = chosen.nonzero()[:, 0]
+        sums = torch.zeros(len(labels_BS), device=losses.device).index_add_(0, row, -losses)
+        return sums / chosen.sum(1)
+
     @contextmanager
     def _running(self, running: Running) -> Iterator[None]:
         before, self.running = self.running, running

@@ -58,6 +58,10 @@ class Task(Protocol):
         said = self.target_for(sample, draw).strip() if answer else ""
         return (("user", media + self.prompt_for(sample)), ("assistant", said))
 
+    def candidates_for(self, sample: Sample) -> Sequence[str]:
+        """Texts of which the likeliest is taken as the answer; none where the answer is generated."""
+        return ()
+
     def clean(self, text: str) -> str: ...
 
     def score(self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]]) -> list[Metric]: ...
