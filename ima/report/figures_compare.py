@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.figure import Figure as Canvas
 
 from ima.report import series
-from ima.report.drawing import Figure, legend, line, table_of
+from ima.report.drawing import Figure, legend, line, table_of, whole_ticks
 from ima.report.figures_cones import compared_cones
 from ima.report.figures_masks import mask_rows, overlap_figures
 from ima.report.figures_retained import retained_figures
@@ -58,6 +58,7 @@ def overlay(
                 markevery=max(1, len(found.points) // 7),
             )
         ax.set(xlabel=x[0], ylabel=ylabel)
+        whole_ticks(ax)
         legend(ax, columns=2)
 
     return Figure(name, title, caption, draw, table_of([([label], found) for label, found in curves], ["run"], x[1]))

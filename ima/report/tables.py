@@ -180,10 +180,9 @@ def breakable(name: str) -> str:
 
 def overview_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> str:
     config = flatten(run.result["config"])
-    pick = f'<input type="checkbox" class="pick" aria-label="compare {escape(run.name)}">'
-    cells = [
-        f'<th scope="row">{escape(run.name)}{pick}{how_to(run)}</th><td>{status_badge(run.status)}{reason(run)}</td>'
-    ]
+    pick = '<label class="compare"><input type="checkbox" class="pick"> compare</label>'
+    tools = f'<div class="tools">{pick}{how_to(run)}</div>'
+    cells = [f'<th scope="row">{escape(run.name)}{tools}</th><td>{status_badge(run.status)}{reason(run)}</td>']
     cells += [f"<td>{escape(text(config[key])) if key in config else '–'}</td>" for key in keys]
     for name in metrics:
         value, limits = run.metrics.get(name), interval_text(run, name)
