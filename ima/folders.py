@@ -47,6 +47,14 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """The same question without touching anything."""
+    if not (folder / "result.json").is_file():
+        return False
+    result = read_result(folder)
+    return result.get("config_hash") == config_hash(config) and result.get("status") == "ok"
+
+
 def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name == "lock":

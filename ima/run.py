@@ -15,12 +15,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from ima.checkpoint import last_checkpoint
 from ima.config import config_hash, run_folder
 from ima.errors import UserError
 from ima.evaluation import is_main
 from ima.fitting import train
-from ima.folders import finished, owned, recorded, run_name
+from ima.folders import finished, is_finished, owned, recorded, run_name
 from ima.llava import is_foreign
 from ima.measures import print_table
 from ima.measuring import measure
@@ -48,6 +50,8 @@ def fit(config: dict[str, Any]) -> int:
             with owned(folder) if is_main() and not last else nullcontext():
                 result = fit_one(staged | ({} if len(trainings) == 1 else {"overwrite": False}), folder, command, init)
             init = folder
+            if not last and dist.is_initialized():
+                dist.barrier()  # the next stage starts from what the first rank wrote
         if is_main() and result is not None:
             summarise(top, result)
     return 0
@@ -56,7 +60,8 @@ def fit(config: dict[str, Any]) -> int:
 def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | None) -> dict[str, Any] | None:
     """One training into a folder that is ours; its result (None on other ranks than the first)."""
     if not is_main():
-        train(config, folder, command, init)
+        if config["overwrite"] or config["resume"] == "never" or not is_finished(folder, config):
+            train(config, folder, command, init)
         return None
     if config["resume"] == "must" and not last_checkpoint(folder).is_file():
         raise UserError(f"resume: must, but there is no {last_checkpoint(folder)}; use resume=auto")

@@ -241,3 +241,19 @@ def test_a_record_that_is_not_as_the_format_says_is_named(tmp_path: Path, change
     with pytest.raises(UserError, match=said) as caught:
         source.samples("train")
     assert "talk.json: [4]" in str(caught.value)
+
+
+@pytest.mark.real
+def test_the_embedded_models_own_template_supervises_what_is_in_brackets() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from ima.llm.embedded import convert_smollm2
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(convert_smollm2(), local_files_only=True)
+    chat = ChatFormat(tokenizer, "tokenizer")
+    shown = ""
+    for piece in chat.pieces(ASKED):
+        text = tokenizer.decode(piece.ids)
+        shown += f"[{text}]" if piece.supervised else text
+    assert shown.endswith(SNAPSHOTS["chatml"].replace(".<|im_end|>]", ".][<|im_end|>]"))
+    assert shown.startswith("<|im_start|>system\n"), "it brings a system's turn of its own"

@@ -326,6 +326,28 @@ def test_a_mistake_in_an_entry_is_one_line_that_names_its_key(
     assert done.code == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
+def test_two_ranks_train_a_mixture_as_one_does(launcher: Launcher, tmp_path: Path) -> None:
+    """Small batches: most of them lack a modality on one rank or on both."""
+    from safetensors.torch import load_file
+    from test_ddp import TWO, two_ranks
+
+    stages = "stage={first: {_target_: ima.settings.Stage, entries: [pictures, sounds], epochs: 1}, " \
+             "second: {_target_: ima.settings.Stage}}"  # fmt: skip
+    argv = [*MIXED, stages, "trainer.batch_size=2", "trainer.eval_batch_size=3", "trainer.epochs=1", "alignment=none",
+            "mixture.albums.limit=8", f"output_dir={tmp_path}"]  # fmt: skip
+    done = launcher.run("train", [*argv, "name=one"])
+    assert done.code == 0, done.stderr
+    two_ranks(launcher, [*argv, *TWO, "name=two"])
+    one, two = (read_result(tmp_path / name)["metrics"] for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert two[name] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-4)), name
+    first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=1e-4, atol=1e-4, msg=name)
+    two_ranks(launcher, [*argv, *TWO, "name=two", "overwrite=true"])
+
+
 def test_stages_follow_each_other_and_each_is_resumed(launcher: Launcher, tmp_path: Path, outputs: Path) -> None:
     stages = "stage={pretrain: {_target_: ima.settings.Stage, entries: [pictures], epochs: 1}, " \
              "instruct: {_target_: ima.settings.Stage}}"  # fmt: skip
