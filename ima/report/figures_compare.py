@@ -42,6 +42,8 @@ def overlay(
             else f"curves are laid over each other for up to {MAX_OVERLAID} runs; give fewer folders to see them"
         )
         return Figure(name, title, caption, missing=why)
+    if all(len(found.points) == 1 for _, found in curves):
+        return Figure(name, title, caption, missing="each run was measured once; the table has the numbers")
 
     def draw(figure: Canvas, theme: Theme) -> None:
         figure.set_figheight(HEIGHT + LINE_HEIGHT * max(0, (len(curves) + 1) // 2 - 4))

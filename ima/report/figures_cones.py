@@ -21,6 +21,7 @@ from ima.results import read_rows
 
 SEPARATOR = " ~ "
 MAX_RUNS = 4
+NARROW_NAME = 8  # letters; longer names have two columns
 MAX_VARIANTS = 2  # of those that every pair has
 
 
@@ -85,7 +86,7 @@ def compared_cones(runs: Sequence[Run]) -> list[Figure]:
         for variant, label in labels.items() for role in ("P", "T")
     ]  # fmt: skip
     across = [
-        Panel(f"P of {words[one]}, {label}", [
+        Panel(f"P of {words[one]}, {label.removesuffix(' tokens').removesuffix(' dimensions')}", [
             Stroke(f"T of {words[other]}", cosine(one, other, "P", "T", variant), f"c{index}", DASHES[index])
             for index, other in enumerate(names)
         ])
@@ -104,6 +105,6 @@ def compared_cones(runs: Sequence[Run]) -> list[Figure]:
         "Mean cosine of a run's perceptual tokens with its own and with the other runs' textual tokens. Equal lines:"
         f" P is near text as such, not near its own task's.{several}",
         across,
-        columns=min(3, len(names)) or 1,
+        columns=min(3 if max(map(len, words.values()), default=0) <= NARROW_NAME else 2, len(names)) or 1,
         ylabel="cosine, P with T",
     )
