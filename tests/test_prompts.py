@@ -21,6 +21,9 @@ CONF = Path(__file__).parents[1] / "conf" / "task"
 COW = Sample("s/0", "train", "train", "image", ("a brown cow",))
 ASKED = Sample("q/0", "train", "train", "image", ("two",), question="How many cows are there?")
 PROBED = Sample("p/0", "train", "train", "image", ("no",), question="Is there a cow in the image?")
+CHOSEN = Sample("m/0", "train", "train", "image", ("two",), question="How many?", facts={"choices": ("one", "two")})
+LETTERS = "How many?\nA. one\nB. two\nAnswer with the letter of the right option."
+TALK = Sample("c/0", "train", "train", "image", ("A cow.",), turns=(("user", "What is it?"), ("assistant", "A cow.")))
 # task: sample, [(role, text)], the text under labels
 SNAPSHOTS: dict[str, tuple[Sample, list[tuple[str, str]], str]] = {
     "caption": (
@@ -37,6 +40,12 @@ SNAPSHOTS: dict[str, tuple[Sample, list[tuple[str, str]], str]] = {
         PROBED,
         [("PROMPT", "Question: Is there a cow in the image? Answer:"), ("ANSWER", " no"), ("SPECIAL", "</s>")],
         " no</s>",
+    ),
+    "choice": (CHOSEN, [("PROMPT", LETTERS), ("ANSWER", " B"), ("SPECIAL", "</s>")], " B</s>"),
+    "conversation": (
+        TALK,
+        [("PROMPT", "What is it?"), ("ANSWER", " A cow."), ("SPECIAL", "</s>")],
+        " A cow.</s>",
     ),
 }
 
