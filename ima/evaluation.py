@@ -139,7 +139,8 @@ class Evaluator:
     def _likeliest(self, samples: Sequence[Sample], percepts: Percepts) -> dict[str, str]:
         """This rank's samples by id -> the candidate whose tokens are likeliest on average."""
         module, best = self.module, dict[str, tuple[float, str]]()
-        collate = Collate(Candidates(self.task), module.llm, percepts, channel=self.channel, max_tokens=self.max_tokens)
+        asked = Candidates(self.task)  # type: ignore[abstract]  # only its texts are asked for
+        collate = Collate(asked, module.llm, percepts, channel=self.channel, max_tokens=self.max_tokens)
         items = [
             (sample, number)
             for sample in samples[rank() :: num_ranks()]
