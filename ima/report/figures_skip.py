@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 
 from ima.report.drawing import Figure, legend
 from ima.report.load import Run, load_run, number
 from ima.report.style import MARKERS, Theme
 
+MAX_MARKED = 40
 TRAINED = "trained under it: "
 METRICS = tuple(
     f"{track}/{score}" for score in ("noun_accuracy", "accuracy", "cider_d") for track in ("T0", "test", "val")
@@ -38,6 +40,8 @@ class Point:
     seconds: float | None
     low: float
     high: float
+    mark: str = ""
+    ratio: float = 1.0
 
 
 def plan_of(run: Run) -> dict[str, Any]:
@@ -75,6 +79,17 @@ def described(plan: dict[str, Any]) -> tuple[str, str]:
     return "; ".join(groups), "; ".join(words)
 
 
+def mark_of(plan: dict[str, Any]) -> tuple[str, float]:
+    """What stands beside a point: the first block and "/k" for every k-th; and the share of tokens, 1 for all."""
+    first = plan["interventions"][0]
+    blocks = first.get("listed") or [first.get("start")]
+    every = first.get("every") or 1
+    mark = (
+        "" if blocks[0] is None else f"{min(blocks)}" + (f"/{every}" if every > 1 and not first.get("listed") else "")
+    )
+    return mark, number(first.get("ratio")) or 1.0
+
+
 def points_of(runs: Sequence[Run], metric: str) -> list[Point]:
     found = []
     for run in runs:
@@ -91,7 +106,7 @@ def points_of(runs: Sequence[Run], metric: str) -> list[Point]:
         found.append(
             Point(
                 run.name, trained + group, what, left, value, value / whole, number(timing.get("left")),
-                value if low is None else low, value if high is None else high,
+                value if low is None else low, value if high is None else high, *mark_of(plan),
             )
         )  # fmt: skip
     return found
@@ -128,7 +143,8 @@ def skip_tradeoff(runs: Sequence[Run], by: Literal["flops", "seconds"] = "flops"
             " under the plan, measured in turns with the unskipped one"}[by]  # fmt: skip
     caption = (
         f"{metric.replace('/', ', ').replace('_', ' ')} in % of the same adapter's without a plan, over {unit}; the"
-        " dotted lines are the unskipped model."
+        " dotted lines are the unskipped model. Beside a point: its first block, /k where every k-th is skipped;"
+        " hollow: for a share of the tokens."
     )
 
     def left(point: Point) -> float:
@@ -138,16 +154,29 @@ def skip_tradeoff(runs: Sequence[Run], by: Literal["flops", "seconds"] = "flops"
         ax = figure.add_subplot()
         ax.axhline(100, color=theme["muted"], linestyle=":", linewidth=1)
         ax.axvline(100, color=theme["muted"], linestyle=":", linewidth=1)
+        handles = []
         for index, group in enumerate(sorted({point.group for point in points})):
             chosen = [point for point in points if point.group == group]
-            ax.scatter(
-                [left(point) for point in chosen], [100 * point.retained for point in chosen], s=38,
-                color=theme.category(index), marker=MARKERS[index % len(MARKERS)], label=group, alpha=0.85,
-            )  # fmt: skip
+            colour = theme.category(index)
+            for hollow in (False, True):
+                some = [point for point in chosen if (point.ratio < 1) is hollow]
+                ax.scatter(
+                    [left(point) for point in some], [100 * point.retained for point in some], s=38,
+                    facecolors="none" if hollow else colour, edgecolors=colour, marker=MARKERS[index % len(MARKERS)],
+                    alpha=0.85, zorder=3,
+                )  # fmt: skip
+            for point in chosen if len(points) <= MAX_MARKED else ():
+                ax.annotate(
+                    point.mark, (left(point), 100 * point.retained), xytext=(4, 3), textcoords="offset points",
+                    fontsize=7, color=theme["muted"],
+                )  # fmt: skip
+            handles.append(
+                Line2D([], [], color=colour, marker=MARKERS[index % len(MARKERS)], linestyle="none", label=group)
+            )
         words = {"flops": "FLOPs left", "seconds": "measured time left"}[by]
         ax.set(xlabel=f"{words} (% of the unskipped prompt)", ylabel="performance retained (%)")
-        ax.set_ylim(bottom=0)
-        legend(ax, columns=2)
+        ax.set_ylim(bottom=-2)
+        legend(ax, columns=2, handles=handles)
 
     header = [field.name for field in dataclasses.fields(Point)]
     return Figure(name, title, caption, draw, (header, [list(dataclasses.astuple(point)) for point in points]))
