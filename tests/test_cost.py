@@ -56,7 +56,7 @@ def counted(patch: pytest.MonkeyPatch, llm: FrozenLLM, plan: list[Intervention],
     roles = torch.tensor([order] * 2)
     x = states(llm, roles[:1]).repeat(2, 1, 1)
     passes: list[int] = []
-    patch.setattr(llm, "eos_id", -1)  # nothing ends early
+    patch.setattr(llm, "stop_ids", [-1])  # nothing ends early
     with stack(llm, plan), sdpa_kernel(SDPBackend.MATH):
         handle = llm.model.register_forward_hook(lambda *_: passes.append(1))
         with FlopCounterMode(display=False) as counter:
