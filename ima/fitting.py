@@ -110,13 +110,15 @@ def text_length(sample: Sample) -> int:
     return told + CHARACTERS_OF_A_MEDIUM * len(sample.shown)
 
 
-def train(config: dict[str, Any], folder: Path, command: str, init: Path | None = None) -> dict[str, Any]:
+def train(
+    config: dict[str, Any], folder: Path, command: str, init: Path | None = None, anew: bool = False
+) -> dict[str, Any]:
     """Train into `folder`; returns the result. `config`: resolved, checked, plain. init: where training starts from,
-    the adapter (and LLM) of an earlier stage."""
+    the adapter (and LLM) of an earlier stage. anew: not from a checkpoint, which another rank may be about to clear."""
     started = time.perf_counter()
     main = is_main()
     last = last_checkpoint(folder)
-    resume = last.is_file() and config["resume"] != "never"
+    resume = not anew and last.is_file()
     record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
     record |= {"config_hash": config_hash(config)} | provenance()
     earlier = read_result(folder).get("facts", {}) if resume else {}

@@ -41,14 +41,16 @@ def fit(config: dict[str, Any]) -> int:
         run_folder(str(init))
     trainings = chain(config, run_name(config))
     command = command_line("train.py", config)
+    anew = config["overwrite"] or config["resume"] == "never"
     with owned(top) if is_main() else nullcontext():
-        if len(trainings) > 1 and is_main() and (config["overwrite"] or config["resume"] == "never"):
+        if len(trainings) > 1 and is_main() and anew:
             finished(top, config)  # also clears the stages below
         for name, staged in trainings:
             folder = Path(config["output_dir"]) / name
             last = folder == top
             with owned(folder) if is_main() and not last else nullcontext():
-                result = fit_one(staged | ({} if len(trainings) == 1 else {"overwrite": False}), folder, command, init)
+                kept = staged | ({} if len(trainings) == 1 else {"overwrite": False})
+                result = fit_one(kept, folder, command, init, anew)
             init = folder
             if not last and dist.is_initialized():
                 dist.barrier()  # the next stage starts from what the first rank wrote
@@ -57,11 +59,12 @@ def fit(config: dict[str, Any]) -> int:
     return 0
 
 
-def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | None) -> dict[str, Any] | None:
-    """One training into a folder that is ours; its result (None on other ranks than the first)."""
+def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | None, anew: bool) -> dict[str, Any] | None:
+    """One training into a folder that is ours; its result (None on other ranks than the first). anew: whatever is there
+    is trained again; other ranks must not look, the first may not have cleared it yet."""
     if not is_main():
-        if config["overwrite"] or config["resume"] == "never" or not is_finished(folder, config):
-            train(config, folder, command, init)
+        if anew or not is_finished(folder, config):
+            train(config, folder, command, init, anew)
         return None
     if config["resume"] == "must" and not last_checkpoint(folder).is_file():
         raise UserError(f"resume: must, but there is no {last_checkpoint(folder)}; use resume=auto")
@@ -70,7 +73,7 @@ def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | Non
         print(f"{folder}: this run is finished already; overwrite=true trains it anew")
         return result
     with recorded(folder):
-        return train(config, folder, command, init)
+        return train(config, folder, command, init, anew)
 
 
 def evaluate(config: dict[str, Any]) -> int:
