@@ -104,20 +104,16 @@ class Pass:
         self.recent.pop(layer - max(STEPS), None)
 
     def _see_nomassive(self, index: int, x_BSD: Tensor, small_BS: Tensor) -> None:
-        """Only examples with a massive token have means of their own (on the CPU, where asking costs nothing)."""
+        """Where no token is massive the means are those that are there (asked on the CPU, where it costs nothing)."""
         chosen, means_BRD, has_BR = self.plan.at("nomassive"), self.means_LBRD()[index], self.has_LBR[index]
         mask_B2S = self.places.mask_BRS[:, :2]
-        rows: Tensor | slice = slice(None)
-        if x_BSD.device.type == "cpu":
-            rows = (mask_B2S & ~small_BS[:, None]).any(2).any(1).nonzero()[:, 0]
+        kept_B2S = mask_B2S & small_BS[:, None]
+        if x_BSD.device.type == "cpu" and torch.equal(kept_B2S, mask_B2S):
             means_BRD[:, chosen], has_BR[:, chosen] = means_BRD[:, :2], has_BR[:, :2]
-            if not len(rows):
-                return
-        mask_N2S = mask_B2S[rows] & small_BS[rows, None]
-        count_N2 = mask_N2S.sum(-1)
-        weight_N2S = mask_N2S.float() / count_N2.clamp_min(1)[..., None]
-        means_BRD[rows, chosen] = torch.bmm(weight_N2S, x_BSD[rows])
-        has_BR[rows, chosen] = (count_N2 > 0).float()
+            return
+        count_B2 = kept_B2S.sum(-1)
+        means_BRD[:, chosen].baddbmm_(kept_B2S.float() / count_B2.clamp_min(1)[..., None], x_BSD, beta=0)
+        has_BR[:, chosen] = (count_B2 > 0).float()
 
     def means_LBRD(self) -> Tensor:
         return self.room("means", self.num_layers, len(self.places.has_BR), len(self.plan.views), self.width)
