@@ -25,13 +25,14 @@ from torch.nn.functional import normalize
 from ima.alignment.scores import similarity
 from ima.alignment.stats import AlignmentStats
 from ima.alignment.views import Plan
-from ima.bench.pairs import FOLDER, Ratio, ratio, report, rounds
+from ima.bench.pairs import FOLDER, report
 from ima.compose import compose
 from ima.evaluation import Evaluator
 from ima.llm.fast import accelerate
 from ima.parts import assemble, tupled, without_target
 from ima.progress import progress
 from ima.settings import Alignment
+from ima.turns import Ratio, ratio, rounds
 from ima.types import Role, Site
 
 GOALS = {"ima_overhead": "goal <= 1.05", "full_overhead": "goal <= 2"}

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.bench.pairs import Ratio, ratio, report, rounds
+from ima.bench.pairs import report
 from ima.llm.fast import accelerate
+from ima.turns import Ratio, ratio, rounds
 
 SHAPES = ((16, 22), (32, 22), (8, 64))
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.bench.pairs import ratio, report, rounds
+from ima.bench.pairs import report
 from ima.bench.train import bare_step, our_step
 from ima.compose import compose
 from ima.data.collate import LivePercepts
 from ima.llava import IMAGE_TOKEN, llava_of
 from ima.parts import Parts, assemble
+from ima.turns import ratio, rounds
 from ima.types import Role, Sample
 
 GOALS = {

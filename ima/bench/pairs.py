@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ima.results import write_json
-from ima.turns import Ratio as Ratio
-from ima.turns import ratio as ratio
-from ima.turns import rounds as rounds
+from ima.turns import Ratio
 
 FOLDER = Path("outputs/bench")
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ima.bench.pairs import Ratio, ratio, report, rounds
+from ima.bench.pairs import report
 from ima.llm.frozen import FrozenLLM
 from ima.llm.load import smollm2
 from ima.masks.bits import Mask, read_header
@@ -26,6 +26,7 @@ from ima.masks.making import Maker
 from ima.masks.recipe import Recipe
 from ima.masks.scores import linears_of, wanda
 from ima.masks.sums import Sums, chosen_roles
+from ima.turns import Ratio, ratio, rounds
 from ima.types import Role
 
 NUM_EXAMPLES, BATCH_SIZE, NUM_PERCEPTS, TEXT_LENGTHS = 128, 16, 32, (16, 48)

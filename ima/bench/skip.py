@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ima.bench.pairs import FOLDER, Ratio, ratio, rounds
+from ima.bench.pairs import FOLDER
 from ima.interventions import stack
 from ima.interventions.lean import rotate
 from ima.interventions.skip import Skip
 from ima.llm.frozen import FrozenLLM
 from ima.llm.load import smollm2
 from ima.results import write_json
+from ima.turns import Ratio, ratio, rounds
 from ima.types import Role
 
 NUM_PERCEPTS, NUM_TEXT, BATCH_SIZE, START = 576, 32, 4, 4

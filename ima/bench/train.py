@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima.bench.pairs import ratio, report, rounds
+from ima.bench.pairs import report
 from ima.compose import compose
 from ima.data.collate import Collate, LivePercepts
 from ima.evaluation import Evaluator
@@ -29,6 +29,7 @@ from ima.lit import MappingModule
 from ima.llm.fast import accelerate
 from ima.parts import Parts, assemble
 from ima.settings import Alignment
+from ima.turns import ratio, rounds
 from ima.types import Batch, Role, Sample
 
 GOALS = {
