@@ -63,7 +63,7 @@ sweep: setup  ## python sweep.py $(ARGS)
 	@$(PY) sweep.py $(ARGS)
 
 sweep-demo: setup  ## five small trainings, two of them controls, and one page about them: some minutes
-	@$(PY) sweep.py sweep=demo $(ARGS)
+	@$(PY) sweep.py sweep=small $(ARGS)
 
 bench: bench-train bench-align bench-skip bench-prune bench-report bench-mt  ## all benchmarks, into outputs/bench/
 

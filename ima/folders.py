@@ -31,6 +31,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of a finished run of this very config in `folder`, or None where there is work to do. Empties the
     folder where it is to be overwritten. Raises UserError where it holds another run."""
     if not (folder / "result.json").is_file():
+        refuse_sweep(folder)
         return None
     if config.get("overwrite"):
         clear(folder)
@@ -45,6 +46,18 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     if config.get("resume") == "never":
         clear(folder)
     return None
+
+
+def refuse_sweep(folder: Path) -> None:
+    """A sweep keeps the folders of its jobs in its own: no run goes there. Raises UserError."""
+    if (folder / "sweep.json").is_file():
+        raise UserError(f"{folder}: holds a sweep, no run; give another name=...")
+
+
+def refuse_run(folder: Path) -> None:
+    """The other way round. Raises UserError where `folder` is that of a run."""
+    if (folder / "result.json").is_file():
+        raise UserError(f"{folder}: holds a run, no sweep; give the sweep another name=...")
 
 
 def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:

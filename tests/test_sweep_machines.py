@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ima.errors import UserError
+from ima.folders import finished, refuse_run, refuse_sweep
 from ima.results import read_result
-from ima.sweep import alone_in, refuse_ranks, submit
+from ima.sweep import alone_in, refuse_ranks, run_jobs, submit
 from ima.sweep.job import Job
 from ima.sweep.pool import Pool
 from ima.sweep.view import View, total_left
@@ -44,6 +45,20 @@ def test_torchrun_of_a_sweep_is_one_line_and_starts_nothing(tmp_path: Path, scri
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "WORLD_SIZE: 2" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_sweep_goes_into_the_folder_of_a_run_and_no_run_into_that_of_a_sweep(tmp_path: Path) -> None:
+    run, sweep = tmp_path / "run", tmp_path / "sweep"
+    for folder, name in ((run, "result.json"), (sweep, "sweep.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    refuse_sweep(run)
+    refuse_run(sweep)
+    with pytest.raises(UserError, match="holds a run"):
+        run_jobs({"output_dir": str(tmp_path), "name": "run"})
+    with pytest.raises(UserError, match="holds a sweep"):
+        finished(sweep, {"overwrite": True})
+    assert [path.name for path in run.iterdir()] == ["result.json"] and (sweep / "sweep.json").is_file()
 
 
 def test_what_a_killed_sweep_left_half_written_goes(tmp_path: Path) -> None:

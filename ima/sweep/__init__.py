@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from ima.errors import UserError
+from ima.folders import refuse_run
 from ima.results import write_json
 from ima.sweep.job import Job, jobs_of
 from ima.sweep.pool import Pool, sigterm_interrupts
@@ -27,6 +28,7 @@ def run_jobs(config: dict[str, Any]) -> int:
     """Run what `compose_sweep` made; returns 0 when every job is ok, 1 when one failed or was not run."""
     refuse_ranks(os.environ)
     folder = Path(config["output_dir"]) / config["name"]
+    refuse_run(folder)
     jobs = jobs_of(config, folder)
     command = shlex.join(["python", "sweep.py", *sys.argv[1:]])
     with alone_in(folder):
