@@ -3,7 +3,8 @@
 `with accelerate(model):` lets each stock block that is understood run as one autograd node (`ima.llm.fast_block`).
 Modules keep their identity and nothing in them is changed: the block's `forward` is shadowed on the instance while the
 context is open. Whenever a call needs more than that node gives (hooks inside the block, a cache, training mode, long
-sequences, weights with gradients, another device ...) the stock forward runs, block by block. Positions that nobody may
+sequences, weights with gradients, another device ...) the stock forward runs, block by block. Hooks that only look
+(`ima.llm.sites.Look`) are shown what the node computes. Positions that nobody may
 attend to (padding) are computed once, not each: their states mean nothing, and no loss may rest on them.
 """
 
@@ -18,24 +19,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from ima.llm.fast_block import FrozenBlock, Layout
+from ima.llm.fast_block import SITES, FrozenBlock, Layout, Looks
 from ima.llm.fast_check import HOOKS, self_check
 from ima.llm.fast_weights import Stamp, Weights, block_shape, stamp_of
+from ima.llm.sites import Look, block_list
 
 log = logging.getLogger(__name__)
 
 MAX_SCORE_BYTES = 64 * 2**20  # fp32 attention probabilities of one block; beyond, a fused kernel pays
 
 
-def watched(layer: nn.Module) -> bool:
-    """Somebody wants to see or change what happens inside the block (hooks, replaced forwards)."""
-    for inner in layer.modules():
+def looks_of(layer: nn.Module) -> Looks | None:
+    """Who only looks at sites inside the block; None where somebody changes or replaces something in there, or looks
+    where the node has nothing to show."""
+    if nn_module._has_any_global_hook():
+        return None
+    looks: Looks = {}
+    for name, inner in layer.named_modules():
         if inner is layer:
             continue
-        hooks = [hook for name in HOOKS for hook in vars(inner)[name].values()]
-        if "forward" in vars(inner) or not all(idle(hook) for hook in hooks):
-            return True
-    return nn_module._has_any_global_hook()
+        if "forward" in vars(inner):
+            return None
+        for kind in HOOKS:
+            for hook in vars(inner)[kind].values():
+                if isinstance(hook, Look) and (name, hook.side) in SITES:
+                    looks.setdefault(SITES[name, hook.side], []).append(hook.see)
+                elif not idle(hook):
+                    return None
+    return looks
 
 
 def idle(hook: Any) -> bool:
@@ -71,16 +82,17 @@ class Fast:
         return self.weights
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.fits(args, kwargs):
+        looks = looks_of(self.layer) if self.fits(args, kwargs) else None
+        if looks is not None and not (looks and args[0].requires_grad and torch.is_grad_enabled()):
             weights = self.current()
             if weights is not None:
                 x_BSD = args[0]
                 layout = self.layouts.of(x_BSD, kwargs.get("attention_mask"), kwargs["position_embeddings"])
-                return FrozenBlock.apply(x_BSD, weights, layout)
+                return FrozenBlock.apply(x_BSD, weights, layout, looks)
         return type(self.layer).forward(self.layer, *args, **kwargs)
 
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """This call asks for nothing but the block's output."""
+        """This call asks for nothing but the block's output and values inside it."""
         if len(args) != 1 or kwargs.get("position_embeddings") is None or self.layer.training:
             return False
         x, mask = args[0], kwargs.get("attention_mask")
@@ -103,7 +115,7 @@ class Fast:
             return False
         if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return False
-        return not (watched(self.layer) or any(p.requires_grad for p in self.layer.parameters()))
+        return not any(p.requires_grad for p in self.layer.parameters())
 
 
 class Layouts:
@@ -142,8 +154,6 @@ class Acceleration:
     others are stock; `reasons` says why. On leaving, also by an exception, the model is exactly what it was."""
 
     def __init__(self, model: Any, max_bytes: int = 2 * 2**30) -> None:
-        from ima.llm.sites import block_list
-
         self.reasons: dict[int, str] = {}
         self._fast: dict[int, Fast] = {}
         self._layouts = Layouts()

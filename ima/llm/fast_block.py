@@ -8,13 +8,24 @@ is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ima.llm.fast_weights import Shape, Weights
+from ima.llm.fast_weights import Matrix, Shape, Weights
 
+Looks = dict[str, list[Callable[[Tensor], None]]]  # by site: who wants to be shown its value, (B, S, width)
+# Inputs and outputs of modules inside the block that are values of the node, in the order in which they come.
+SITES = {
+    ("input_layernorm", "output"): "ln1",
+    ("self_attn", "output"): "sa",
+    ("post_attention_layernorm", "input"): "mid",
+    ("post_attention_layernorm", "output"): "ln2",
+    ("mlp.down_proj", "input"): "hidden",
+    ("mlp", "output"): "fc2",
+}
 MASKED = -1e9  # finite, so that a row which sees nothing stays finite; exp(MASKED - max) is exactly 0 in fp32
 
 
@@ -128,17 +139,29 @@ def attend_backward(grad_NE: Tensor, heads: Tensor, probabilities: Tensor, shape
     return layout.pick(out.view(B * S, -1))
 
 
-def block_forward(x_ND: Tensor, weights: Weights, layout: Layout) -> tuple[Tensor, tuple[Tensor, ...]]:
+def block_forward(x_ND: Tensor, weights: Weights, layout: Layout, looks: Looks) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Output rows and what the backward pass needs."""
     shape = weights.shape
+
+    def show(site: str, value_NX: Tensor) -> Tensor:
+        if site in looks:
+            value_BSX = layout.spread(value_NX).view(layout.batch, layout.length, -1)
+            for see in looks[site]:
+                see(value_BSX)
+        return value_NX
+
+    def added(matrix: Matrix, value_NX: Tensor, to_ND: Tensor, site: str) -> Tensor:
+        """The stream after what the matrix makes of the value: in one step, unless somebody looks at that alone."""
+        return show(site, matrix(value_NX)) + to_ND if site in looks else matrix(value_NX, add_NO=to_ND)
+
     y_ND, inverse1_N1 = normalise(x_ND, weights.norm1_D, shape.eps1)
-    attended_NE, heads, probabilities = attend(weights.to_qkv(y_ND), shape, layout)
-    mid_ND = weights.to_out(attended_NE, add_NO=x_ND)
+    attended_NE, heads, probabilities = attend(weights.to_qkv(show("ln1", y_ND)), shape, layout)
+    mid_ND = show("mid", added(weights.to_out, attended_NE, x_ND, "sa"))
     y_ND, inverse2_N1 = normalise(mid_ND, weights.norm2_D, shape.eps2)
-    gate_up_NF = weights.to_gate_up(y_ND)
+    gate_up_NF = weights.to_gate_up(show("ln2", y_ND))
     gate_NF, up_NF = gate_up_NF.chunk(2, dim=-1)
     silu_NF = nn.functional.silu(gate_NF)
-    out_ND = weights.to_down(silu_NF * up_NF, add_NO=mid_ND)
+    out_ND = added(weights.to_down, show("hidden", silu_NF * up_NF), mid_ND, "fc2")
     return out_ND, (x_ND, inverse1_N1, heads, probabilities, mid_ND, inverse2_N1, gate_up_NF, silu_NF)
 
 
@@ -162,9 +185,9 @@ class FrozenBlock(torch.autograd.Function):
     """Block output (B, S, D) from block input; differentiable once, in the input."""
 
     @staticmethod
-    def forward(ctx: Any, x_BSD: Tensor, weights: Weights, layout: Layout) -> Tensor:
+    def forward(ctx: Any, x_BSD: Tensor, weights: Weights, layout: Layout, looks: Looks) -> Tensor:
         x_ND = layout.pick(x_BSD.reshape(-1, x_BSD.shape[-1]))
-        out_ND, saved = block_forward(x_ND, weights, layout)
+        out_ND, saved = block_forward(x_ND, weights, layout, looks)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(*saved)
             ctx.weights, ctx.layout = weights, layout
@@ -172,7 +195,7 @@ class FrozenBlock(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BSD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_BSD: Tensor) -> tuple[Tensor, None, None, None]:
         grad_RD = grad_BSD.reshape(-1, grad_BSD.shape[-1])
         grad_ND = block_backward(ctx.layout.pick(grad_RD), ctx.saved_tensors, ctx.weights, ctx.layout)
-        return ctx.layout.spread(grad_ND).view(grad_BSD.shape), None, None
+        return ctx.layout.spread(grad_ND).view(grad_BSD.shape), None, None, None

@@ -58,7 +58,7 @@ def compare(layer: Any, shape: Shape, tolerance: float) -> None:
     results = []
     for run in (
         lambda x: forward(layer, x, attention_mask=mask, position_embeddings=rotation),
-        lambda x: FrozenBlock.apply(x, weights, layout),
+        lambda x: FrozenBlock.apply(x, weights, layout, {}),
     ):
         x = x_BSD.clone().requires_grad_(True)
         with torch.enable_grad():

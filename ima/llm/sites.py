@@ -165,21 +165,29 @@ def first_tensor(value: object) -> Tensor:
     return found
 
 
+class Look:
+    """A hook that shows one side of a module to `see` and changes nothing: what computes the module's values in its
+    stead (`ima.llm.fast`) may call `see` itself."""
+
+    def __init__(self, side: Side, see: Observer) -> None:
+        self.side, self.see = side, see
+
+    def __call__(self, _module: nn.Module, args: tuple[object, ...], last: Any) -> None:
+        """`last`: keyword arguments of an input, value of an output."""
+        if self.side == "output":
+            self.see(first_tensor(last))
+        else:
+            self.see(first_tensor(args[0] if args else last["hidden_states"]))
+
+
 @contextmanager
 def observe(place: Place, see: Observer) -> Iterator[None]:
     """Call `see(tensor)` each time the site is computed; the tensor is not changed. Removed on leaving."""
+    look = Look(place.side, see)
     if place.side == "input":
-
-        def before(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-            see(first_tensor(args[0] if args else kwargs["hidden_states"]))
-
-        handle = place.module.register_forward_pre_hook(before, with_kwargs=True)
+        handle = place.module.register_forward_pre_hook(look, with_kwargs=True)
     else:
-
-        def after(_module: nn.Module, _args: tuple[object, ...], output: object) -> None:
-            see(first_tensor(output))
-
-        handle = place.module.register_forward_hook(after)
+        handle = place.module.register_forward_hook(look)
     try:
         yield
     finally:
