@@ -173,6 +173,11 @@ FAULTS: dict[str, tuple[Any, ...]] = {
         edit(QUESTIONS, lambda v: v["questions"].append(v["questions"][0])),
         r"questions\[2\]: question_id 262010 occurs twice",
     ),
+    "two questions under one key": (
+        "gqa",
+        swap(GQA, '"00000001"', '"00000000"'),
+        "train_balanced_questions.json: key '00000000' occurs twice in one object; ids must differ",
+    ),
     "two annotations of one id": (
         "vqav2",
         edit(ANNOTATIONS, lambda v: v["annotations"].append(v["annotations"][0])),

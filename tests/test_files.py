@@ -103,6 +103,30 @@ def truncated(path: Path, share: float = 0.5) -> Path:
     return path
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_as_its_exif_says(tmp_path: Path, orientation: int) -> None:
+    """Each of the eight ways a camera stores a scene whose upper left corner is red, on a ground of grey."""
+    scene = np.full((32, 48, 3), 90, np.uint8)
+    scene[:16, :16] = (200, 30, 30)
+    stored = {1: scene, 2: scene[:, ::-1], 3: scene[::-1, ::-1], 4: scene[::-1], 5: scene.transpose(1, 0, 2),
+              6: np.rot90(scene), 7: scene[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(scene, 3)}  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored[orientation])).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    for content in (tmp_path / "turned.jpg", (tmp_path / "turned.jpg").read_bytes()):
+        image = read_image(content)
+        assert image.mode == "RGB" and image.size == (48, 32)
+        assert np.abs(np.asarray(image).astype(int) - scene).mean() < 4
+
+
+def test_odd_metadata_do_not_make_a_picture_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jpg"
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\xff\0\0",
+                 b"Exif\0\0II*\0\xff\xff\xff\xff"):  # fmt: skip
+        Image.new("RGB", (8, 6), (10, 200, 10)).save(path, exif=exif)
+        assert read_image(path).size == (8, 6)
+
+
 def test_damage_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "cut.jpg")
     (tmp_path / "text.jpg").write_text("no picture")

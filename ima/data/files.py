@@ -7,33 +7,40 @@ read is a MediumError with one line. Hidden here: containers, codecs, time stamp
 from __future__ import annotations
 
 import bisect
+import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ima.data.source import MediumError
 from ima.media import Medium, Sound
 
 RATES = (1_000, 768_000)  # samples a second that a sound file may claim
 NUM_LACKING = 2  # frames that a container may count more than its stream decodes; the last frame stands for them
+BROKEN_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)  # what Pillow raises over odd metadata
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers that are sought in exactly
 
 Content = Path | bytes
 
 
 def read_image(content: Content, name: str = "") -> Image.Image:
-    """RGB, decoded whole, so that damage shows here."""
+    """RGB, decoded whole, so that damage shows here; upright, as its EXIF orientation says (cameras write pictures as
+    the sensor lay)."""
     name = name or str(content)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", "Corrupt EXIF")
             with Image.open(opened(content, name)) as image:
+                image.load()
+                with contextlib.suppress(*BROKEN_EXIF):  # the picture itself is whole
+                    ImageOps.exif_transpose(image, in_place=True)
                 return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, MediumError):
@@ -164,7 +171,7 @@ def opened(content: Content, name: str) -> str | io.BytesIO:
     return str(content)
 
 
-@contextmanager
+@contextlib.contextmanager
 def container_of(content: Content, name: str, what: str) -> Iterator[Any]:
     """An opened container; whatever FFmpeg objects to, now or while reading, is a MediumError."""
     import av

@@ -21,7 +21,7 @@ from ima.errors import UserError, nearest
 from ima.media import Clip, Medium
 from ima.types import Sample
 
-VERSION = "corpora-1"
+VERSION = "corpora-2"  # 2: pictures upright
 BadMedium = Literal["error", "skip"]
 Table = dict[str, Any]
 

@@ -52,7 +52,7 @@ class ScienceQa(Corpus):
     def read(self, split: str, table: Table) -> Iterator[Sample]:
         path: Path = find_file(self.folder, str(table["annotations"]), f"splits.{split}.annotations")
         labels = set()
-        for key, values in read_object(path).values.items():
+        for key, values in read_object(path, keyed=True).values.items():
             record = Record({**values, "id": key} if isinstance(values, dict) else values, f"{path}: {key}")
             label = record.text("split")
             labels.add(label)

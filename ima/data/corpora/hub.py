@@ -33,7 +33,7 @@ from ima.errors import UserError, nearest
 from ima.media import Clip, Medium
 from ima.types import Sample
 
-VERSION = "hub-1"
+VERSION = "hub-2"
 Modality = Literal["image", "video", "audio"]
 
 

@@ -107,7 +107,7 @@ class Gqa(Corpus):
     modality = "image"
 
     def read(self, split: str, table: Table) -> Iterator[Sample]:
-        whole = read_object(self.file(split))
+        whole = read_object(self.file(split), keyed=True)
         for key, values in whole.values.items():
             record = Record(values, f"{whole.where}: {key}")
             record.id("imageId")

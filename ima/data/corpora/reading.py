@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,22 +117,30 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it") from error
 
 
-def read_json(path: Path) -> Any:
-    """Plain JSON: no NaN, no Infinity."""
+def read_json(path: Path, keyed: bool = False) -> Any:
+    """Plain JSON: no NaN, no Infinity. keyed: keys are ids, none may come twice (JSON readers keep the last)."""
 
     def refuse(constant: str) -> float:
         raise UserError(f"{path}: holds {constant}, which is no JSON number; mend the file")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+            raise UserError(f"{path}: key {twice!r} occurs twice in one object; ids must differ")
+        return found
+
     try:
-        return json.loads(read_text(path), parse_constant=refuse)
+        return json.loads(read_text(path), parse_constant=refuse, object_pairs_hook=once if keyed else None)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg})") from error
     except RecursionError as error:
         raise UserError(f"{path}: not an annotation file (nested too deeply)") from error
 
 
-def read_object(path: Path) -> Record:
-    return Record(read_json(path), str(path))
+def read_object(path: Path, keyed: bool = False) -> Record:
+    """keyed: as `read_json`."""
+    return Record(read_json(path, keyed), str(path))
 
 
 def read_list(path: Path, key: str | None = None) -> Iterator[Record]:
