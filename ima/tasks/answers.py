@@ -14,6 +14,7 @@ from ima.tasks.base import Prediction
 from ima.types import Sample
 
 PLACE = "{question}"
+OCR = "{ocr}"  # where words that were read in the picture stand: facts["ocr"], as TextVQA has them
 # A full stop after these ends no sentence.
 SHORT_FORMS = frozenset(["st", "mr", "mrs", "ms", "dr", "mt", "prof", "jr", "sr", "vs", "etc"])
 
@@ -42,7 +43,11 @@ def described(prediction: Prediction) -> dict[str, Any]:
 def asked(prompt: str, sample: Sample) -> str:
     if not sample.question:
         raise UserError(f"sample {sample.id} asks no question; choose a task without {PLACE}, such as task=caption")
-    return prompt.replace(PLACE, sample.question)
+    words = sample.facts.get("ocr")
+    if OCR in prompt and words is None:
+        raise UserError(f"sample {sample.id} has no {OCR}; give the data's words (data=textvqa_ocr) or leave {OCR} out")
+    filled = {PLACE: sample.question, OCR: ", ".join(words or ())}
+    return re.sub("|".join(map(re.escape, filled)), lambda found: filled[found[0]], prompt)
 
 
 def joined(prompt: str, answer: str) -> str:
