@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ima.report.figures_skip import points_of, skip_figures, skip_tradeoff
+from ima.report.figures_skip import skip_figures, skip_tradeoff
 from ima.report.load import Run, load_run
+from ima.report.plans import points_of
 from ima.results import write_json
 
 
@@ -50,6 +51,25 @@ def test_without_a_baseline_nothing_is_drawn_and_the_reason_is_said(tmp_path: Pa
     runs = [write(tmp_path / str(i), 0.4, 0.7, tmp_path / "gone" / "adapter.safetensors") for i in range(2)]
     figure = skip_tradeoff(runs)
     assert figure.draw is None and "baseline" in figure.missing
+
+
+def test_plans_that_differ_in_their_blocks_alone_are_drawn_over_the_blocks(tmp_path: Path) -> None:
+    write(tmp_path / "run", 0.8)
+    adapter = tmp_path / "run" / "adapter.safetensors"
+    listed = ([6, 7], [1, 2], [11, 12])
+    runs = [write(tmp_path / f"e{i}", 0.2 * i + 0.1, 0.9, adapter, listed=blocks) for i, blocks in enumerate(listed)]
+    for index, run in enumerate(runs):
+        run.result["metrics"]["val/loss"] = 3.0 - index
+    (figure,) = skip_figures(runs)
+    assert figure.name == "skip_blocks"
+    assert [(row[1], row[3], row[7]) for row in figure.table[1]] == [
+        ("1 2", pytest.approx(0.3), 2.0), ("6 7", pytest.approx(0.1), 3.0), ("11 12", pytest.approx(0.5), 1.0),
+    ]  # fmt: skip
+    figure.save(tmp_path)
+    assert "skipped blocks" in (tmp_path / "skip_blocks.svg").read_text()
+    more = [*runs, write(tmp_path / "other", 0.7, 0.5, adapter, listed=list(range(10)))]
+    assert [figure.name for figure in skip_figures(more)] == ["skip_blocks", "skip_tradeoff"]
+    assert len(skip_figures(more)[0].table[1]) == 3 and len(skip_figures(more)[1].table[1]) == 4
 
 
 def test_recovery_pairs_an_evaluation_with_the_training_under_the_same_plan(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 
 from ima.report.drawing import Figure, legend
-from ima.report.figures_skip import METRICS, baseline, plan_of
 from ima.report.load import Run, number
+from ima.report.plans import METRICS, baseline, plan_of
 from ima.report.style import NARROW, Theme
 
 NO_TIME = "Unstructured zeros save no time: every product is as large as before."
