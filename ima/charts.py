@@ -32,9 +32,11 @@ def charted(row: Row) -> bool:
 
 
 class Charts:
-    """The rows that are drawn, of every epoch so far; measured again, the newer value counts."""
+    """The rows that are drawn, of every epoch so far; measured again, the newer value counts. mixture: whether charts
+    are of an entry each, named by it."""
 
-    def __init__(self) -> None:
+    def __init__(self, mixture: bool = False) -> None:
+        self.mixture = mixture
         self.rows: list[Row] = []
         self.values: dict[tuple[str, str | None], dict[int, dict[int, float]]] = {}
 
@@ -64,25 +66,29 @@ class Charts:
         """What `run.log` takes."""
         import wandb
 
-        several = len({task for _, task in self.values}) > 1
         found = {}
         for score, task in keys:
             layers, values, names = self.lines((score, task))
-            title = CHARTS[score][1] + (f", {task}" if several else "")
+            title = CHARTS[score][1] + (f", {task}" if self.mixture else "")
             chart = wandb.plot.line_series(layers, values, keys=names, title=title, xname="layer")
-            found[f"charts/{score}" + (f"/{task}" if several else "")] = chart
+            found[f"charts/{score}" + (f"/{task}" if self.mixture else "")] = chart
         return found
 
     def heat_map(self) -> Any:
-        """The report's map of the similarity as a `wandb.Image`, or None before the second epoch."""
+        """The report's map of the similarity as a `wandb.Image` (of a mixture, one for each entry), or None before the
+        second epoch."""
         import wandb
         from PIL import Image
 
-        from ima.report.figures_alignment import heat_map
-        from ima.report.series import alignment_rows
+        from ima.report import figures_alignment, maps
+        from ima.report.series import alignment_rows, by_entry
         from ima.report.style import Theme, render
 
-        figure = heat_map(alignment_rows([dataclasses.asdict(row) for row in self.rows]))
+        groups = by_entry([dataclasses.asdict(row) for row in self.rows])
+        if len(groups) > 1:
+            figure = maps.heat_map({entry: alignment_rows(rows) for entry, rows in groups.items()})
+        else:
+            figure = figures_alignment.heat_map(alignment_rows(next(iter(groups.values()))))
         if figure.draw is None:
             return None
         return wandb.Image(Image.open(io.BytesIO(render(figure.draw, Theme(), "png")[0])), caption=figure.caption)

@@ -43,7 +43,8 @@ class WandbMirror:
         self.run: Any = None
         self.table: Any = None
         self.unlogged = False
-        self.charts, self.to_draw = Charts(), set[tuple[str, str | None]]()
+        self.entries = list(config.get("mixture") or ())
+        self.charts, self.to_draw = Charts(bool(self.entries)), set[tuple[str, str | None]]()
         arguments: dict[str, Any] = {
             "dir": str(folder), "project": project, "entity": entity, "group": group, "job_type": job_type,
             "tags": list(tags), "name": folder.name, "config": dict(config), "reinit": "create_new",
@@ -71,6 +72,10 @@ class WandbMirror:
             self.run.define_metric("ima_layer/*", step_metric="epoch", hidden=True)
             self.run.define_metric("ima*", step_metric="epoch")
             self.run.define_metric("val/*", step_metric="epoch")
+            for entry in self.entries:
+                self.run.define_metric(f"{entry}/ima_layer/*", step_metric="epoch", hidden=True)
+                self.run.define_metric(f"{entry}/ima*", step_metric="epoch")
+                self.run.define_metric(f"{entry}/val/*", step_metric="epoch")
 
     def mirror(self, rows: Sequence[Row]) -> None:
         """Scalars by step; every row that is not of a single step also goes to the table."""
@@ -78,7 +83,7 @@ class WandbMirror:
             return
         by_step: dict[tuple[int | None, int | None], dict[str, float]] = {}
         for row in rows:
-            name = scalar_name(row)
+            name = scalar_name(row, bool(self.entries))
             if name is not None:
                 by_step.setdefault((row.epoch, row.step), {})[name] = row.value
             values = dataclasses.asdict(row)
@@ -131,18 +136,20 @@ def reach(url: str) -> None:
     socket.create_connection((parts.hostname or "", port), timeout=REACH_SECONDS).close()
 
 
-def scalar_name(row: Row) -> str | None:
-    """Name of the chart that a row belongs to; None for rows that only the table holds."""
+def scalar_name(row: Row, mixture: bool = False) -> str | None:
+    """Name of the chart that a row belongs to; None for rows that only the table holds. Of a mixture, an entry's own
+    charts begin with its name, as its metrics do."""
     if row.split == "train":
         return f"train/{row.score.removeprefix('train_')}"
     if row.track is not None:
         return f"{row.track}/{row.score}"
+    entry = f"{row.task}/" if mixture else ""
     if row.score == "val_loss":
-        return "val/loss"
+        return f"{entry}val/loss"
     if row.site not in (None, "resid_post"):
         return None
     if row.variant == "raw" and row.role_b == "T" and row.score.startswith("ima"):
-        return f"{row.score}/mean"
+        return f"{entry}{row.score}/mean"
     if row.variant == "raw" and row.role_b == "T" and row.score == "sim":
-        return f"ima_layer/L{row.layer_a:02d}"
+        return f"{entry}ima_layer/L{row.layer_a:02d}"
     return None

@@ -6,23 +6,20 @@ in rows and predictions, begin with the entry's name.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ima.callbacks import AlignmentLogger, EpochPart, GenerationScorer, Recorder
+from ima.entries import csv_of, entry_lines, text_rows
 from ima.evaluation import Evaluator
 from ima.lit import MappingModule
 from ima.parts import Parts, Stream
 from ima.ready import Shown
 from ima.results import write_atomic
 from ima.samples import Final
-
-SHOWN_BESIDE = ("f1", "chair_s", "chair_i")  # what tells of hallucination, where a task has it
 
 
 @dataclasses.dataclass
@@ -84,33 +81,16 @@ def seconds_of(measures: Sequence[Measure]) -> dict[str, float]:
     return out
 
 
-def table_of(metrics: Mapping[str, float | None], entries: Mapping[str, Any]) -> list[list[str]]:
-    """Header and a row per entry: its headline on the first track with its interval, blind, IMA, hallucination."""
-    out = [["entry", "modality", "track", "metric", "value", "low", "high", "blind", "prior", "ima", *SHOWN_BESIDE]]
-    for name, facts in entries.items():
-        headline = facts["headline"]
-        tracks = [key.split("/")[1] for key in metrics if key.startswith(f"{name}/") and key.endswith(f"/{headline}")]
-        track = next((track for track in tracks if track not in ("blind", "prior")), "")
-        keys = [f"{track}/{headline}", f"{track}/{headline}/low", f"{track}/{headline}/high", f"blind/{headline}"]
-        keys += [f"prior/{headline}", "ima/mean", *(f"{track}/{key}" for key in SHOWN_BESIDE)]
-        values = [metrics.get(f"{name}/{key}") for key in keys]
-        out.append([name, facts["modality"], track, headline, *("" if v is None else f"{v:.3f}" for v in values)])
-    return out
-
-
 def write_table(folder: Path, result: Mapping[str, Any]) -> None:
     """`tasks.csv` of a mixture's result, and the same on the terminal."""
     entries = result["facts"].get("entries")
     if not entries:
         return
-    rows = table_of(result["metrics"], entries)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomic(folder / "tasks.csv", text.getvalue())
+    write_atomic(folder / "tasks.csv", csv_of(entry_lines(result["metrics"], entries)))
 
 
 def print_table(result: Mapping[str, Any]) -> None:
-    rows = table_of(result["metrics"], result["facts"]["entries"])
+    rows = text_rows(entry_lines(result["metrics"], result["facts"]["entries"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -197,3 +198,59 @@ def png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+ENTRIES = {  # name: (modality, headline)
+    "image_caption": ("image", "noun_accuracy"),
+    "image_pope": ("image", "accuracy"),
+    "sounds": ("audio", "noun_accuracy"),
+}
+
+
+def make_mixture(folder: Path, *, seed: int = 0, layers: int = 6, epochs: int = 2, vocabulary: bool = True) -> Path:
+    """A finished run of a mixture of three entries; each has other numbers, so that a mix-up shows."""
+    rng = random.Random(seed)
+    name, rows = folder.name, [Row(folder.name, "train_loss", 4.0 - 0.1 * step, step=step, epoch=1 + step // 10,
+                                   split="train", task="caption") for step in range(10 * epochs)]  # fmt: skip
+    metrics: dict[str, float] = {"train/loss": 2.0, "val/loss": 1.5}
+    for place, (entry, (modality, headline)) in enumerate(ENTRIES.items()):
+        facts = {"task": entry, "dataset_a": f"data {place}", "modality_a": modality}
+        skill = 0.3 + 0.2 * place + 0.05 * seed
+        for epoch in range(epochs + 1):
+            rows.append(
+                Row(name, "val_loss", 2.0 + place - 0.2 * epoch, step=10 * epoch, epoch=epoch, split="val", **facts)
+            )
+            measured = alignment(name, epoch, layers, rng, skill)
+            if vocabulary and epoch == epochs:
+                measured += lens_rows(name, epoch, layers)
+            rows += [dataclasses.replace(row, dataset_b=facts["dataset_a"], **facts) for row in measured]
+        pooled = next(row.value for row in reversed(rows) if (row.score, row.variant) == ("ima", "raw"))
+        metrics |= {f"{entry}/ima/mean": pooled, f"{entry}/ima/mean/se": 0.01, f"{entry}/val/loss": 1.0 + place}
+        for track, value in (("T0", skill), ("T1", 0.6 * skill), ("blind", 0.1)):
+            for ending, value_of in (("", value), ("_low", value - 0.05), ("_high", value + 0.05)):
+                rows.append(Row(name, headline + ending, value_of, epoch=epochs, split="test", track=f"{entry}/{track}",
+                                n=50, **facts))  # fmt: skip
+            metrics[f"{entry}/{track}/{headline}"] = value
+        metrics |= {f"{entry}/T0/{headline}/low": skill - 0.05, f"{entry}/T0/{headline}/high": skill + 0.05}
+        if entry == "image_pope":
+            metrics |= {f"{entry}/T0/f1": 0.61, f"{entry}/T0/yes_ratio": 0.72}
+    RowWriter(folder / "rows.jsonl").write(rows)
+    entries = {entry: {"modality": modality, "headline": headline} for entry, (modality, headline) in ENTRIES.items()}
+    write_json(folder / "result.json", {
+        "status": "ok", "config": {"name": name, "llm": {"train": "none"}, "stage": seed}, "overrides": [],
+        "command": f"python train.py mixture=[a,b,c] seed={seed}", "metrics": metrics, "versions": {}, "git": {},
+        "seeds": {"seed": seed}, "wall_seconds": 60.0, "facts": {"entries": entries}})  # fmt: skip
+    return folder
+
+
+def lens_rows(run: str, epoch: int, layers: int) -> list[Row]:
+    """What the logit lens of a reservoir gives, at every second layer."""
+    common: dict[str, Any] = {"run": run, "epoch": epoch, "split": "val", "site": "resid_post", "modality_b": "text",
+                              "variant": "raw", "n": 24}  # fmt: skip
+    rows = []
+    for layer in range(2, layers + 1, 2):
+        rows.append(Row(score="kl", value=3.0 / layer, role_a="P", role_b="T", layer_a=layer, layer_b=layer, **common))
+        for role, value in (("P", 0.4), ("T", 0.7)):
+            rows.append(Row(score="vocabulary_cosine", value=value, role_a=role, role_b=role, layer_a=layer - 2,
+                            layer_b=layer, **common))  # fmt: skip
+    return rows

@@ -16,7 +16,8 @@ def write_report(paths: Iterable[str | Path], out: str | Path | None = None) -> 
     """Write the page for all runs of `paths` and return its path.
 
     Default place: report.html in the run's own folder, or, for several runs, in the folder that holds them all.
-    Beside it: figures/<name>.svg, .png, .csv, and for several runs runs.csv and .parquet (see `collect`), proxies.csv.
+    Beside it: figures/<name>.svg, .png, .csv, and for several runs runs.csv and .parquet (see `collect`), proxies.csv,
+    and entries.csv where runs are mixtures.
     Raises UserError for a folder without a run and for a place that cannot be written.
     """
     given = [Path(path) for path in paths]
@@ -40,8 +41,10 @@ def default_place(paths: list[Path], runs: list[Run]) -> Path:
 
 
 def write_files(runs: list[Run], target: Path) -> Path:
+    from ima.entries import csv_of
     from ima.report.collect import csv_table, table_rows, write_table
     from ima.report.figures import comparison_figures, figures_of
+    from ima.report.mixture import run_lines
     from ima.report.page import page
     from ima.report.proxies import correlation_table
     from ima.results import write_atomic
@@ -53,6 +56,8 @@ def write_files(runs: list[Run], target: Path) -> Path:
         figure.save(target.parent / "figures")
     if len(runs) > 1:
         write_table(table_rows(runs), target.parent / "runs.csv")
+    if len(runs) > 1 and (lines := run_lines(runs)):
+        write_atomic(target.parent / "entries.csv", csv_of(lines))
     if proxies:
         write_atomic(target.parent / "proxies.csv", csv_table(proxies))
     return target

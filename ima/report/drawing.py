@@ -30,7 +30,7 @@ MAX_LINES = 8
 @dataclasses.dataclass
 class Figure:
     """`draw` is None where there is nothing to draw; `missing` then says why. `table`: header and rows of the CSV.
-    `panels`: of several plots that have titles of their own."""
+    `panels`: of several plots that have titles of their own. `wide`: takes the page's whole width."""
 
     name: str
     title: str
@@ -39,6 +39,7 @@ class Figure:
     table: Table = ((), [])
     missing: str = ""
     panels: bool = False
+    wide: bool = False
 
     def inline(self) -> str:
         """SVG for the page. Needs a `draw`."""

@@ -11,6 +11,7 @@ from ima.report.figures_compare import comparison_figures
 from ima.report.figures_full import cones, full_rows, site_norms, sites, vocabulary
 from ima.report.figures_full import variants as all_variants
 from ima.report.figures_masks import mask_rows, overlap_figures
+from ima.report.figures_mixture import mixture_figures, named
 from ima.report.figures_reservoir import geometry, token_pairs, tsne
 from ima.report.figures_task import task_parts, tasks, training
 from ima.report.load import Run
@@ -20,10 +21,17 @@ __all__ = ["comparison_figures", "figures_of", "full_figures"]
 
 def figures_of(run: Run) -> list[Figure]:
     """All figures of one run in the page's order; those without data carry the reason. What only a full
-    measurement has is left out where it is not."""
+    measurement has is left out where it is not. Of a mixture, with a panel for each entry."""
     if run.result["facts"].get("kind") == "masks":
         return overlap_figures(mask_rows([run]))
-    rows = series.alignment_rows(run.rows)
+    groups = series.by_entry(run.rows)
+    if len(groups) > 1:
+        entries = run.result["facts"].get("entries") or {}
+        headlines = {entry: str(facts["headline"]) for entry, facts in entries.items() if "headline" in facts}
+        first, *rest = mixture_figures(groups, headlines)
+        full = [named(figure, entry) for entry, own in groups.items() for figure in full_figures(own)]
+        return [first, rest[0], training(run.rows), *rest[1:], *task_parts(run.rows), *full]
+    rows = series.alignment_rows(next(iter(groups.values())))
     return [
         layer_figure(rows, "ima_by_layer", "Implicit alignment by layer",
                      "Mean cosine between the pictures' and the texts' mean tokens, over all pairs, at the output"
@@ -38,9 +46,9 @@ def figures_of(run: Run) -> list[Figure]:
         variants(rows),
         norms(rows),
         consecutive(rows),
-        tasks(run.rows),
+        tasks(next(iter(groups.values()))),
         *task_parts(run.rows),
-        *full_figures(run.rows),
+        *full_figures(next(iter(groups.values()))),
     ]  # fmt: skip
 
 

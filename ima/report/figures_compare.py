@@ -14,6 +14,7 @@ from ima.report.figures_masks import mask_rows, overlap_figures
 from ima.report.figures_retained import retained_figures
 from ima.report.figures_skip import skip_figures
 from ima.report.figures_task import HEADLINE_SCORES
+from ima.report.figures_variants import variant_figures
 from ima.report.labels import shortened
 from ima.report.load import Run
 from ima.report.proxies import proxy_figures
@@ -79,7 +80,18 @@ def task_curve(run: Run) -> Curve | None:
 
 
 def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
-    """Overlays and scatter plots; never a figure per run, so a thousand runs cost what two cost."""
+    """Overlays and scatter plots; never a figure per run, so a thousand runs cost what two cost. Of mixtures, with a
+    panel for each entry."""
+    return [
+        *(variant_figures(runs) or [*overlays(runs), *proxy_figures(runs)]),
+        *skip_figures(runs),
+        *retained_figures(runs),
+        *overlap_figures(mask_rows(runs)),
+        *compared_cones(runs),
+    ]
+
+
+def overlays(runs: Sequence[Run]) -> list[Figure]:
     return [
         overlay(runs, "compare_ima_by_layer", "Implicit alignment by layer",
                 "Mean cosine of pictures and texts at every block's output, last measured epoch of each run.",
@@ -91,9 +103,4 @@ def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
                 ("step", "step"), "loss", lambda run: series.training(run.rows).get("val")),
         overlay(runs, "compare_task", "Task metric by epoch", "The run's headline metric on its first track, T0 where"
                 " there is one; band: 95 % interval.", ("epoch", "epoch"), "task metric", task_curve),
-        *proxy_figures(runs),
-        *skip_figures(runs),
-        *retained_figures(runs),
-        *overlap_figures(mask_rows(runs)),
-        *compared_cones(runs),
     ]  # fmt: skip

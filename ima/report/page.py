@@ -18,6 +18,7 @@ from ima.report import tables
 from ima.report.decoded import decoded_section
 from ima.report.drawing import Figure
 from ima.report.load import Run
+from ima.report.mixture import entry_section, variant_section
 from ima.report.proxies import proxy_section
 from ima.report.samples import sample_section
 from ima.report.style import css_variables
@@ -43,7 +44,7 @@ def run_page(run: Run, figures: Sequence[Figure]) -> str:
     ]  # fmt: skip
     header = (
         f"<h1>{escape(run.name)} {tables.status_badge(run.status)}</h1>"
-        f'<p class="lead">{lead(run)}</p>{alerts(run)}{headlines(run)}'
+        f'<p class="lead">{lead(run)}</p>{alerts(run)}{entry_section(run) or headlines(run)}'
     )
     return document(f"ima · {run.name}", header, sections)
 
@@ -56,6 +57,8 @@ def comparison_page(runs: Sequence[Run], figures: Sequence[Figure], proxies: Seq
     sections = [("overview", "Runs", tables.overview(runs)), ("figures", "Compared", figure_grid(figures))]
     if found := proxy_section(proxies):
         sections.insert(1, ("proxies", "IMA against performance", found))
+    if found := variant_section(runs):
+        sections.insert(1, ("variants", "Tasks and IMA of the mixtures", found))
     if len(runs) <= 8:
         sections.append(("differences", "Where the configurations differ", tables.difference_table(runs)))
     notes = "".join(f'<p class="alert">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes)
@@ -147,7 +150,8 @@ def headlines(run: Run) -> str:
 
 def figure_grid(figures: Sequence[Figure]) -> str:
     drawn = "".join(
-        f'<figure class="plot" id="plot-{escape(figure.name)}"><h3>{escape(figure.title)}</h3>{figure.inline()}'
+        f'<figure class="plot{" wide" if figure.wide else ""}" id="plot-{escape(figure.name)}">'
+        f"<h3>{escape(figure.title)}</h3>{figure.inline()}"
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
         for figure in figures
         if figure.draw

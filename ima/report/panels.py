@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from ima.report.drawing import Figure, Table, legend, line, table_of
+from ima.report.drawing import MAX_LINES, Figure, Table, legend, line, table_of
 from ima.report.series import Curve
 from ima.report.style import NARROW, Theme
 
@@ -25,13 +25,15 @@ ROW_HEIGHT, REST_HEIGHT = 1.85, 1.0  # inches: one row of panels; axis label and
 @dataclasses.dataclass
 class Stroke:
     """`colour` and `dash`: a name of style.NAMED and a style of style.DASHES. One label looks alike in all panels.
-    `around`: limits by x that are no error (quartiles)."""
+    `around`: limits by x that are no error (quartiles). band: whether errors are drawn."""
 
     label: str
     curve: Curve
     colour: str
     dash: Any = "-"
     around: tuple[Curve, Curve] | None = None
+    marker: str = "o"
+    band: bool = True
 
     @property
     def drawn(self) -> bool:
@@ -57,8 +59,11 @@ def multiples(
     columns: int = 2,
     ylabel: str = "",
     alike: Literal["all", "row", "none"] = "all",
+    xlabel: str = "layer",
+    key: str = "",
 ) -> list[Figure]:
-    """One figure, or none where no panel has numbers. `alike`: which panels have one y axis."""
+    """One figure, or none where no panel has numbers. `alike`: which panels have one y axis. xlabel: its first word is
+    the column of the CSV. key: the legend's title."""
     shown = [
         dataclasses.replace(panel, strokes=[stroke for stroke in panel.strokes if stroke.drawn]) for panel in panels
     ]
@@ -79,31 +84,33 @@ def multiples(
                 ax.set_ylabel(ylabel, fontsize=9)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=12 // columns, integer=True, min_n_ticks=1))
             if index + columns >= len(shown):
-                ax.set_xlabel("layer")
+                ax.set_xlabel(xlabel)
                 ax.tick_params(labelbottom=True)
             if len(panel.strokes) > 1 or panel.level:  # one line alone is told by the panel's title
                 handles |= {label: h for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         for index in range(len(shown), num_rows * columns):
             figure.delaxes(grid[index // columns][index % columns])
         if handles:
-            columns_of_legend = 4 if max(map(len, handles)) <= 12 else 3
-            legend(figure.axes[0], columns=columns_of_legend, handles=list(handles.values()))
+            longest = max(map(len, handles))
+            fitting = MAX_LINES if longest <= 3 else 4 if longest <= 12 else 3 if longest <= 18 else 2
+            legend(figure.axes[0], key or None, fitting, list(handles.values()))
 
     strokes = [([panel.title, stroke.label], stroke) for panel in shown for stroke in panel.strokes]
     if any(stroke.around for _, stroke in strokes):
         table = quartile_table(strokes)
     else:
-        table = table_of([(key, stroke.curve) for key, stroke in strokes], ["panel", "line"], "layer")
+        table = table_of([(key, stroke.curve) for key, stroke in strokes], ["panel", "line"], xlabel.split()[0])
     return [Figure(name, title, caption, draw, table, panels=True)]
 
 
 def draw_panel(ax: Axes, panel: Panel, theme: Theme) -> None:
     for stroke in panel.strokes:
-        few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(stroke.curve.points) < 15 else {}
+        few: dict[str, Any] = {"marker": stroke.marker, "markersize": 3} if len(stroke.curve.points) < 15 else {}
         if stroke.around:
             low, high = stroke.around
             ax.fill_between(low.x, low.y, high.y, color=theme[stroke.colour], alpha=0.18, linewidth=0)
-        line(ax, stroke.curve, theme[stroke.colour], stroke.label, linestyle=stroke.dash, linewidth=1.5, **few)
+        line(ax, stroke.curve, theme[stroke.colour], stroke.label, stroke.band, linestyle=stroke.dash, linewidth=1.5,
+             **few)  # fmt: skip
     if panel.level:
         ax.axhline(panel.level[0], color=theme["muted"], linestyle=":", linewidth=1.2, label=panel.level[1])
     ax.set_title(panel.title, fontsize=9.5, fontweight="normal", pad=4)

@@ -65,18 +65,23 @@ def untrained(node: Any) -> bool:
     return own or any(untrained(inner) for inner in node.values())
 
 
+def training_of(run: Run) -> str:
+    """The folder of the training whose adapter was measured."""
+    source = Path(str(run.result["facts"].get("evaluated") or run.folder)).resolve()
+    if source.suffix == ".safetensors":
+        source = source.parent.parent if source.parent.name == "checkpoints" else source.parent
+    return str(source)
+
+
 def points_of(runs: Sequence[Run], x: str, y: str) -> list[Point]:
     found: dict[tuple[float, float], Point] = {}
     for run in runs:
         a, b = run.metrics.get(x), run.metrics.get(y)
         if a is None or b is None:
             continue
-        source = Path(str(run.result["facts"].get("evaluated") or run.folder)).resolve()
-        if source.suffix == ".safetensors":
-            source = source.parent.parent if source.parent.name == "checkpoints" else source.parent
         low, high = run.metrics.get(f"{y}/low"), run.metrics.get(f"{y}/high")
         bars = (1.96 * (run.metrics.get(f"{x}/se") or 0.0), b if low is None else low, b if high is None else high)
-        found.setdefault((a, b), Point(run.name, a, b, str(source), is_control(run), bars))
+        found.setdefault((a, b), Point(run.name, a, b, training_of(run), is_control(run), bars))
     return list(found.values())
 
 

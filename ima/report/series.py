@@ -94,6 +94,34 @@ def alignment_rows(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def split_track(track: str) -> tuple[str, str]:
+    """(entry of the mixture, track of its own); the entry is "" in a run of one task."""
+    entry, _, name = track.rpartition("/")
+    return entry, name
+
+
+def by_entry(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each entry of a mixture, tracks without its name, in the order of their first row; without those of the
+    training steps, which are of all entries. {"": rows} for a run of one task."""
+    told = [row for row in rows if row["split"] != "train" and row["task"] is not None]
+    names = dict.fromkeys(entry for row in told if row["track"] and (entry := split_track(row["track"])[0]))
+    if measured := list(dict.fromkeys(row["task"] for row in told if row["score"] in ("sim", "val_loss"))):
+        names = dict.fromkeys(measured) if len(measured) > 1 or set(measured) == set(names) else names
+    if not names:
+        return {"": list(rows)}
+    found: dict[str, list[Row]] = {name: [] for name in names}
+    for row in told:
+        if row["task"] in found:
+            track = row["track"] and split_track(row["track"])[1]
+            found[row["task"]].append(row if track == row["track"] else {**row, "track": track})
+    return found
+
+
+def modality_of(rows: Sequence[Row]) -> str:
+    """Of the media of one entry; "" where no row tells."""
+    return next((str(row["modality_a"]) for row in rows if row["modality_a"] not in (None, "text")), "")
+
+
 def text_role(rows: Iterable[Row], score: str) -> str | None:
     """The widest textual role that `score` was measured for."""
     present = {row["role_b"] for row in rows if row["score"] == score}
@@ -206,8 +234,9 @@ def task_scores(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
     return curves
 
 
-def track_rank(track: str) -> tuple[int, str]:
-    """Tracks first, then those that are not known here, then what stands beside them."""
-    if track in BESIDE:
-        return (len(TRACKS) + 1 + BESIDE.index(track), track)
-    return (TRACKS.index(track) if track in TRACKS else len(TRACKS), track)
+def track_rank(track: str) -> tuple[str, int, str]:
+    """Tracks first, then those that are not known here, then what stands beside them; of a mixture, by entry."""
+    entry, name = split_track(track)
+    if name in BESIDE:
+        return (entry, len(TRACKS) + 1 + BESIDE.index(name), name)
+    return (entry, TRACKS.index(name) if name in TRACKS else len(TRACKS), name)

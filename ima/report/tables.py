@@ -83,26 +83,33 @@ def metric_table(run: Run) -> str:
 
 
 def task_table(run: Run) -> str:
-    """Task metrics: a row per metric and track (what stands beside the tracks last), a column per epoch."""
-    scores = series.task_scores(run.rows)
-    measured = sorted({int(epoch) for tracks in scores.values() for found in tracks.values() for epoch in found.x})
-    if not scores:
+    """Task metrics: a row per metric and track (what stands beside the tracks last), a column per epoch. Of a mixture,
+    one entry after the other."""
+    groups = {entry: series.task_scores(rows) for entry, rows in series.by_entry(run.rows).items()}
+    named = len(groups) > 1
+    curves = [found for scores in groups.values() for tracks in scores.values() for found in tracks.values()]
+    measured = sorted({int(epoch) for found in curves for epoch in found.x})
+    if not curves:
         return '<p class="missing">No task metric rows: was the run evaluated?</p>'
     shown = thinned(measured, MAX_EPOCH_COLUMNS)
-    head = "".join(f'<th scope="col" class="number">epoch {epoch}</th>' for epoch in shown)
+    head = '<th scope="col">entry</th>' if named else ""
+    head += '<th scope="col">metric</th><th scope="col">track</th>'
+    head += "".join(f'<th scope="col" class="number">epoch {epoch}</th>' for epoch in shown)
     left_out = "" if shown == measured else f" {len(shown)} of {len(measured)} epochs; figures/tasks.csv has all."
     body = ""
-    for score, tracks in scores.items():
-        for track, found in tracks.items():
-            points = {at: (value, se, found.limits.get(at)) for at, value, se in found.points}
-            cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
-            kind = ' class="blind"' if track in series.BESIDE else ""
-            body += (
-                f'<tr{kind}><th scope="row">{escape(score.replace("_", " "))}</th>'
-                f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>'
-            )
+    for entry, scores in groups.items():
+        for score, tracks in scores.items():
+            for track, found in tracks.items():
+                points = {at: (value, se, found.limits.get(at)) for at, value, se in found.points}
+                cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
+                kind = ' class="blind"' if track in series.BESIDE else ""
+                body += (
+                    f"<tr{kind}>{f'<td>{escape(entry)}</td>' if named else ''}"
+                    f'<th scope="row">{escape(score.replace("_", " "))}</th>'
+                    f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>'
+                )
     return (
-        f'<div class="scroll"><table><thead><tr><th scope="col">metric</th><th scope="col">track</th>{head}</tr>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr>'
         f'</thead><tbody>{body}</tbody></table></div><p class="note">Small: 95 % interval.{left_out}</p>'
     )
 

@@ -70,9 +70,11 @@ def seconds_text(value: Any) -> str:
 
 
 def track_name(track: str) -> str:
+    """As a person reads it, after the name of its entry where a mixture has several."""
     names = {"T0": "T0 · seen objects, new scenes", "T1": "T1 · new instances of known kinds",
              "T2": "T2 · unknown kinds", "test": "test", "val": "validation",
              "single_frame": "single frame · no motion", "shuffled_frames": "shuffled frames · no order",
              "shuffled": "shuffled · no order in time",
              "blind": "blind · no medium", "prior": "prior · best guess from the training answers"}  # fmt: skip
-    return names.get(track, track)
+    entry, _, name = track.rpartition("/")
+    return (f"{entry}: " if entry else "") + names.get(name, name)

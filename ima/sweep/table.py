@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ima.entries import entry_lines
 from ima.report import collect
 from ima.report.collect import write_table
 from ima.report.load import number
@@ -14,7 +15,7 @@ from ima.sweep.job import Job
 from ima.sweep.view import MEANING, seconds_text
 
 HEADLINES = ("noun_accuracy", "accuracy", "cider_d")  # the first of these that a run has is shown, for each track
-ALONE = ("ima", "val/loss")
+ALONE = ("ima/mean", "val/loss")
 
 
 def finish_table(folder: Path, jobs: Sequence[Job]) -> None:
@@ -40,7 +41,10 @@ def short_table(jobs: Sequence[Job]) -> list[list[str]]:
     results = [job.result() or {} for job in jobs]
     metrics: list[dict[str, Any]] = [result.get("metrics") or {} for result in results]
     axes = list(dict.fromkeys(name for job in jobs for name in job.varied))
-    shown = headlines(metrics)
+    entries: dict[str, Any] = {}
+    for result in results:
+        entries |= (result.get("facts") or {}).get("entries") or {}
+    shown = entry_headlines(metrics, entries) if entries else headlines(metrics)
     out = [[*axes, "state", *shown, "time"]]
     for job, result, found in zip(jobs, results, metrics, strict=True):
         state = f"{job.state}: {job.reason}" if job.reason else MEANING.get(job.state, job.state)
@@ -58,6 +62,16 @@ def headlines(metrics: Sequence[dict[str, Any]]) -> list[str]:
         if tracks := [name for name in measured if name.split("/")[0] not in BESIDE]:
             return [*tracks, *(name for name in ALONE if name in names)]
     return [name for name in ALONE if name in names]
+
+
+def entry_headlines(metrics: Sequence[dict[str, Any]], entries: Mapping[str, Any]) -> list[str]:
+    """Of mixtures: each entry's headline on its first track, and its IMA."""
+    names = dict.fromkeys(name for found in metrics for name in found)
+    out = []
+    for line in entry_lines(names, entries):
+        own = (f"{line['track']}/{line['metric']}", "ima/mean")
+        out += [name for key in own if (name := f"{line['entry']}/{key}") in names]
+    return out
 
 
 def with_interval(metrics: dict[str, Any], name: str) -> str:

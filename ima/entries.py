@@ -1,0 +1,58 @@
+"""What a mixture's result says of each of its entries, as one table: score, IMA, hallucination.
+
+Reads the metrics and facts of result.json; knows neither models nor runs in progress, so that the end of a run,
+its page and comparisons of runs show the same columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BESIDE_TRACKS = ("blind", "prior")
+HALLUCINATION = ("f1", "yes_ratio", "chair_s", "chair_i")  # what tells of it, where a task has it
+COLUMNS = ("entry", "modality", "track", "metric", "value", "low", "high", *BESIDE_TRACKS, "ima", "ima_se", "loss",
+           *HALLUCINATION)  # fmt: skip
+
+Line = dict[str, Any]
+
+
+def entry_lines(metrics: Mapping[str, float | None], entries: Mapping[str, Any]) -> list[Line]:
+    """COLUMNS of each entry: its headline on its first track with the 95 % interval, the same blind and by prior, IMA
+    with its standard error, validation loss, hallucination. None where something was not measured."""
+    lines = []
+    for name, facts in entries.items():
+        headline = facts["headline"]
+        tracks = [key.split("/")[1] for key in metrics if key.startswith(f"{name}/") and key.endswith(f"/{headline}")]
+        track = next((track for track in tracks if track not in BESIDE_TRACKS), "")
+        keys = {
+            "value": f"{track}/{headline}", "low": f"{track}/{headline}/low", "high": f"{track}/{headline}/high",
+            **{beside: f"{beside}/{headline}" for beside in BESIDE_TRACKS}, "ima": "ima/mean",
+            "ima_se": "ima/mean/se", "loss": "val/loss", **{score: f"{track}/{score}" for score in HALLUCINATION},
+        }  # fmt: skip
+        known = {"entry": name, "modality": facts["modality"], "track": track, "metric": headline}
+        lines.append(known | {column: metrics.get(f"{name}/{key}") for column, key in keys.items()})
+    return lines
+
+
+def text_rows(lines: Sequence[Line]) -> list[list[str]]:
+    """Header and cells as text, three digits; columns that no entry has are left out."""
+    first = [column for column in lines[0] if column not in COLUMNS] if lines else []
+    shown = [column for column in (*first, *COLUMNS) if any(line.get(column) is not None for line in lines)]
+    return [shown, *([cell(line.get(column)) for column in shown] for line in lines)]
+
+
+def cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def csv_of(lines: Sequence[Line]) -> str:
+    """All columns, whether an entry has them or not."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    first = [column for column in lines[0] if column not in COLUMNS] if lines else []
+    writer.writerow([*first, *COLUMNS])
+    writer.writerows([[cell(line.get(column)) for column in (*first, *COLUMNS)] for line in lines])
+    return buffer.getvalue()
