@@ -115,7 +115,8 @@ class Tokens:
         return [kept.sample_id for kept in self.kept]
 
     def of(self, layer: int, role: str, variant: str = "raw") -> list[Tensor]:
-        """Per example its tokens [n, D], perhaps none. Those of the last layer asked for are kept."""
+        """Per example its tokens [n, D], perhaps none. Those of the last layer asked for are kept; of a variant that
+        leaves out what another one does it is the same list."""
         if self._made[0] != layer:
             self._made = layer, {}
         made = self._made[1]
@@ -128,14 +129,23 @@ class Tokens:
             index = self.layers.index(layer)
             return [kept.states_LSD[index, kept.of_role(role)].float() for kept in self.kept]
         raw = self.of(layer, role)
+        if variant == "scaled":
+            inverse_D = self.scale(layer).inverse_D.cpu()
+            return [x * inverse_D for x in raw]
+        kept = self._kept_tokens(raw, layer, role, variant)
+        if all(bool(there_N.all()) for there_N in kept):
+            return raw
+        if variant != "nosink":
+            without = self._kept_tokens(raw, layer, role, "nosink")
+            if all(torch.equal(one, other) for one, other in zip(kept, without, strict=True)):
+                return self.of(layer, role, "nosink")
+        return [x[there_N] for x, there_N in zip(raw, kept, strict=True)]
+
+    def _kept_tokens(self, raw: list[Tensor], layer: int, role: str, variant: str) -> list[Tensor]:
         if variant == "nosink":
-            pairs = zip(raw, self.kept, strict=True)
-            return [x[~kept.sink_S[kept.of_role(role)]] if bool(kept.sink_S.any()) else x for x, kept in pairs]
-        scale = self.scale(layer)
-        if variant == "nomassive":
-            return [x[x.norm(dim=-1) <= scale.massive] for x in raw]
-        inverse_D = scale.inverse_D.cpu()
-        return [x * inverse_D for x in raw]
+            return [~kept.sink_S[kept.of_role(role)] for kept in self.kept]
+        massive = self.scale(layer).massive
+        return [x.norm(dim=-1) <= massive for x in raw]
 
     def scale(self, layer: int) -> Scale:
         assert self.scales is not None, "this variant needs scales of an earlier pass"

@@ -42,8 +42,12 @@ def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
     retrieved: dict[str, dict[int, dict[str, Value]]] = {variant: {} for variant in retrieval_variants}
     means, parts = {}, {}
     for layer in tokens.layers:  # all of a layer at once: its tokens are made fp32 once
+        done: dict[tuple[int, int], dict[str, Value]] = {}
         for variant in pair_variants:
-            pairs[variant][layer] = pairs_at(tokens, layer, variant)
+            same = id(tokens.of(layer, "P", variant)), id(tokens.of(layer, "T", variant))
+            if same not in done:
+                done[same] = pairs_at(tokens, layer, variant)
+            pairs[variant][layer] = done[same]
         for variant in retrieval_variants:
             retrieved[variant][layer] = {"retrieval": retrieval_at(tokens, layer, variant)}
         means[layer], parts[layer] = geometry_at(tokens, layer), mir_at(tokens, layer)

@@ -86,31 +86,41 @@ class Scales:
         self.sample_ids = frozenset(sample_ids)
         self.sums: dict[tuple[int, Site], Sums] = {}
         self._scales: dict[tuple[int, Site], Scale] = {}
+        self._scratch: Tensor | None = None
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
         mask_BRS = view_masks(roles_BS)[:, :2]
         count_BR = mask_BRS.sum(-1)
         weight_RBS = (mask_BRS.double() / count_BR.clamp_min(1)[..., None]).transpose(0, 1)
-        self._any_BS = mask_BRS.any(1)
-        self._weight_RN = weight_RBS[:, self._any_BS]
+        any_BS = mask_BRS.any(1)
+        self._rows_N = any_BS.flatten().nonzero()[:, 0]
+        weight_RN = weight_RBS[:, any_BS]
+        self._weight_WN = torch.cat([weight_RN, torch.ones_like(weight_RN[:1])])  # means of P and T, then the sum
         self._count_R = (count_BR > 0).sum(0)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
-        key = layer, site
+        key, width = (layer, site), x_BSD.shape[-1]
         if key not in self.sums:
-            self.sums[key] = Sums.empty(x_BSD.shape[-1], x_BSD.device)
+            self.sums[key] = Sums.empty(width, x_BSD.device)
         sums = self.sums[key]
-        tokens_ND = x_BSD[self._any_BS].double()
-        square_ND = tokens_ND.square()
-        sums.hist_H += torch.bincount(norm_bins(square_ND.sum(1).sqrt()), minlength=NUM_BINS)
-        sums.square_D += square_ND.sum(0)
-        sums.sum_D += tokens_ND.sum(0)
+        tokens_ND = self._room(len(self._rows_N), width, x_BSD.device)
+        tokens_ND.copy_(x_BSD.reshape(-1, width).index_select(0, self._rows_N))
+        sums.hist_H += torch.bincount(norm_bins(torch.linalg.vector_norm(tokens_ND, dim=1)), minlength=NUM_BINS)
+        sum_WD = self._weight_WN @ tokens_ND
+        sums.mean_sum_2D += sum_WD[:2]
+        sums.sum_D += sum_WD[2]
+        sums.square_D += self._weight_WN[2] @ tokens_ND.square_()
         sums.num_tokens += len(tokens_ND)
-        sums.mean_sum_2D += self._weight_RN @ tokens_ND
         sums.count_2 += self._count_R
 
+    def _room(self, num: int, width: int, device: torch.device) -> Tensor:
+        """fp64, used again from state to state: fresh pages cost more than the arithmetic."""
+        if self._scratch is None or self._scratch.numel() < num * width:
+            self._scratch = torch.empty(num * width, dtype=torch.float64, device=device)
+        return self._scratch[: num * width].view(num, width)
+
     def end(self) -> None:
-        self._scales = {}
+        self._scales, self._scratch = {}, None
 
     def reduce(self) -> None:
         """Sum over ranks, in place on every rank; nothing to do without torch.distributed."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ima.alignment.passes import dot
 from ima.alignment.scales import quantiles_of
 from ima.alignment.stats import SiteStats
 from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, NUM_GROUPS, group_of, split_view
@@ -88,10 +89,10 @@ class Sides(dict[str, Side]):
 def products(a: Side, b: Side, used_G: Tensor) -> Tensor:
     """[1 + G', L]: (sum a)(sum b) over all groups, then without each used group, without making those sums. One side
     may have a single layer for all."""
-    whole_L = torch.linalg.vecdot(a.total_L1D, b.total_L1D)[:, 0]
+    whole_L = dot(a.total_L1D, b.total_L1D)[:, 0]
     mixed_LG = torch.matmul(b.sum_LGD, a.total_L1D.mT)[..., 0]
     mixed_LG = mixed_LG + (mixed_LG if a is b else torch.matmul(a.sum_LGD, b.total_L1D.mT)[..., 0])
-    own_LG = torch.linalg.vecdot(a.sum_LGD, b.sum_LGD)
+    own_LG = dot(a.sum_LGD, b.sum_LGD)
     return torch.cat([whole_L[None], (whole_L[:, None] - mixed_LG + own_LG)[:, used_G].T])
 
 
@@ -116,18 +117,20 @@ def similarity(
     used_G = (count_LGR[..., a] + count_LGR[..., b]).sum(0) > 0
     count_a = with_leave_outs(count_LGR[layers, :, a], used_G)
     count_b = with_leave_outs(count_LGR[:, :, b], used_G)
-    product = products(sides[view_a] if layer_a is None else sides[view_a].at(layer_a), sides[view_b], used_G)
-    curves = {"sim": product / positive(count_a * count_b)}
     n_L = torch.minimum(count_a[0], count_b[0])
+    curves = {}
+    matched_only = split_view(view_a)[1] in MATCHED_ONLY
+    if not matched_only:
+        product = products(sides[view_a] if layer_a is None else sides[view_a].at(layer_a), sides[view_b], used_G)
+        curves["sim"] = product / positive(count_a * count_b)
     if layer_a is None:
         q = stats.plan.pairs.index((view_a, view_b))
         matched_sum = with_leave_outs(stats.matched_LGQ[:, :, q].double().cpu(), used_G)
         matched_n = with_leave_outs(stats.matched_count_LGQ[:, :, q].double().cpu(), used_G)
         curves["sim_matched"] = matched_sum / positive(matched_n)
-        others = count_a * count_b - matched_n  # a pair needs two examples
-        curves["sim_gap"] = curves["sim_matched"] - (product - matched_sum) / positive(others)
-        if split_view(view_a)[1] in MATCHED_ONLY:
-            curves = {"sim_matched": curves["sim_matched"]}
+        if not matched_only:
+            others = count_a * count_b - matched_n  # a pair needs two examples
+            curves["sim_gap"] = curves["sim_matched"] - (product - matched_sum) / positive(others)
     return {name: Curve(values[0], values[1:], n_L) for name, values in curves.items()}
 
 

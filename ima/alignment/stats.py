@@ -8,12 +8,12 @@ vectors have cosine 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ima.alignment.passes import STEPS, Pass, Places, Seen, cosine, dot
+from ima.alignment.passes import STEPS, Pass, Places, Scratch, Seen, cosine
 from ima.alignment.scales import NUM_BINS, Scales, norm_bins
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
 from ima.types import Site
@@ -22,7 +22,8 @@ from ima.types import Site
 class SiteStats:
     """Sums of one site. Layers are 0..num_layers - 1, width D is that of the site.
 
-    unit_sum_LGRD: unit mean tokens of each of plan.views; count_LGR: examples that have the view there; nonzero_LGR:
+    unit_sum_LGRD: unit mean tokens of each of plan.views (of centred ones none: only their matched cosine means
+    something); count_LGR: examples that have the view there; nonzero_LGR:
     those of them whose mean is not the zero vector; matched_LGQ / matched_count_LGQ: cosine of an example's own two
     views for each of plan.pairs; norm_hist_LRH: histogram of token norms; step_sum[n]_LGR / token_count_GR: cosine
     between layer l and l + n of the same token.
@@ -83,7 +84,7 @@ class AlignmentStats:
         self.num_layers, self.consecutive, self.plan, self.scales = num_layers, consecutive, plan or Plan(), scales
         self.examples: dict[str, list[float]] | None = {} if examples else None
         assert scales is not None or not self.plan.needs_scales, "these variants need scales of an earlier pass"
-        self._scratch: dict[Site, dict[str, Tensor]] = {}
+        self._scratch = Scratch()
         self.sites: dict[Site, SiteStats] = {}
         self.num_examples = 0
         self.num_state_bytes_seen = 0
@@ -96,13 +97,14 @@ class AlignmentStats:
         self._sample_ids = list(sample_ids)
         self._places = Places.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales)
         self._seen: dict[Site, Pass] = {}
+        self._scratch.forget()
         self.num_examples += len(sample_ids)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
         self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
         if site not in self._seen:
-            scratch = self._scratch.setdefault(site, {})
-            self._seen[site] = Pass(self._places, self.consecutive, self.num_layers, self.plan_at(site), scratch)
+            places, plan = self._places, self.plan_at(site)
+            self._seen[site] = Pass(site, places, self.consecutive, self.num_layers, plan, self._scratch)
         scale = self.scales.of(layer, site) if self.scales is not None and self.plan.needs_scales else None
         self._seen[site].see(layer, x_BSD, scale)
 
@@ -110,13 +112,14 @@ class AlignmentStats:
         for site, passed in self._seen.items():
             seen = passed.finish()
             if site not in self.sites:
-                width, device = seen.means_LBRD.shape[-1], seen.means_LBRD.device
+                width, device = seen.means[0][1].shape[-1], seen.has_LBR.device
                 self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, passed.plan)
             matched_LBQ = accumulate(self.sites[site], seen, self._places)
             if self.examples is not None and site is Site.RESID_POST:
                 inner_BQ = matched_LBQ[[layer > 0 for layer in seen.layers]].mean(0)
                 self.examples |= dict(zip(self._sample_ids, inner_BQ.tolist(), strict=True))
         self._seen = {}
+        self._scratch.forget()
 
     def num_bytes(self) -> int:
         return sum(stats.num_bytes() for stats in self.sites.values())
@@ -149,30 +152,23 @@ class AlignmentStats:
 def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
     """Add one pass to the sums. A mean of norm zero (also of an empty view) has the unit vector zero. Returns the
     matched cosines [L, B, Q], NaN where an example lacks a side."""
-    onehot_GB, views = places.onehot_GB, stats.plan.views
-    means_LBRD, has_LBR = seen.means_LBRD, seen.has_LBR
+    onehot_GB, views, has_LBR = places.onehot_GB, stats.plan.views, seen.has_LBR
     layers = torch.tensor(seen.layers, device=has_LBR.device)
-    norms_LBR = torch.linalg.vector_norm(means_LBRD, dim=-1)
     cosines, both = [], []
-    for view_a, view_b in stats.plan.pairs:
+    for index, (view_a, view_b) in enumerate(stats.plan.pairs):
         a, b = views.index(view_a), views.index(view_b)
-        dot_LB = dot(means_LBRD[:, :, a], means_LBRD[:, :, b])
-        cosines.append(cosine(dot_LB, norms_LBR[:, :, a], norms_LBR[:, :, b]))
-        both.append(has_LBR[:, :, a] * has_LBR[:, :, b])
+        cosines.append(cosine(seen.dots_LBQ[..., index], seen.norms_LBR[..., a], seen.norms_LBR[..., b]))
+        both.append(has_LBR[..., a] * has_LBR[..., b])
     matched_LBQ, both_LBQ = torch.stack(cosines, dim=-1), torch.stack(both, dim=-1)
     stats.matched_LGQ.index_add_(0, layers, onehot_GB @ matched_LBQ)
     stats.matched_count_LGQ.index_add_(0, layers, onehot_GB @ both_LBQ)
     stats.count_LGR.index_add_(0, layers, onehot_GB @ has_LBR)
-    stats.nonzero_LGR.index_add_(0, layers, onehot_GB @ (norms_LBR > 0).float())
-
-    means_LBRD *= torch.where(norms_LBR > 0, 1 / norms_LBR.clamp_min(torch.finfo(torch.float32).tiny), 0.0)[..., None]
-    onehot_LGB = onehot_GB.expand(len(seen.layers), -1, -1)
-    first, last = seen.layers[0], seen.layers[-1]
-    if len(seen.layers) == last + 1 - first:
-        stats.unit_sum_LGRD[first : last + 1].flatten(2).baddbmm_(onehot_LGB, means_LBRD.flatten(2))
-    else:
-        summed_LGRD = torch.bmm(onehot_LGB, means_LBRD.flatten(2)).unflatten(2, means_LBRD.shape[2:])
-        stats.unit_sum_LGRD.index_add_(0, layers, summed_LGRD)
+    stats.nonzero_LGR.index_add_(0, layers, onehot_GB @ (seen.norms_LBR > 0).float())
+    inverse_LBR = torch.where(seen.norms_LBR > 0, 1 / seen.norms_LBR.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    for at, means_LBRD in seen.means:
+        for indices, rows in runs(seen.layers):
+            sum_LGRD = stats.unit_sum_LGRD[rows, :, at]
+            add_units(sum_LGRD, means_LBRD[indices], inverse_LBR[indices, :, at], places)
 
     mask_BRS = places.mask_BRS[:, : len(NORM_VIEWS)]
     flat_LBS = norm_bins(seen.norms_LBS) + layers[:, None, None] * NUM_BINS
@@ -189,3 +185,23 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
             where = torch.tensor(starts, device=layers.device)
             stats.step_sum_LGR[n].index_add_(0, where, torch.matmul(onehot_GB, summed_LBR))
     return matched_LBQ.where(both_LBQ > 0, torch.nan)
+
+
+def runs(layers: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Stretches of layers that follow each other: where they are in `layers`, and the layers."""
+    start = 0
+    for end in range(1, len(layers) + 1):
+        if end == len(layers) or layers[end] != layers[end - 1] + 1:
+            yield slice(start, end), slice(layers[start], layers[end - 1] + 1)
+            start = end
+
+
+def add_units(sum_LGRD: Tensor, means_LBRD: Tensor, inverse_LBR: Tensor, places: Places) -> None:
+    """Add each example's unit mean tokens to its group. On the CPU example by example: that reads and writes what a
+    product with onehot_GB does, and multiplies 32 times less."""
+    if sum_LGRD.device.type == "cpu":
+        for index, group in enumerate(places.groups):
+            sum_LGRD[:, group].addcmul_(means_LBRD[:, index], inverse_LBR[:, index, :, None])
+    else:
+        units_LBX = (means_LBRD * inverse_LBR[..., None]).flatten(2)
+        sum_LGRD += torch.matmul(places.onehot_GB, units_LBX).unflatten(2, means_LBRD.shape[2:])

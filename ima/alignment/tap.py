@@ -21,8 +21,8 @@ from ima.types import Site
 
 
 class Sink(Protocol):
-    """Receives the states of one pass: begin, see (layers in order), end. States are detached views: do not keep
-    them after `end`, do not write to them."""
+    """Receives the states of one pass: begin, see (layers in order), end. States are detached views, which stay as
+    they are until `end`: do not keep them longer, do not write to them."""
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None: ...
 
@@ -79,7 +79,7 @@ class Tap:
 
     def _see(self, layer: int, site: Site, x: Tensor) -> None:
         if self._open:
-            x_BSD = x.detach()
+            x_BSD = x.detach().clone() if self.llm.table.written_to else x.detach()
             if x_BSD.dim() == 2:  # OPT flattens its FFN
                 x_BSD = x_BSD.view(*self._shape, -1)
             for sink in self.sinks:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -44,10 +45,9 @@ def padded(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Unit vectors u_END, zero where an example has fewer tokens than another, and which are there."""
     longest = max((len(x) for x in tokens), default=0)
     units_END = torch.zeros(len(tokens), longest, tokens[0].shape[-1] if tokens else 1)
-    there_EN = torch.zeros(len(tokens), longest, dtype=torch.bool)
-    for index, x in enumerate(tokens):
-        units_END[index, : len(x)] = normalize(x, dim=-1)
-        there_EN[index, : len(x)] = True
+    there_EN = torch.arange(longest) < torch.tensor([len(x) for x in tokens])[:, None]
+    if tokens:
+        units_END[there_EN] = normalize(torch.cat(list(tokens)), dim=-1)
     return units_END, there_EN
 
 
@@ -55,7 +55,8 @@ def reduced(cosine_AENM: Tensor, has_AN: Tensor, has_EM: Tensor) -> dict[str, Te
     there_AENM = has_AN[:, None, :, None] & has_EM[None, :, None, :]
     num_AE = has_AN.sum(1)[:, None] * has_EM.sum(1)
     low_AENM = cosine_AENM.masked_fill(~there_AENM, -torch.inf)
-    high_AEX = cosine_AENM.masked_fill(~there_AENM, torch.inf).flatten(2).sort(dim=2).values
+    high_AEX = cosine_AENM.masked_fill(~there_AENM, torch.inf).flatten(2)
+    high_AEX = torch.from_numpy(np.sort(high_AEX.numpy()))  # several times as fast as torch's, which keeps ties stable
     middle = [high_AEX.gather(2, ((num_AE - odd) // 2).clamp_min(0)[..., None])[..., 0] for odd in (1, 0)]
     best_AEN = low_AENM.amax(3)
     return {

@@ -131,6 +131,7 @@ class SiteTable:
             chosen = OPT_NORMED_STREAM
         self.family = chosen
         self.model_type = kind
+        self.written_to = False  # whether some module writes to a site's tensor after the site was computed
         self.blocks = block_list(model)
 
     @property
@@ -165,6 +166,11 @@ def first_tensor(value: object) -> Tensor:
     return found
 
 
+def version_of(x: Tensor) -> int:
+    """Counts what was written to the tensor; inference tensors do not tell."""
+    return 0 if x.is_inference() else x._version
+
+
 class Look:
     """A hook that shows one side of a module to `see` and changes nothing: what computes the module's values in its
     stead (`ima.llm.fast`) may call `see` itself."""
@@ -197,7 +203,7 @@ def observe(place: Place, see: Observer) -> Iterator[None]:
 @torch.no_grad()
 def check_sites(model: Any, table: SiteTable) -> None:
     """Run 2x5 random embeddings and recompose every block: resid_pre + sa = resid_mid, resid_mid + fc2 = resid_post
-    (each sum normed where the family norms the stream).
+    (each sum normed where the family norms the stream). Notices in `table.written_to` whether tensors stay as they are.
 
     Raises UserError naming block and site where they do not add up (tolerance 2 % of the norm: bf16 rounding passes,
     a wrong module does not).
@@ -206,19 +212,26 @@ def check_sites(model: Any, table: SiteTable) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, weight.shape[0], (2, 5), generator=generator).to(weight.device)
     seen: dict[tuple[int, Site], Tensor] = {}
+    versions: list[tuple[Tensor, int]] = []
 
     def keep(block: int, site: Site) -> Observer:
-        return lambda x: seen.__setitem__((block, site), x.float().reshape(10, -1))
+        def see(x: Tensor) -> None:
+            versions.append((x, version_of(x)))
+            if site in wanted:
+                seen[block, site] = x.to(torch.float32, copy=True).reshape(10, -1)
+
+        return see
 
     wanted = [Site.RESID_PRE, Site.SA, Site.FC2, Site.RESID_POST]
     if not table.family.parallel:
         wanted.append(Site.RESID_MID)
     with ExitStack() as stack:
         for block in range(len(table.blocks)):
-            for site in wanted:
+            for site in table.sites:
                 stack.enter_context(observe(table.place(block, site), keep(block, site)))
         embeds = model.get_input_embeddings()(ids)
         model.base_model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids), use_cache=False)
+    table.written_to = any(version_of(x) != version for x, version in versions)
     for block in range(len(table.blocks)):
         pre, sa, fc2, post = (seen[block, site] for site in wanted[:4])
         sums = [(pre + sa + fc2, post, Site.RESID_POST)]
