@@ -132,6 +132,8 @@ def choose(group: str, value: Any, conf: Path) -> str | list[str]:
         if not isinstance(item, str | int) or str(item) not in allowed:
             found = "null" if item is None else item
             raise UserError(f"{group}: no choice {str(found)!r}; {nearest(str(found), allowed)}")
+        if several.count(item) > 1:
+            raise UserError(f"{group}: {str(item)!r} is chosen twice; name each choice once")
     return [str(item) for item in several] if group in STACKED else str(value)
 
 

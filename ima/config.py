@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -141,3 +142,22 @@ def check_together(config: Mapping[str, Any]) -> None:
     name = config.get("name")
     if name is not None and (not name or name.startswith((".", "-")) or Path(name).is_absolute() or ".." in name):
         raise UserError(f"name: {name!r} is no folder name under output_dir; allowed: letters, digits, '-', '_', '/'")
+    check_mixture(config.get("mixture") or {})
+
+
+ENTRY = "ima.settings.Entry"
+ENTRY_NAME = re.compile(r"\w[\w-]*")
+MAIN = "main"  # the channel of the run's own encoder and adapter
+
+
+def check_mixture(mixture: Mapping[str, Any]) -> None:
+    """Names of entries are folders, keys and parts of the names of metrics; some entry has to be trained on."""
+    for name, node in mixture.items():
+        if not ENTRY_NAME.fullmatch(name):
+            raise UserError(f"mixture: {name!r} is no name of an entry; allowed: letters, digits, '-', '_'")
+        if isinstance(node, Mapping) and node.get("_target_", ENTRY) != ENTRY:
+            raise UserError(f"mixture.{name}._target_: {node['_target_']!r} is no entry of a mixture; write {ENTRY}")
+        if name == MAIN and isinstance(node, Mapping) and (node.get("encoder") or node.get("adapter")):
+            raise UserError(f"mixture.{MAIN}: the run's own encoder and adapter are called {MAIN}; rename the entry")
+    if mixture and all(isinstance(node, Mapping) and node.get("weight") == 0 for node in mixture.values()):
+        raise UserError(f"mixture.{next(iter(mixture))}.weight: all weights are 0; give an entry one above 0")

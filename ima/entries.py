@@ -33,7 +33,8 @@ def entry_lines(metrics: Mapping[str, float | None], entries: Mapping[str, Any])
             "ima_se": "ima/mean/se", "loss": "val/loss", **{score: f"{track}/{score}" for score in HALLUCINATION},
         }  # fmt: skip
         known = {"entry": name, "modality": facts["modality"], "track": track, "metric": headline}
-        lines.append(known | {column: metrics.get(f"{name}/{key}") for column, key in keys.items()})
+        found = {column: metrics.get(f"{name}/{key}") for column, key in keys.items()}
+        lines.append(known | {column: value if value == value else None for column, value in found.items()})  # NaN
     return lines
 
 

@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 
 from ima.adapters import Adapter, AdapterSet, PoolAdapter
 from ima.assets import cache_dir
+from ima.config import MAIN
 from ima.data.collate import CachedPercepts, Collate, LivePercepts, NoisePercepts, Percepts
 from ima.data.features import FeatureStore
 from ima.data.source import Source
@@ -226,9 +227,6 @@ def entries_of(config: dict[str, Any]) -> dict[str, Entry]:
     return {f"mixture.{name}.": Entry(**without_target(node)) for name, node in config["mixture"].items()}
 
 
-MAIN = "main"  # the channel of the run's own encoder and adapter
-
-
 def nodes_of_channels(config: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Channel -> nodes of its encoder and adapter, in the order of their first use."""
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -262,7 +260,9 @@ def channel_for(prefix: str, entry: Entry, source: Source, encoders: dict[str, E
     if isinstance(entry.encoder, str):
         name = entry.encoder
         if name not in encoders:
-            raise UserError(f"{prefix}encoder: no entry {name!r} with an encoder of its own; {nearest(name, encoders)}")
+            others = [other for other in encoders if other != MAIN]
+            hint = nearest(name, others) if others else f"none has one; add {name} to the mixture, or choose an encoder here"
+            raise UserError(f"{prefix}encoder: no entry {name!r} with an encoder of its own; {hint}")
     elif evaluating:
         names = [name for name, encoder in encoders.items() if encoder.modality == source.modality]
         own = prefix.removeprefix("mixture.").rstrip(".")

@@ -43,7 +43,18 @@ class Shown:
 
 def make_ready(parts: Parts, training: bool, report: bool = True) -> list[Shown]:
     """What each stream shows. `training`: with the training split. `report`: say on the terminal what was left out."""
+    check_splits(parts)
     return [stream_ready(parts, stream, training, report) for stream in parts.streams]
+
+
+def check_splits(parts: Parts) -> None:
+    """An entry may lack a split that others have; one that no entry has is a mistake (val alone is everyone's)."""
+    there = sorted({split for stream in parts.streams for split in stream.source.splits})
+    asked = [("alignment.split", measured_split(parts))] if measured_split(parts) != "val" else []
+    asked += [("trainer.tracks", track) for track in parts.training.tracks or ()]
+    for key, split in asked:
+        if split not in there and parts.streams[0].name:
+            raise UserError(f"{key}: no entry of the mixture has a split {split!r}; they have {', '.join(there)}")
 
 
 def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> Shown:

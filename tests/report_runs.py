@@ -214,7 +214,7 @@ def make_mixture(folder: Path, *, seed: int = 0, layers: int = 6, epochs: int = 
                                    split="train", task="caption") for step in range(10 * epochs)]  # fmt: skip
     metrics: dict[str, float] = {"train/loss": 2.0, "val/loss": 1.5}
     for place, (entry, (modality, headline)) in enumerate(ENTRIES.items()):
-        facts = {"task": entry, "dataset_a": f"data {place}", "modality_a": modality}
+        facts: dict[str, Any] = {"task": entry, "dataset_a": f"data {place}", "modality_a": modality}
         skill = 0.3 + 0.2 * place + 0.05 * seed
         for epoch in range(epochs + 1):
             rows.append(

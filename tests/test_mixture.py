@@ -313,10 +313,16 @@ def test_evaluating_a_mixture_gives_the_numbers_of_its_end_and_one_of_its_tasks_
     ("mixture", "said"),
     [
         (f"mixture={{a: {entry(x=1)}}}", "no 'x' in mixture.a"),
-        (f"mixture={{a: {entry(encoder='b')}}}", "no entry 'b'"),
+        (f"mixture={{a: {entry(encoder='b')}}}", "no entry 'b' with an encoder of its own; none has one; add b"),
         (f"mixture={{a: {entry(SOUNDS)}}}", "mixture.a.encoder: NoiseEncoder is for image"),
         (f"mixture={{a: {entry(weight=-1.0)}}}", "mixture.a.weight: -1.0 is out of range"),
         (f"mixture={{a: {entry(SHAPES.replace('num_test: 6', 'num_test: 0'))}}}", "mixture.a.data.num_test: 0"),
+        (f"mixture={{a: {entry(weight=0.0)}, b: {entry(weight=0.0)}}}", "mixture.a.weight: all weights are 0"),
+        (f"mixture={{a: {SHAPES}}}", "mixture.a._target_: 'ima.data.shapes.Shapes' is no entry"),
+        (f"mixture={{main: {entry(encoder=noise('image', 3))}}}", "mixture.main: the run's own encoder"),
+        ("mixture=[image_pope,image_pope]", "mixture: 'image_pope' is chosen twice"),
+        ("mixture=[gqa]", "mixture.gqa.data.folder: data/gqa is not there"),
+        (f"mixture={{a: {entry(alignment='none')}}}", "no 'alignment' in mixture.a"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_an_entry_is_one_line_that_names_its_key(
@@ -324,6 +330,25 @@ def test_a_mistake_in_an_entry_is_one_line_that_names_its_key(
 ) -> None:
     done = launcher.run("train", [*TINY, mixture, f"output_dir={tmp_path}", "name=r"])
     assert done.code == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(("key", "wrong"), [("alignment.split", "nosuch"), ("trainer.tracks", "[T9]")])
+def test_a_split_that_no_entry_has_is_refused_in_an_evaluation_too(
+    key: str, wrong: str, tmp_path: Path, whole: Path, launcher: Launcher
+) -> None:
+    for script, argv in (("train", MIXED), ("evaluate", [f"checkpoint={whole}"])):
+        done = launcher.run(script, [*argv, f"{key}={wrong}", f"output_dir={tmp_path}", f"name={script}"])
+        assert done.code == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert f"{key}: no entry of the mixture has a split '{wrong.strip('[]')}'" in done.stderr
+
+
+def test_a_name_that_would_leave_the_run_folder_is_no_name_of_an_entry() -> None:
+    from ima.config import check_mixture
+
+    for name in ("../x", "a/b", "a.b", "", " "):
+        with pytest.raises(UserError, match="no name of an entry"):
+            check_mixture({name: {}})
+    check_mixture({"image_vqa-2": {}})
 
 
 def test_two_ranks_train_a_mixture_as_one_does(launcher: Launcher, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_ima_of_a_modality_is_the_mean_of_its_entries(run: Path) -> None:
 
 
 def test_a_table_leaves_out_what_no_entry_has_and_says_nothing_for_what_one_lacks() -> None:
-    metrics = {"a/T0/accuracy": 0.5, "b/val/f1": 0.25, "b/val/accuracy": 1.0}
+    metrics = {"a/T0/accuracy": 0.5, "b/val/f1": 0.25, "b/val/accuracy": 1.0, "a/T0/chair_s": float("nan")}
     lines = entry_lines(metrics, {name: {"modality": "image", "headline": "accuracy"} for name in "ab"})
     assert text_rows(lines) == [
         ["entry", "modality", "track", "metric", "value", "f1"],
