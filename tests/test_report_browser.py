@@ -65,7 +65,7 @@ def test_page_is_quiet_fits_the_window_and_shows_its_figures(
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("document.body.scrollWidth") <= width
     widths = browser.run("Array.from(document.querySelectorAll('svg'), svg => svg.getBoundingClientRect().width)")
-    assert len(widths) == {"single": 9, "sweep": 6}[kind]
+    assert len(widths) == {"single": 9, "sweep": 7}[kind]
     assert all(300 <= found <= width for found in widths)
     assert browser.run("Array.from(document.images).every(image => image.naturalWidth > 0)")
 

@@ -14,7 +14,7 @@ from ima.alignment.proxy import correlate
 from ima.report import write_report
 from ima.report.load import Run, load_runs
 from ima.report.proxies import correlation_table, places, relation_text
-from ima.report.relations import Point, is_control, permutation_p, points_of, relations, resampled
+from ima.report.relations import Point, is_control, permutation_p, points_of, relations, resampled, targets
 
 
 def point(x: float, y: float, group: str = "", control: bool = False) -> Point:
@@ -92,6 +92,20 @@ def test_a_training_and_the_evaluation_of_its_last_adapter_are_one_point() -> No
     ]
     found = points_of(runs, "ima/mean", "T0/accuracy")
     assert [(p.x, p.y, Path(p.group).name) for p in found] == [(0.5, 0.6, "a"), (0.4, 0.3, "a"), (0.4, 0.2, "e")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"T0/accuracy": 1, "T0/cider_d": 1, "val/loss": 1}, ["T0/accuracy", "val/loss"]),
+        ({"T0/cider_d": 1, "T1/cider_d": 1, "val/loss": 1}, ["T0/cider_d", "val/loss"]),
+        ({"val/loss": 1}, ["val/loss"]),
+        ({}, []),
+    ],
+)
+def test_ima_is_related_to_task_metrics_and_to_the_loss(scores: dict[str, float], expected: list[str]) -> None:
+    assert targets([run(f"s/{k}", metrics={"ima/mean": 0.1 * k} | scores) for k in range(3)]) == expected
+    assert targets([run(f"s/{k}", metrics={"ima/mean": 0.1 * k} | scores) for k in range(2)]) == []
 
 
 def test_labels_of_points_that_lie_close_do_not_cover_each_other() -> None:

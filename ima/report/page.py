@@ -56,7 +56,7 @@ def comparison_page(runs: Sequence[Run], figures: Sequence[Figure], proxies: Seq
     states = " ".join(f"{tables.status_badge(status)} {count}" for status, count in sorted(counts.items()))
     sections = [("overview", "Runs", tables.overview(runs)), ("figures", "Compared", figure_grid(figures))]
     if found := proxy_section(proxies):
-        sections.insert(1, ("proxies", "IMA against performance", found))
+        sections.append(("proxies", "IMA against performance", found))
     if found := variant_section(runs):
         sections.insert(1, ("variants", "Tasks and IMA of the mixtures", found))
     if len(runs) <= 8:

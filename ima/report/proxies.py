@@ -23,7 +23,7 @@ from ima.report.relations import COLUMNS, Point, points_of, relations, targets
 from ima.report.style import Theme
 from ima.report.words import value_text
 
-MAX_FIGURES, MAX_LABELLED, MAX_BARS = 4, 14, 60
+MAX_FIGURES, MAX_LABELLED, MAX_BARS = 5, 14, 60
 
 
 def relation_text(points: Sequence[Point]) -> str:
@@ -35,8 +35,14 @@ def relation_text(points: Sequence[Point]) -> str:
     return f"Spearman ρ = {found.value:.2f}{interval}{p}, n = {found.n}"
 
 
+def chosen_targets(runs: Sequence[Run], x: str) -> list[str]:
+    """The first task metrics and the loss."""
+    names = targets(runs, x)
+    return names if len(names) <= MAX_FIGURES else [*names[: MAX_FIGURES - 1], names[-1]]
+
+
 def proxy_figures(runs: Sequence[Run]) -> list[Figure]:
-    names = targets(runs)[:MAX_FIGURES]
+    names = chosen_targets(runs, COLUMNS[0])
     if not names:
         missing = "needs three runs with `ima/mean` and a task metric"
         return [Figure("ima_vs_task", "IMA against performance", "", missing=missing)]
@@ -113,7 +119,7 @@ def correlation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row per score, metric, set of runs (all, without controls) and kind of correlation."""
     rows = []
     for x in COLUMNS:
-        for metric in targets(runs, x)[:MAX_FIGURES]:
+        for metric in chosen_targets(runs, x):
             points = points_of(runs, x, metric)
             trained = [point for point in points if not point.control]
             sets = {"all": points} | ({"without controls": trained} if len(trained) < len(points) else {})

@@ -20,6 +20,7 @@ from ima.report.load import Run
 Array = np.ndarray
 SCORES = ("noun_accuracy", "accuracy", "f1", "chair_i", "cider_d", "cider")
 TRACKS = ("T0", "T1", "test", "val")
+LOSS = "val/loss"
 COLUMNS = ("ima/mean", "ima/mean/nosink", "ima_gap/mean")
 NUM_DRAWS, NUM_PERMUTATIONS, MANY = 2000, 5000, 200  # a tenth of the draws where there are many points
 
@@ -86,14 +87,13 @@ def points_of(runs: Sequence[Run], x: str, y: str) -> list[Point]:
 
 
 def targets(runs: Sequence[Run], x: str = COLUMNS[0]) -> list[str]:
-    """Task metrics that at least three runs have beside `x`; CIDEr only where nothing else is scored."""
+    """What at least three runs have beside `x`: task metrics (CIDEr only where nothing else is scored), then the loss,
+    which still differs where all runs fail a task or all solve it."""
     have = [run for run in runs if run.metrics.get(x) is not None]
-    found = [
-        name
-        for score, track in itertools.product(SCORES, TRACKS)
-        if sum(run.metrics.get(name := f"{track}/{score}") is not None for run in have) > 2
-    ]
-    return [name for name in found if "cider" not in name] or found[:1]
+    names = [f"{track}/{score}" for score, track in itertools.product(SCORES, TRACKS)]
+    found = [name for name in [*names, LOSS] if sum(run.metrics.get(name) is not None for run in have) > 2]
+    scored = [name for name in found if "cider" not in name]
+    return scored if set(scored) - {LOSS} else list(dict.fromkeys(found[:1] + scored))
 
 
 def relations(points: Sequence[Point], seed: int = 0) -> list[Relation]:
