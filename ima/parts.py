@@ -261,7 +261,7 @@ def channel_for(prefix: str, entry: Entry, source: Source, encoders: dict[str, E
         name = entry.encoder
         if name not in encoders:
             others = [other for other in encoders if other != MAIN]
-            hint = nearest(name, others) if others else f"none has one; add {name} to the mixture, or choose an encoder here"
+            hint = nearest(name, others) if others else f"none has one; add {name} to the mixture or choose an encoder"
             raise UserError(f"{prefix}encoder: no entry {name!r} with an encoder of its own; {hint}")
     elif evaluating:
         names = [name for name, encoder in encoders.items() if encoder.modality == source.modality]

@@ -128,6 +128,26 @@ def test_a_run_that_fails_is_a_failed_one_in_its_group_and_an_evaluation_is_mirr
     ]
 
 
+@pytest.mark.slow
+def test_an_offline_mixture_holds_the_curves_of_every_entry(launcher: Launcher, tmp_path: Path) -> None:
+    shapes = "{_target_: ima.settings.Entry, data: {_target_: ima.data.shapes.Shapes, num_train: 8, num_test: 4}, " \
+             "task: {_target_: ima.tasks.caption.CaptionTask, max_new_tokens: 3}}"  # fmt: skip
+    argv = [*MIRRORED, f"mixture={{a: {shapes}, b: {shapes}}}", "logger=offline", f"output_dir={tmp_path}", "name=run"]
+    done = launcher.run("train", argv, patch=REFUSE)
+    assert done.code == 0, done.stderr
+    charts = [record["history"]["item"] for record in records(tmp_path / "run") if record["type"] == "history"]
+    for row in read_rows(tmp_path / "run" / "rows.jsonl"):
+        name = scalar_name(Row(**row), mixture=True)
+        if name is not None:
+            places = [(item.get("epoch"), item["trainer/global_step"]) for item in charts if name in item]
+            values = [number(item[name]) for item in charts if name in item]
+            assert dict(zip(places, values, strict=True))[row["epoch"], row["step"]] == row["value"], name
+            assert len(set(places)) == len(places), f"{name} was written twice at one step"
+    drawn = {key for item in charts for key in item if key.startswith("charts/")}
+    assert {f"charts/sim/{entry}_table.path" for entry in "ab"} <= drawn and "charts/ima_heatmap.path" in drawn
+    assert not any(key.startswith("charts/sim_table") for key in drawn)
+
+
 KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567"}
 
 

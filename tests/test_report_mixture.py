@@ -92,7 +92,7 @@ def test_the_page_has_a_line_per_entry_with_score_ima_and_hallucination(run: Pat
     assert "F1 of yes" in html and "0.610" in html and "0.720" in html
     assert "IMA by modality: image" in html and "(mean of 2 entries); audio" in html
     assert "No headline metric" not in html
-    assert html.count("<svg ") == 9
+    assert html.count("<svg ") == 10
     assert "image_caption: T0 · seen objects" not in html and "<td>image_caption</td>" in html
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ima.report import series
 from ima.report.drawing import Figure, legend, table_of, thinned
+from ima.report.figures_full import latest
 from ima.report.figures_task import CAPTION, draw_tracks, headline_of, known_tracks, measured_once, track_handles
 from ima.report.maps import Groups, finite, heat_map, titles
 from ima.report.panels import REST_HEIGHT, ROW_HEIGHT, Panel, Stroke, multiples
@@ -40,6 +41,7 @@ def mixture_figures(groups: Groups, headlines: Mapping[str, str]) -> list[Figure
         variants(aligned),
         norms(aligned),
         consecutive(aligned),
+        *vocabulary(aligned),
         tasks(groups, headlines),
     ]  # fmt: skip
 
@@ -164,6 +166,28 @@ def consecutive(aligned: Groups) -> Figure:
         aligned, "consecutive", "Consecutive similarity",
         "Last epoch: cosine of a token with itself one and eight blocks on. Near 1: the blocks in between change"
         " little, a candidate for skipping.", "cosine", strokes, "no `consecutive` rows with numbers",
+    )  # fmt: skip
+
+
+def vocabulary(aligned: Groups) -> list[Figure]:
+    """What a reservoir's logit lens says of every entry; nothing where there was none."""
+
+    def panel(title: str, score: str, role_b: str) -> Panel:
+        found = [(label, latest(aligned[entry], label, score=score, role_a="P", role_b=role_b))
+                 for entry, label in titles(aligned).items()]  # fmt: skip
+        return Panel(title, [
+            Stroke(label, curve, f"c{index % 8}", DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)])
+            for index, (label, curve) in enumerate(found)
+        ])  # fmt: skip
+
+    return multiples(
+        "vocabulary", "Perceptual tokens decoded to the vocabulary",
+        "Distributions over the vocabulary that the LLM's head reads from a layer (logit lens), last epoch: how far P"
+        " is from T (nats), how sure P is (nats), and how much it keeps from the layer measured before; bands: 95 %"
+        " interval.",
+        [panel("KL(P || T)", "kl", "T"), panel("JS divergence of P and T", "js", "T"),
+         panel("entropy of P", "entropy", "P"), panel("cosine with the layer before", "vocabulary_cosine", "P")],
+        alike="none",
     )  # fmt: skip
 
 
