@@ -324,3 +324,47 @@ def test_smollm2_keeps_its_numbers_and_its_bf16_error() -> None:
             for found in (ours, stock)
         ]
         assert errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_long_sequences_in_spans_of_queries_give_the_stock_models_numbers(
+    monkeypatch: pytest.MonkeyPatch, padding: str
+) -> None:
+    import ima.llm.fast_block as fast_block
+
+    monkeypatch.setattr(fast_block, "SPAN", 4)  # 11 positions are three spans, the last a short one
+    model = tiny_model("llama")
+    given = inputs(model, padding, length=11)
+    logits, gradient = run(model, given)
+    with accelerate(model) as fast:
+        assert fast.num_fast == 3, fast.reasons
+        fast_logits, fast_gradient = run(model, given)
+    real = given["attention_mask"].bool()
+    assert off(fast_logits, logits) < 1e-5
+    assert off(fast_gradient[real], gradient[real]) < 1e-5
+    assert not fast_gradient[~real].any()
+
+
+def test_spans_leave_out_the_keys_that_nobody_sees() -> None:
+    from ima.llm.fast_block import SPAN, spans_of
+
+    length, window = 3 * SPAN - 5, SPAN
+    place = torch.arange(length)
+    ahead = place[:, None] - place[None]
+    bias = torch.zeros(2, length, length).masked_fill_((ahead < 0) | (ahead >= window), -1e9)
+    spans = spans_of(bias)
+    assert [(span.start, span.stop) for span in spans] == [(0, SPAN), (SPAN, 2 * SPAN), (2 * SPAN, length)]
+    for span in spans:
+        seen = (bias[:, span.start : span.stop] == 0).any(0).any(0)
+        assert seen[span.first : span.last].all() and seen.sum() == span.last - span.first
+    assert len(spans_of(bias[:, : 2 * SPAN, : 2 * SPAN])) == 1
+
+
+def test_bf16_weights_are_used_in_place_but_for_queries_keys_and_values() -> None:
+    from ima.llm.fast_weights import Weights, block_shape
+
+    layer = tiny_model("llama").bfloat16().model.layers[0]
+    weights = Weights(layer, block_shape(layer))
+    own = {parameter.data_ptr() for parameter in layer.parameters()}
+    used = {name: m.weight.data_ptr() in own for name, m in vars(weights).items() if hasattr(m, "packed")}
+    assert {name for name, mine in used.items() if not mine} == {"to_qkv", "from_qkv"}

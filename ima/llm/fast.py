@@ -21,7 +21,7 @@ from torch.nn.modules import module as nn_module
 
 from ima.llm.fast_block import SITES, FrozenBlock, Layout, Looks
 from ima.llm.fast_check import HOOKS, self_check
-from ima.llm.fast_weights import Stamp, Weights, block_shape, stamp_of
+from ima.llm.fast_weights import Stamp, Weights, block_shape, copied_bytes, stamp_of
 from ima.llm.sites import Look, block_list
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def idle(hook: Any) -> bool:
 
 
 class Fast:
-    """The accelerated forward of one block and the packed copy of its weights."""
+    """The accelerated forward of one block and its weights as that wants them."""
 
     def __init__(self, layer: nn.Module, layouts: Layouts) -> None:
         self.layer = layer
@@ -70,7 +70,7 @@ class Fast:
         self.weights: Weights | None = None
 
     def current(self) -> Weights | None:
-        """Packed weights, made anew when the block's own have changed; None when the block is no longer of the kind."""
+        """Weights, made anew when the block's own have changed; None when the block is no longer of the kind."""
         stamp = stamp_of(self.layer)
         if stamp != self.stamp:
             self.stamp, self.weights = stamp, None
@@ -150,7 +150,7 @@ def complaint(fast: Fast) -> str:
 
 
 class Acceleration:
-    """Context manager; may be entered again and again (packed weights are kept). `num_fast` blocks are accelerated, the
+    """Context manager; may be entered again and again (copies of weights stay). `num_fast` blocks are accelerated, the
     others are stock; `reasons` says why. On leaving, also by an exception, the model is exactly what it was."""
 
     def __init__(self, model: Any, max_bytes: int = 2 * 2**30) -> None:
@@ -160,11 +160,11 @@ class Acceleration:
         self._entered: list[nn.Module] = []
         blocks = block_list(model)
         checked: dict[Any, str] = {}  # blocks of one kind compute the same: one of them is checked
-        size = 2 * sum(p.numel() * p.element_size() for p in blocks.parameters())
+        size = copied_bytes(blocks)
         for index, layer in enumerate(blocks):
             try:
                 if size > max_bytes:
-                    raise ValueError(f"packed weights would take {size} bytes, more than {max_bytes}")
+                    raise ValueError(f"copies of weights would take {size} bytes, more than {max_bytes}")
                 fast = Fast(layer, self._layouts)
                 if any("forward" in vars(inner) for inner in layer.modules()):
                     raise ValueError("a forward was replaced already")
@@ -183,7 +183,7 @@ class Acceleration:
         return len(self._fast)
 
     def refresh(self) -> None:
-        """Forget all packed weights (after writes that autograd cannot see, such as through `.data`)."""
+        """Forget all copies of weights (after writes that autograd cannot see, such as through `.data`)."""
         for fast in self._fast.values():
             fast.stamp = None
 
@@ -206,6 +206,6 @@ class Acceleration:
 
 
 def accelerate(model: Any, max_bytes: int = 2 * 2**30) -> Acceleration:
-    """Acceleration of a frozen HF decoder in eval mode; not entered yet. `max_bytes`: the most memory that the packed
-    copies of the block weights (twice their size) may take, else everything stays stock."""
+    """Acceleration of a frozen HF decoder in eval mode; not entered yet. `max_bytes`: the most memory that copies of
+    block weights may take (fp32: twice their size; bf16: queries, keys and values), else everything stays stock."""
     return Acceleration(model, max_bytes)

@@ -9,7 +9,7 @@ is used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,31 @@ SITES = {
     ("mlp", "output"): "fc2",
 }
 MASKED = -1e9  # finite, so that a row which sees nothing stays finite; exp(MASKED - max) is exactly 0 in fp32
+
+
+SPAN = 64  # queries
+
+
+class Span(NamedTuple):
+    """Queries start .. stop - 1 and the keys that any of them sees, first .. last - 1."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def spans_of(bias_BSS: Tensor) -> list[Span]:
+    """Cuts a long sequence into spans of queries: nearly half of all scores are of keys that come later."""
+    length = bias_BSS.shape[-1]
+    if length <= 2 * SPAN:
+        return [Span(0, length, 0, length)]
+    out = []
+    for start in range(0, length, SPAN):
+        stop = min(length, start + SPAN)
+        keys = (bias_BSS[:, start:stop] > MASKED).flatten(0, 1).any(0).nonzero()[:, 0].tolist() or [0]
+        out.append(Span(start, stop, keys[0], keys[-1] + 1))
+    return out
 
 
 class Layout:
@@ -49,7 +74,8 @@ class Layout:
         else:
             bias_BSS = mask[:, 0].float().clamp_min(MASKED)
         self.bias_BSS = bias_BSS
-        self._biases: dict[tuple[int, int], Tensor] = {}
+        self._biases: dict[tuple[int, int], list[Tensor]] = {}
+        self.spans = spans_of(bias_BSS)
         if mask is not None:
             # A position that nobody sees, not even itself, is padding.
             dead_BS = (bias_BSS <= MASKED).all(1).expand(B, S)
@@ -63,13 +89,15 @@ class Layout:
         self.turn = torch.complex(cos_BSW[..., :half].float(), sin_BSW[..., :half].float())[:, None, None]
         self.turn_back = self.turn.conj().resolve_conj()
 
-    def bias(self, shape: Shape) -> Tensor:
-        """(B*num_kv, group*S, S) fp32, built once a pass."""
+    def biases(self, shape: Shape) -> list[Tensor]:
+        """(B*num_kv, group*queries, keys) fp32 of each span, built once a pass."""
         key = (shape.num_kv, shape.group)
         if key not in self._biases:
-            S = self.length
-            wide = self.bias_BSS[:, None, None].expand(self.batch, *key, S, S)
-            self._biases[key] = wide.reshape(self.batch * shape.num_kv, shape.group * S, S)
+            self._biases[key] = []
+            for span in self.spans:
+                part = self.bias_BSS[:, None, None, span.start : span.stop, span.first : span.last]
+                wide = part.expand(self.batch, *key, *part.shape[-2:])
+                self._biases[key].append(wide.reshape(self.batch * shape.num_kv, -1, part.shape[-1]))
         return self._biases[key]
 
     def pick(self, x_RD: Tensor) -> Tensor:
@@ -98,40 +126,54 @@ def normalise_backward(grad_ND: Tensor, x_ND: Tensor, inverse_N1: Tensor, weight
     return out_ND.addcmul_(x32_ND, along_N1).to(skip_ND.dtype)
 
 
-def attend(qkv_NE: Tensor, shape: Shape, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """(output (N, H*W), rotated heads (B, num_kv, group+2, S, W) fp32, probabilities (B*num_kv, group*S, S) fp32)."""
+def attend(qkv_NE: Tensor, shape: Shape, layout: Layout) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(output (N, H*W), rotated heads (B, num_kv, group+2, S, W) fp32, probabilities of each span of queries
+    (B*num_kv, group*queries, keys) fp32)."""
     B, S, K, G, W = layout.batch, layout.length, shape.num_kv, shape.group, shape.width
     heads = torch.empty(B, K, G + 2, S, W, device=qkv_NE.device)
     heads.copy_(layout.spread(qkv_NE).view(B, S, K, G + 2, W).permute(0, 2, 3, 1, 4))
     if shape.rotary:
         torch.view_as_complex(heads[:, :, : G + 1].unflatten(-1, (-1, 2))).mul_(layout.turn)
-    q, k, v = split_heads(heads)
-    probabilities = torch.baddbmm(layout.bias(shape), q, k.transpose(1, 2), alpha=shape.scaling).softmax(-1)
     out = torch.empty(B, S, K, G, W, device=qkv_NE.device, dtype=qkv_NE.dtype)
-    out.copy_((probabilities @ v).view(B, K, G, S, W).permute(0, 3, 1, 2, 4))
+    probabilities = []
+    for span, bias in zip(layout.spans, layout.biases(shape), strict=True):
+        q, k, v = split_heads(heads, span)
+        probabilities.append(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=shape.scaling).softmax(-1))
+        seen = (probabilities[-1] @ v).view(B, K, G, -1, W)
+        out[:, span.start : span.stop].copy_(seen.permute(0, 3, 1, 2, 4))
     return layout.pick(out.view(B * S, -1)), heads, probabilities
 
 
-def split_heads(heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Views q (B*K, G*S, W), k and v (B*K, S, W) of (B, K, G+2, S, W)."""
+def split_heads(heads: Tensor, span: Span) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B*K, G*queries, W), k and v (B*K, keys, W) of (B, K, G+2, S, W); views where the span is all."""
     flat = heads.flatten(0, 1)
-    return flat[:, :-2].flatten(1, 2), flat[:, -2], flat[:, -1]
+    q, keys = flat[:, :-2, span.start : span.stop].flatten(1, 2), slice(span.first, span.last)
+    return q, flat[:, -2, keys], flat[:, -1, keys]
 
 
-def attend_backward(grad_NE: Tensor, heads: Tensor, probabilities: Tensor, shape: Shape, layout: Layout) -> Tensor:
+def attend_backward(
+    grad_NE: Tensor, heads: Tensor, probabilities: list[Tensor], shape: Shape, layout: Layout
+) -> Tensor:
     """Gradient of the fused q, k, v product's output, (N, (group+2)*num_kv*W), in grad's dtype."""
     B, S, K, G, W = layout.batch, layout.length, shape.num_kv, shape.group, shape.width
-    grad_out = torch.empty(B, K, G, S, W, device=heads.device)
-    grad_out.copy_(layout.spread(grad_NE).view(B, S, K, G, W).permute(0, 2, 3, 1, 4))
-    grad_out = grad_out.view(B * K, G * S, W)
-    q, k, v = split_heads(heads)
-    grad_p = torch.bmm(grad_out, v.transpose(1, 2))
-    grad_scores = torch._softmax_backward_data(grad_p, probabilities, -1, torch.float32).mul_(shape.scaling)
+    grad_BKGSW = layout.spread(grad_NE).view(B, S, K, G, W).permute(0, 2, 3, 1, 4)
     grad_heads = torch.empty_like(heads)
-    grad_q, grad_k, grad_v = split_heads(grad_heads)  # written by a copy: a product into a strided view is a slow loop
-    grad_q.view(B * K, G * S, W).copy_(torch.bmm(grad_scores, k))
-    grad_k.copy_(torch.bmm(grad_scores.transpose(1, 2), q))
-    grad_v.copy_(torch.bmm(probabilities.transpose(1, 2), grad_out))
+    if len(probabilities) > 1:
+        grad_heads[:, :, G:] = 0
+    for span, p in zip(layout.spans, probabilities, strict=True):
+        q, k, v = split_heads(heads, span)
+        grad_out = torch.empty(B, K, G, span.stop - span.start, W, device=heads.device)
+        grad_out = grad_out.copy_(grad_BKGSW[:, :, :, span.start : span.stop]).view(B * K, -1, W)
+        grad_p = torch.bmm(grad_out, v.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_p, p, -1, torch.float32).mul_(shape.scaling)
+        # Written by copies: a product into a strided view is a slow loop.
+        grad_heads[:, :, :G, span.start : span.stop] = torch.bmm(grad_scores, k).view(B, K, G, -1, W)
+        flat, keys = grad_heads.flatten(0, 1), slice(span.first, span.last)
+        for place, grad in (
+            (-2, torch.bmm(grad_scores.transpose(1, 2), q)),
+            (-1, torch.bmm(p.transpose(1, 2), grad_out)),
+        ):
+            flat[:, place, keys].add_(grad) if len(probabilities) > 1 else flat[:, place, keys].copy_(grad)
     if shape.rotary:
         torch.view_as_complex(grad_heads[:, :, : G + 1].unflatten(-1, (-1, 2))).mul_(layout.turn_back)
     out = torch.empty(B, S, K, G + 2, W, device=heads.device, dtype=grad_NE.dtype)
@@ -158,23 +200,19 @@ def block_forward(x_ND: Tensor, weights: Weights, layout: Layout, looks: Looks) 
     attended_NE, heads, probabilities = attend(weights.to_qkv(show("ln1", y_ND)), shape, layout)
     mid_ND = show("mid", added(weights.to_out, attended_NE, x_ND, "sa"))
     y_ND, inverse2_N1 = normalise(mid_ND, weights.norm2_D, shape.eps2)
-    gate_up_NF = weights.to_gate_up(show("ln2", y_ND))
-    gate_NF, up_NF = gate_up_NF.chunk(2, dim=-1)
+    gate_NF, up_NF = weights.to_gate(show("ln2", y_ND)), weights.to_up(y_ND)
     silu_NF = nn.functional.silu(gate_NF)
     out_ND = added(weights.to_down, show("hidden", silu_NF * up_NF), mid_ND, "fc2")
-    return out_ND, (x_ND, inverse1_N1, heads, probabilities, mid_ND, inverse2_N1, gate_up_NF, silu_NF)
+    return out_ND, (x_ND, inverse1_N1, mid_ND, inverse2_N1, gate_NF, up_NF, silu_NF, heads, *probabilities)
 
 
 def block_backward(grad_ND: Tensor, saved: tuple[Tensor, ...], weights: Weights, layout: Layout) -> Tensor:
     """Gradient of the block's input rows."""
-    x_ND, inverse1_N1, heads, probabilities, mid_ND, inverse2_N1, gate_up_NF, silu_NF = saved
-    gate_NF, up_NF = gate_up_NF.chunk(2, dim=-1)
+    x_ND, inverse1_N1, mid_ND, inverse2_N1, gate_NF, up_NF, silu_NF, heads, *probabilities = saved
     grad_hidden_NF = weights.from_down(grad_ND)
-    grad_gate_up_NF = torch.empty_like(gate_up_NF)
-    grad_gate_NF, grad_up_NF = grad_gate_up_NF.chunk(2, dim=-1)
-    torch.mul(grad_hidden_NF, silu_NF, out=grad_up_NF)
-    torch.ops.aten.silu_backward(grad_hidden_NF.mul_(up_NF), gate_NF, grad_input=grad_gate_NF)
-    grad_y_ND = weights.from_gate_up(grad_gate_up_NF)
+    grad_up_NF = grad_hidden_NF * silu_NF
+    grad_gate_NF = torch.ops.aten.silu_backward(grad_hidden_NF.mul_(up_NF), gate_NF)
+    grad_y_ND = weights.from_gate(grad_gate_NF, add_NO=weights.from_up(grad_up_NF))
     grad_mid_ND = normalise_backward(grad_y_ND, mid_ND, inverse2_N1, weights.norm2_D, grad_ND)
     grad_qkv_NE = attend_backward(weights.from_out(grad_mid_ND), heads, probabilities, weights.shape, layout)
     grad_y_ND = weights.from_qkv(grad_qkv_NE)
