@@ -26,11 +26,11 @@ from ima.compose import compose
 from ima.data.collate import Collate, LivePercepts
 from ima.evaluation import Evaluator
 from ima.lit import MappingModule
-from ima.llm.fast import accelerate
+from ima.llm.fast import Acceleration, accelerate
 from ima.parts import Parts, assemble
 from ima.settings import Alignment
 from ima.turns import ratio, rounds
-from ima.types import Batch, Role, Sample
+from ima.types import Role, Sample
 
 GOALS = {
     "step_vs_bare": "goal <= 1.05, ambition 0.7",
@@ -87,15 +87,23 @@ def main(num_rounds: int) -> None:
     report("train", ratios, GOALS, facts | {"num_threads": torch.get_num_threads()})
 
 
-def our_step(parts: Parts, module: MappingModule, samples: list[Sample], live: bool) -> Callable[[], None]:
-    """One optimiser step as `MappingModule.training_step` does it. Pixels are ready in the uncached one, as in the
-    stock loop, so that both time the models."""
+def our_step(
+    parts: Parts,
+    module: MappingModule,
+    samples: list[Sample],
+    live: bool,
+    entry: int = 0,
+    fast: Acceleration | None = None,
+) -> Callable[[], None]:
+    """One optimiser step as `MappingModule.training_step` does it, on samples of the mixture's `entry`. Pixels are
+    ready in the uncached one, as in the stock loop, so that both time the models. fast: packed already."""
     optimizer = torch.optim.AdamW(module.adapter.parameters(), lr=1e-5)
-    collate = parts.streams[0].collate(parts.llm, training=True)
+    stream = parts.streams[entry]
+    collate = stream.collate(parts.llm, training=True)
     items = [(sample, 0) for sample in samples]
-    pixels = LivePercepts(parts.source, parts.encoder)(samples, 0) if live else {}
+    pixels = LivePercepts(stream.source, stream.channel.encoder)(samples, 0) if live else {}
     runner = MappingModule(module.adapter, parts.llm, parts.encoder)
-    fast = accelerate(parts.llm.model)  # packed once, as in a run
+    faster = fast or accelerate(parts.llm.model)  # packed once, as in a run
 
     def step() -> None:
         batch = collate(items)
@@ -103,7 +111,7 @@ def our_step(parts: Parts, module: MappingModule, samples: list[Sample], live: b
             batch.groups = [dataclasses.replace(batch.groups[0], features_MNE=None, media=pixels["media"])]
         elif live:
             batch.features_BNE, batch.media = None, pixels["media"]
-        with fast:
+        with faster:
             num_labels = (batch.labels_BT != -100).sum()
             (runner.loss_sum(batch) / num_labels).backward()
         torch.nn.utils.clip_grad_norm_(module.adapter.parameters(), 1.0)
@@ -113,9 +121,9 @@ def our_step(parts: Parts, module: MappingModule, samples: list[Sample], live: b
     return step
 
 
-def bare_step(parts: Parts, module: MappingModule, samples: list[Sample]) -> Callable[[], None]:
+def bare_step(parts: Parts, module: MappingModule, samples: list[Sample], entry: int = 0) -> Callable[[], None]:
     """Stock forward and backward to the embeddings."""
-    batch: Batch = Collate(parts.task, parts.llm, parts.percepts, training=True)([(sample, 0) for sample in samples])
+    batch = parts.streams[entry].collate(parts.llm, training=True)([(sample, 0) for sample in samples])
     with torch.no_grad():
         x_BSD, roles_BS, _ = module.splice(batch)
     mask_BS = (roles_BS != Role.PAD).long()
@@ -155,8 +163,9 @@ class InFloat(nn.Module):
         return projected
 
 
-def stock_step(parts: Parts, samples: list[Sample], dtype: torch.dtype) -> Callable[[], None]:
-    """A plain loop around LlavaForConditionalGeneration: image tokens in the text, labels over all logits."""
+def stock_model(parts: Parts, dtype: torch.dtype, share: bool = False) -> tuple[Any, nn.Module]:
+    """(LlavaForConditionalGeneration with our parts, frozen but for its adapter; the adapter). The LLM is a copy, or
+    `share`: the same one."""
     import copy
 
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -164,15 +173,23 @@ def stock_step(parts: Parts, samples: list[Sample], dtype: torch.dtype) -> Calla
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1)
     config = LlavaConfig(vision_config=vision, text_config=parts.llm.model.config, image_token_index=IMAGE_TOKEN)
     config.vision_feature_layer, config.vision_feature_select_strategy = -1, "full"
-    model: Any = LlavaForConditionalGeneration(config)
-    model.model.language_model = copy.deepcopy(parts.llm.model.base_model).to(dtype)
-    model.lm_head = copy.deepcopy(parts.llm.model.get_output_embeddings()).to(dtype)
+    with torch.device("meta"):
+        model: Any = LlavaForConditionalGeneration(config)
+    llm = (
+        parts.llm.model if share else copy.deepcopy(parts.llm.model).to(dtype)
+    )  # head and embeddings stay one matrix where they are
+    model.model.language_model, model.lm_head = llm.base_model, llm.get_output_embeddings()
     model.requires_grad_(False)
     model.model.vision_tower = Tower(parts.encoder)
     adapter = copy.deepcopy(parts.adapter).requires_grad_(True)
     model.model.multi_modal_projector = InFloat(adapter)
     model.model.get_image_features = plain_image_features(model.model)
-    model.train(False)
+    return model.train(False), adapter
+
+
+def stock_step(parts: Parts, samples: list[Sample], dtype: torch.dtype) -> Callable[[], None]:
+    """A plain loop around LlavaForConditionalGeneration: image tokens in the text, labels over all logits."""
+    model, adapter = stock_model(parts, dtype)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-5)
 
     batch = Collate(parts.task, parts.llm, parts.percepts, training=True)([(sample, 0) for sample in samples])
