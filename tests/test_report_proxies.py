@@ -108,9 +108,11 @@ def test_ima_is_related_to_task_metrics_and_to_the_loss(scores: dict[str, float]
     assert targets([run(f"s/{k}", metrics={"ima/mean": 0.1 * k} | scores) for k in range(2)]) == []
 
 
-def test_labels_of_points_that_lie_close_do_not_cover_each_other() -> None:
-    close = [point(0.5, 0.5), point(0.502, 0.501), point(0.504, 0.5), point(0.1, 0.1), point(0.9, 0.9)]
-    assert len({place for place in places(close)[:3]}) == 3
+def test_labels_of_points_that_lie_close_do_not_cover_each_other_and_stay_inside() -> None:
+    at = [(20.0, 50.0), (21.0, 50.5), (22.0, 50.0), (120.0, 30.0), (270.0, 80.0)]
+    found = places(["a label"] * 5, at, 280.0)
+    assert len(set(found[:3])) == 3
+    assert {side for side, _, _ in found[:3]} == {"left"} and found[4][0] == "right"
 
 
 def test_the_page_of_a_sweep_names_jobs_by_what_varies_and_tells_both_correlations(tmp_path: Path) -> None:

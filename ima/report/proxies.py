@@ -24,6 +24,7 @@ from ima.report.style import Theme
 from ima.report.words import value_text
 
 MAX_FIGURES, MAX_LABELLED, MAX_BARS = 5, 14, 60
+RISES = (4.0, -9.0, 13.0, -18.0, 22.0, -27.0, 31.0, -36.0)  # points
 
 
 def relation_text(points: Sequence[Point]) -> str:
@@ -77,9 +78,13 @@ def proxy_figure(runs: Sequence[Run], metric: str) -> Figure:
             )  # fmt: skip
         if len(points) <= MAX_LABELLED:
             ax.margins(0.14)
-            for point, (side, shift, rise) in zip(points, places(points), strict=True):
+            names = [shortened(point.run, 22) for point in points]
+            marks, frame = ax.transData.transform([(point.x, point.y) for point in points]), ax.get_window_extent()
+            at = [(72 / figure.dpi * x, 72 / figure.dpi * y) for x, y in marks.tolist()]
+            found = places(names, at, 72 / figure.dpi * frame.x1, 72 / figure.dpi * frame.x0)
+            for name, point, (side, shift, rise) in zip(names, points, found, strict=True):
                 ax.annotate(
-                    shortened(point.run, 22), (point.x, point.y), xytext=(shift, rise), textcoords="offset points",
+                    name, (point.x, point.y), xytext=(shift, rise), textcoords="offset points",
                     fontsize=7.5, color=theme["muted"], horizontalalignment=side,
                 )  # fmt: skip
         ax.set(xlabel="IMA (mean over the layers)", ylabel=f"{score.replace('_', ' ')}, {track}")
@@ -90,23 +95,22 @@ def proxy_figure(runs: Sequence[Run], metric: str) -> Figure:
     return Figure(name, f"IMA against {score.replace('_', ' ')} on {track}", caption, draw, (header, rows))
 
 
-def places(points: Sequence[Point]) -> list[tuple[str, float, float]]:
-    """Where each label goes (alignment, points to the right, points up): the first of eight places that meets no
-    label before it and no other point, in a plot of about 290 x 190 points."""
-    spans = [max(values) - min(values) or 1.0 for values in ([p.x for p in points], [p.y for p in points])]
-    at = [(220 * point.x / spans[0], 145 * point.y / spans[1]) for point in points]
-    middle = (max(x for x, _ in at) + min(x for x, _ in at)) / 2
+def places(
+    names: Sequence[str], at: Sequence[tuple[float, float]], right: float, left: float = 0.0
+) -> list[tuple[str, float, float]]:
+    """Where each label goes (alignment, points to the right, points up): the first of 16 places that stays between
+    `left` and `right` and meets no label before it and no point. at: the marks' places, in points, as the limits."""
     taken: list[tuple[float, float, float, float]] = []
     chosen = []
-    for point, (x, y) in zip(points, at, strict=True):
-        width, sides = 4.0 * min(len(point.run), 22), ("right", "left") if x > middle else ("left", "right")
-        options = [(side, rise) for rise in (4.0, -9.0, 13.0, -18.0) for side in sides]
+    for name, (x, y) in zip(names, at, strict=True):
+        width, sides = 4.3 * len(name), ("right", "left") if x > (left + right) / 2 else ("left", "right")
         best: tuple[float, str, float, tuple[float, float, float, float]] | None = None
-        for side, rise in options:
-            left = x + 5 if side == "left" else x - 5 - width
-            box = (left, y + rise, left + width, y + rise + 8)
-            hits = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+        for side, rise in [(side, rise) for rise in RISES for side in sides]:
+            first = x + 5 if side == "left" else x - 5 - width
+            box = (first, y + rise, first + width, y + rise + 8)
+            hits = 2 * sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
             hits += sum(box[0] < a < box[2] and box[1] - 3 < b < box[3] + 3 for a, b in at)
+            hits += 3 * (box[0] < left or box[2] > right)
             if best is None or hits < best[0]:
                 best = (hits, side, rise, box)
         assert best is not None
