@@ -177,6 +177,18 @@ def textvqa(folder: Path) -> None:
         to_json(folder / f"TextVQA_Rosetta_OCR_v0.2_{split}.json", {"data": words})
 
 
+def pope(folder: Path) -> None:
+    """A probe of what is there and one of what is not, for each kind; ids begin anew in each file."""
+    jpg(folder / "val2014" / "COCO_val2014_000000000001.jpg", 1)
+    for kind in ("random", "popular", "adversarial"):
+        lines = [
+            {"question_id": number, "image": "COCO_val2014_000000000001.jpg", "label": label,
+             "text": f"Is there a {thing} in the image?"}
+            for number, (thing, label) in enumerate((("dog", "yes"), (f"{kind} cat", "no")), 1)
+        ]  # fmt: skip
+        (folder / f"coco_pope_{kind}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 # -- clips -------------------------------------------------------------------------------------------------------------
 
 

@@ -166,6 +166,23 @@ def test_textvqa_shows_the_words_of_its_pictures_in_llavas_prompt_or_leaves_them
         task.prompt_for(without)
 
 
+def test_popes_files_are_probes_of_three_kinds(tmp_path: Path) -> None:
+    corpora_files.pope(tmp_path)
+    nodes = compose(["data=pope", "task=probe", f"data.folder={tmp_path}"])
+    source, task = instantiate(nodes["data"]), instantiate(nodes["task"])
+    samples = source.samples("test")
+    assert [(sample.facts["type"], sample.references) for sample in samples] == [
+        (kind, (label,)) for kind in ("random", "popular", "adversarial") for label in ("yes", "no")
+    ]
+    assert len({sample.id for sample in samples}) == 6 and len({sample.medium_key for sample in samples}) == 1
+    found = {metric.name: metric.value for metric in task.score([Prediction(s, "Yes") for s in samples], [])}
+    assert found["f1"] == pytest.approx(2 / 3) and found["yes_ratio"] == 1 and "f1_adversarial" in found
+    path = tmp_path / "coco_pope_popular.json"
+    path.write_text(path.read_text().replace('"no"', '"perhaps"'))
+    with pytest.raises(UserError, match="coco_pope_popular.json:2: key 'label' is 'perhaps', must be yes or no"):
+        instantiate(nodes["data"]).samples("test")
+
+
 def test_words_of_a_picture_are_never_read_as_places_of_the_prompt() -> None:
     sample = Sample("s", "val", "val", "image", ("x",), "what is {ocr}?", facts={"ocr": ("{question}", "a")})
     task = QaTask(prompt="{question} Words: {ocr}.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import corpora_files
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from ima.errors import UserError
 from ima.fitting import train
 from ima.lit import MappingModule
 from ima.llm.load import tiny
+from ima.report import write_report
 from ima.results import read_result, read_rows
 from ima.run import quiet
 from ima.types import Batch, MediaGroup, Role, Sample
@@ -307,6 +310,31 @@ def test_evaluating_a_mixture_gives_the_numbers_of_its_end_and_one_of_its_tasks_
     assert done.code == 0, done.stderr
     one = read_result(whole.parent / "alone")["metrics"]
     assert one["val/loss"] == before["pictures/val/loss"] and one["T0/cider_d"] == before["pictures/T0/cider_d"]
+
+
+def test_one_command_asks_the_published_benchmarks_in_their_official_files(
+    launcher: Launcher, whole: Path, tmp_path: Path
+) -> None:
+    for name in ("vqav2", "gqa", "textvqa"):
+        (tmp_path / name).mkdir()
+        corpora_files.CORPORA[name](tmp_path / name)
+    corpora_files.pope(tmp_path)
+    entries = {"vqav2": "vqav2", "gqa": "gqa", "textvqa": "textvqa", "textvqa_ocr": "textvqa", "pope": ""}
+    argv = [f"checkpoint={whole}", f"mixture=[{','.join(entries)}]", f"output_dir={tmp_path}", "name=asked",
+            *(f"mixture.{name}.data.folder={tmp_path / folder}" for name, folder in entries.items())]  # fmt: skip
+    done = launcher.run("evaluate", argv)
+    assert done.code == 0, done.stderr
+    with open(tmp_path / "asked" / "tasks.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["entry"], line["track"], line["metric"]) for line in lines] == [
+        ("vqav2", "val", "accuracy"), ("gqa", "test", "accuracy"), ("textvqa", "val", "accuracy"),
+        ("textvqa_ocr", "val", "accuracy"), ("pope", "test", "accuracy"),
+    ]  # fmt: skip
+    assert all(float(line["value"]) >= 0 and -1 <= float(line["ima"]) <= 1 for line in lines[:1] + lines[2:4])
+    assert lines[4]["yes_ratio"] and lines[4]["f1"] and not lines[4]["ima"], "POPE has no validation split"
+    assert lines[2]["ima"] != lines[3]["ima"], "the words of the picture are another text"
+    html = write_report([tmp_path / "asked"]).read_text()
+    assert all(f'<th scope="row">{name}</th>' in html for name in entries)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Multiple choice in official files: SEED-Bench's pictures, ScienceQA (ScienceQA-IMG: what has a picture)."""
+"""Questions with given answers in official files: SEED-Bench's pictures, POPE's probes, ScienceQA (ScienceQA-IMG: what
+has a picture)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ima.data.corpora.base import Corpus, Table
-from ima.data.corpora.reading import Record, find_file, read_object
+from ima.data.corpora.reading import Record, find_file, read_lines, read_object
 from ima.errors import UserError, nearest
 from ima.types import Sample
 
@@ -33,6 +34,28 @@ class SeedBench(Corpus):
             facts = {"choices": choices} | ({"type": names.get(kind, kind)} if kind else {})
             key, question = record.id("question_id"), record.text("question")
             yield self.sample(split, key, record, (choices[LETTERS.index(right)],), question, facts=facts)
+
+
+class Pope(Corpus):
+    """POPE's yes/no probes (Is there a ... in the image?): for each kind of absent things a file of one object a line,
+    {question_id, image, text, label}."""
+
+    modality = "image"
+    FIELDS = ("media",)
+    OPTIONAL = ("random", "popular", "adversarial")
+
+    def read(self, split: str, table: Table) -> Iterator[Sample]:
+        kinds = [kind for kind in self.OPTIONAL if kind in table]
+        if not kinds:
+            raise UserError(f"splits.{split}: names no file; give one or more of {', '.join(self.OPTIONAL)}")
+        for kind in kinds:
+            for record in read_lines(self.file(split, kind)):
+                record.text("image")
+                label = record.text("label").lower()
+                if label not in ("yes", "no"):
+                    raise UserError(f"{record.where}: key 'label' is {label!r}, must be yes or no")
+                key = f"{kind}-{record.id('question_id')}"
+                yield self.sample(split, key, record, (label,), record.text("text"), facts={"type": kind})
 
 
 class ScienceQa(Corpus):

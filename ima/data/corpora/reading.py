@@ -155,6 +155,16 @@ def read_list(path: Path, key: str | None = None) -> Iterator[Record]:
         yield Record(value, f"{path}: [{index}]")
 
 
+def read_lines(path: Path) -> Iterator[Record]:
+    """The objects of a file that has one in each line (JSON lines, also where the file is called .json)."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                yield Record(json.loads(line), f"{path}:{number}")
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
+
+
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
     """Rows of a CSV file with a header; all `columns` must be there."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
