@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 from ima.report.drawing import Figure
 from ima.report.labels import shortened
 from ima.report.load import Run
-from ima.report.relations import COLUMNS, Point, points_of, relations, targets
+from ima.report.relations import COLUMNS, GAP, Point, points_of, relations, targets
 from ima.report.style import Theme
 from ima.report.words import value_text
 
@@ -47,12 +47,14 @@ def proxy_figures(runs: Sequence[Run]) -> list[Figure]:
     if not names:
         missing = "needs three runs with `ima/mean` and a task metric"
         return [Figure("ima_vs_task", "IMA against performance", "", missing=missing)]
-    return [proxy_figure(runs, name) for name in names]
+    gaps = chosen_targets(runs, GAP)[:2]
+    return [proxy_figure(runs, name) for name in names] + [proxy_figure(runs, name, GAP) for name in gaps]
 
 
-def proxy_figure(runs: Sequence[Run], metric: str) -> Figure:
-    points = points_of(runs, COLUMNS[0], metric)
+def proxy_figure(runs: Sequence[Run], metric: str, x: str = COLUMNS[0]) -> Figure:
+    points = points_of(runs, x, metric)
     trained = [point for point in points if not point.control]
+    short, long = ("IMA gap", "IMA of matched minus all pairs") if x == GAP else ("IMA", "IMA")
     track, _, score = metric.partition("/")
     caption = relation_text(points) + "."
     if len(trained) < len(points):
@@ -87,12 +89,12 @@ def proxy_figure(runs: Sequence[Run], metric: str) -> Figure:
                     name, (point.x, point.y), xytext=(shift, rise), textcoords="offset points",
                     fontsize=7.5, color=theme["muted"], horizontalalignment=side,
                 )  # fmt: skip
-        ax.set(xlabel="IMA (mean over the layers)", ylabel=f"{score.replace('_', ' ')}, {track}")
+        ax.set(xlabel=f"{long} (mean over the layers)", ylabel=f"{score.replace('_', ' ')}, {track}")
 
-    header = ["run", "ima/mean", metric, "control", "training"]
+    header = ["run", x, metric, "control", "training"]
     rows: list[Sequence[Any]] = [[p.run, p.x, p.y, int(p.control), p.group] for p in points]
-    name = f"ima_vs_{track}_{score}"
-    return Figure(name, f"IMA against {score.replace('_', ' ')} on {track}", caption, draw, (header, rows))
+    name = f"{x.partition('/')[0]}_vs_{track}_{score}"
+    return Figure(name, f"{short} against {score.replace('_', ' ')} on {track}", caption, draw, (header, rows))
 
 
 def places(

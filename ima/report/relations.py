@@ -21,7 +21,8 @@ Array = np.ndarray
 SCORES = ("noun_accuracy", "accuracy", "f1", "chair_i", "cider_d", "cider")
 TRACKS = ("T0", "T1", "test", "val")
 LOSS = "val/loss"
-COLUMNS = ("ima/mean", "ima/mean/nosink", "ima_gap/mean")
+GAP = "ima_gap/mean"
+COLUMNS = ("ima/mean", "ima/mean/nosink", GAP)
 NUM_DRAWS, NUM_PERMUTATIONS, MANY = 2000, 5000, 200  # a tenth of the draws where there are many points
 
 
