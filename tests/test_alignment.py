@@ -178,6 +178,45 @@ def test_a_role_without_tokens_gives_nan_with_a_reason_and_a_zero_vector_has_cos
     assert curve.value_L.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_that_is_written_to_during_the_pass_is_noticed(dtype):
+    stats, x = AlignmentStats(num_layers=3), torch.randn(1, 2, 16).to(dtype)
+    stats.begin(torch.tensor([[P, A]]), ["a"])
+    stats.see(0, Site.RESID_POST, x)
+    x += 1
+    with pytest.raises(AssertionError, match="written to"):
+        stats.see(1, Site.RESID_POST, torch.randn(1, 2, 16).to(dtype))
+
+
+def test_some_layers_and_sites_of_one_memory_give_what_each_gives_alone(states):
+    """Also in bf16, whose states are made fp32 once for all sites that show the same tensor."""
+    x = {layer: torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(layer)).bfloat16() for layer in (1, 2, 4)}
+    both, alone = AlignmentStats(num_layers=5), {site: AlignmentStats(num_layers=5) for site in list(Site)[:2]}
+    for stats, sites in ((both, list(alone)), *((stats, [site]) for site, stats in alone.items())):
+        for _ in range(2):
+            stats.begin(torch.tensor([[P, Q, A], [P, P, A]]), ["a", "b"])
+            for layer, state in x.items():
+                for site in sites:
+                    stats.see(layer, site, state)
+            stats.end()
+    for site, stats in alone.items():
+        for name, value in stats.sites[site].tensors().items():
+            torch.testing.assert_close(both.sites[site].tensors()[name], value, rtol=0, atol=0)
+    step = both.sites[Site.RESID_POST if Site.RESID_POST in alone else next(iter(alone))].step_sum_LGR[1]
+    assert step[1].any() and not step[[0, 2, 3]].any()
+
+
+def test_a_model_that_writes_to_its_states_is_noticed_and_the_tap_shows_copies():
+    model = tiny_model("llama")
+    model.model.layers[1].register_forward_pre_hook(lambda _module, args: (args[0].mul_(1.0), None)[1])
+    llm = FrozenLLM(model, tiny_tokenizer())
+    assert llm.table.written_to and not FrozenLLM(tiny_model("llama"), tiny_tokenizer()).table.written_to
+    stats, roles = AlignmentStats(llm.num_blocks + 1), torch.full((2, 6), int(Role.PROMPT))
+    with Tap(llm, [stats]) as tap, torch.no_grad(), tap.batch(roles, ["a", "b"]):
+        llm(torch.randn(2, 6, llm.width), roles)
+    assert stats.num_examples == 2
+
+
 def test_memory_of_the_statistics_does_not_depend_on_the_number_of_examples(states):
     few, many = stream(states[:2], 2), AlignmentStats(num_layers=5)
     for _ in range(5):
