@@ -1,6 +1,7 @@
 """Streamed statistics equal their definitions, computed by brute force from stored states."""
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -186,6 +187,71 @@ def test_a_state_that_is_written_to_during_the_pass_is_noticed(dtype):
     x += 1
     with pytest.raises(AssertionError, match="written to"):
         stats.see(1, Site.RESID_POST, torch.randn(1, 2, 16).to(dtype))
+        stats.end()  # a lane may see it later
+
+
+def random_states(num_layers: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(2, 5, 16, generator=generator).to(dtype) for _ in range(num_layers)]
+
+
+def two_sites(num_threads: int, copied: Sequence[int] = (), dtype: torch.dtype = torch.bfloat16) -> AlignmentStats:
+    """Block outputs and inputs of two passes; at the `copied` layers the input is another tensor of the same values."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        stats = AlignmentStats(num_layers=11)
+        for ids in (["a", "b"], ["c", "d"]):
+            stats.begin(torch.tensor([[P, Q, A, A, PAD], [P, P, Q, A, A]]), ids)
+            states = random_states(11, dtype)
+            stats.see(0, Site.RESID_POST, states[0])
+            for layer in range(1, 11):
+                entering = states[layer - 1]
+                stats.see(layer, Site.RESID_PRE, entering.clone() if layer in copied else entering)
+                stats.see(layer, Site.FC1, torch.cat([states[layer], entering], -1))
+                stats.see(layer, Site.RESID_POST, states[layer])
+            stats.end()
+        return stats
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("copied", [(), (1,), (4, 5), tuple(range(2, 11))])
+def test_what_enters_a_block_is_borrowed_from_the_output_before_it_and_says_the_same(copied, dtype):
+    found, slow = two_sites(1, copied, dtype), two_sites(1, tuple(range(1, 11)), dtype)
+    for site, stats in slow.sites.items():
+        for name, value in stats.tensors().items():
+            torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_lanes_of_threads_add_up_what_one_thread_does(num_threads):
+    found, slow = two_sites(num_threads), two_sites(1)
+    for site, stats in slow.sites.items():
+        for name, value in stats.tensors().items():
+            torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_what_a_lane_raises_reaches_the_pass_and_the_next_pass_starts_anew():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        stats = AlignmentStats(num_layers=2)
+        stats.begin(torch.tensor([[P, A]]), ["a"])
+        stats.see(0, Site.RESID_POST, torch.randn(1, 3, 4))  # three positions where the roles say two
+        with pytest.raises(RuntimeError):
+            stats.end()
+        stats = AlignmentStats(num_layers=2)
+        stats.begin(torch.tensor([[P, A]]), ["a"])
+        stats.see(0, Site.RESID_POST, torch.randn(1, 2, 4))  # interrupted
+        stats.begin(torch.tensor([[P, A]]), ["b"])
+        for layer in range(2):
+            stats.see(layer, Site.RESID_POST, torch.ones(1, 2, 4))
+        stats.end()
+        assert stats.sites[Site.RESID_POST].count_LGR.sum(1)[:, 0].tolist() == [1, 1]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_some_layers_and_sites_of_one_memory_give_what_each_gives_alone(states):

@@ -129,7 +129,8 @@ class Pass:
     def room(self, name: str, *shape: int) -> Tensor:
         return self.scratch.room((self.site, name), shape, self.has_LBR)
 
-    def see(self, layer: int, x_BSD: Tensor, scale: Scale | None = None) -> None:
+    def see(self, layer: int, x_BSD: Tensor, scale: Scale | None = None, version: int | None = None) -> None:
+        """`version`: of the state when it was shown, where that was earlier."""
         index, plan = len(self.layers), self.plan
         self.layers.append(layer)
         x32_BSD = self.scratch.floats(x_BSD)
@@ -142,15 +143,40 @@ class Pass:
         means_BRD = self.means["tokens"][index]
         torch.bmm(weight_BRS, x32_BSD, out=means_BRD)
         self._look_at_means(index, means_BRD, scale)
+        assert version is None or version_of(x_BSD) == version, "a state was written to after it was shown"
         if not self.consecutive:
             return
         for n in STEPS:
             if layer - n in self.recent:
-                before_BSD, version = self.recent[layer - n]
-                assert version_of(before_BSD) == version, "a state was written to after it was shown"
+                before_BSD, before = self.recent[layer - n]
+                assert version_of(before_BSD) == before, "a state was written to after it was shown"
                 product_BS = dot(x32_BSD, self.scratch.floats(before_BSD))
                 self.cosines_BS[n][layer - n] = cosine(product_BS, norms_BS, self.norms_BS[layer - n])
-        self.recent[layer] = x_BSD, version_of(x_BSD)
+        self._remember(layer, x_BSD, version)
+
+    def borrow(self, layer: int, x_BSD: Tensor, other: Pass, version: int) -> None:
+        """The state is what `other` saw last, a layer before: all that can be said of it is known."""
+        index, theirs = len(self.layers), len(other.layers) - 1
+        before = other.layers[theirs]
+        self.layers.append(layer)
+        self.norms_BS[layer] = other.norms_BS[before]
+        if not self.means:
+            self._make_room(x_BSD.shape[-1])
+        for name, means_LBRD in self.means.items():
+            means_LBRD[index].copy_(other.means[name][theirs])
+        num_views, num_pairs = len(self.plan.views), len(self.plan.pairs)
+        self.has_LBR[index] = other.has_LBR[theirs, :, :num_views]
+        self.norms_LBR[index] = other.norms_LBR[theirs, :, :num_views]
+        self.dots_LBQ[index] = other.dots_LBQ[theirs, :, :num_pairs]
+        if not self.consecutive:
+            return
+        for n in STEPS:
+            if layer - n in self.recent:
+                self.cosines_BS[n][layer - n] = other.cosines_BS[n][before - n]
+        self._remember(layer, x_BSD, version)
+
+    def _remember(self, layer: int, x_BSD: Tensor, version: int | None) -> None:
+        self.recent[layer] = x_BSD, version_of(x_BSD) if version is None else version
         self.recent.pop(layer - max(STEPS), None)
 
     def _make_room(self, width: int) -> None:

@@ -106,9 +106,13 @@ class Tokens:
     """The kept tokens as scores want them: fp32, by layer, role and variant. Examples are in the order of the draw."""
 
     def __init__(self, reservoir: Reservoir, scales: Scales | None = None) -> None:
-        self.layers, self.scales = reservoir.layers, scales
+        self.reservoir, self.layers, self.scales = reservoir, reservoir.layers, scales
         self.kept = list(reservoir.kept.values())
         self._made: tuple[int, dict[tuple[str, str], list[Tensor]]] = (-1, {})
+
+    def alone(self) -> Tokens:
+        """The same for another thread."""
+        return Tokens(self.reservoir, self.scales)
 
     @property
     def ids(self) -> list[str]:

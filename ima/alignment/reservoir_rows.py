@@ -9,12 +9,14 @@ Each per layer of the reservoir; `<score>_mean` is the mean over its layers from
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from ima.alignment import geometry
+from ima.alignment.lanes import Lanes
 from ima.alignment.reservoir import Tokens
 from ima.alignment.rows import NOTHING, Base
 from ima.alignment.scores import mean_with_error
@@ -38,19 +40,24 @@ def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
     fields = base | {"site": Site.RESID_POST.value, "role_a": "P", "role_b": "T"}
     pair_variants = PAIR_VARIANTS if known else WITHOUT_SCALES
     retrieval_variants = RETRIEVAL_VARIANTS if known else WITHOUT_SCALES
-    pairs: dict[str, dict[int, dict[str, Value]]] = {variant: {} for variant in pair_variants}
-    retrieved: dict[str, dict[int, dict[str, Value]]] = {variant: {} for variant in retrieval_variants}
-    means, parts = {}, {}
-    for layer in tokens.layers:  # all of a layer at once: its tokens are made fp32 once
-        done: dict[tuple[int, int], dict[str, Value]] = {}
-        for variant in pair_variants:
-            same = id(tokens.of(layer, "P", variant)), id(tokens.of(layer, "T", variant))
-            if same not in done:
-                done[same] = pairs_at(tokens, layer, variant)
-            pairs[variant][layer] = done[same]
-        for variant in retrieval_variants:
-            retrieved[variant][layer] = {"retrieval": retrieval_at(tokens, layer, variant)}
-        means[layer], parts[layer] = geometry_at(tokens, layer), mir_at(tokens, layer)
+    layers: dict[int, Layer] = {}
+
+    def add(layer: int) -> None:
+        layers[layer] = Layer.of(tokens.alone(), layer, pair_variants, retrieval_variants)
+
+    lanes = Lanes()
+    for lane, layer in enumerate(tokens.layers):
+        if known:
+            tokens.scale(layer)  # made here, once
+        lanes.run(lane, torch.device("cpu"), add, layer)
+    lanes.wait()
+    pairs = {variant: {layer: layers[layer].pairs[variant] for layer in tokens.layers} for variant in pair_variants}
+    retrieved = {
+        variant: {layer: {"retrieval": layers[layer].retrieved[variant]} for layer in tokens.layers}
+        for variant in retrieval_variants
+    }
+    means = {layer: layers[layer].means for layer in tokens.layers}
+    parts = {layer: layers[layer].mir for layer in tokens.layers}
     for variant, found in pairs.items():
         yield from rows_of(found, fields | {"variant": variant}, tokens)
     yield from rows_of(means, fields | {"variant": "raw"}, tokens)
@@ -60,6 +67,28 @@ def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
     total = sum(part[0] for layer, part in parts.items() if layer > 0)
     value = math.log10(total) if total > 0 else math.nan
     yield row("mir", value, None, len(tokens.kept), fields | {"variant": "raw"}, over(tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """All scores of one layer: of token pairs and of retrieval by variant, of mean tokens, its part of MIR."""
+
+    pairs: dict[str, dict[str, Value]]
+    retrieved: dict[str, Value]
+    means: dict[str, Value]
+    mir: Value
+
+    @classmethod
+    def of(cls, tokens: Tokens, layer: int, pair_variants: Sequence[str], retrieval_variants: Sequence[str]) -> Layer:
+        done: dict[tuple[int, int], dict[str, Value]] = {}
+        pairs = {}
+        for variant in pair_variants:
+            same = id(tokens.of(layer, "P", variant)), id(tokens.of(layer, "T", variant))
+            if same not in done:
+                done[same] = pairs_at(tokens, layer, variant)
+            pairs[variant] = done[same]
+        retrieved = {variant: retrieval_at(tokens, layer, variant) for variant in retrieval_variants}
+        return cls(pairs, retrieved, geometry_at(tokens, layer), mir_at(tokens, layer))
 
 
 def pairs_at(tokens: Tokens, layer: int, variant: str) -> dict[str, Value]:

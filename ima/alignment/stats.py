@@ -8,14 +8,17 @@ vectors have cosine 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from ima.alignment.lanes import MAX_LANES, Lanes
 from ima.alignment.passes import STEPS, Pass, Places, Scratch, Seen, cosine
 from ima.alignment.scales import NUM_BINS, Scales, norm_bins
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
+from ima.llm.sites import version_of
 from ima.types import Site
 
 
@@ -84,7 +87,11 @@ class AlignmentStats:
         self.num_layers, self.consecutive, self.plan, self.scales = num_layers, consecutive, plan or Plan(), scales
         self.examples: dict[str, list[float]] | None = {} if examples else None
         assert scales is not None or not self.plan.needs_scales, "these variants need scales of an earlier pass"
-        self._scratch = Scratch()
+        self._lanes = Lanes()
+        self._scratch = [Scratch() for _ in range(MAX_LANES)]
+        self._lane_of: dict[Site, int] = {}
+        self._seen: dict[Site, Pass] = {}
+        self._last_output: tuple[int, Tensor, int] | None = None  # layer, state, its version
         self.sites: dict[Site, SiteStats] = {}
         self.num_examples = 0
         self.num_state_bytes_seen = 0
@@ -94,32 +101,66 @@ class AlignmentStats:
         return self.plan if site is Site.RESID_POST else self.plan.without("update")
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
+        self._lanes.drop()
         self._sample_ids = list(sample_ids)
         self._places = Places.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales)
-        self._seen: dict[Site, Pass] = {}
-        self._scratch.forget()
+        self._forget()
         self.num_examples += len(sample_ids)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
         self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
         if site not in self._seen:
-            places, plan = self._places, self.plan_at(site)
-            self._seen[site] = Pass(site, places, self.consecutive, self.num_layers, plan, self._scratch)
+            self._start(site, x_BSD)
         scale = self.scales.of(layer, site) if self.scales is not None and self.plan.needs_scales else None
-        self._seen[site].see(layer, x_BSD, scale)
+        run = functools.partial(self._lanes.run, self._lane_of[site], x_BSD.device)
+        version = version_of(x_BSD)
+        if site is Site.RESID_PRE and self._is_last_output(layer, x_BSD, version):
+            run(self._seen[site].borrow, layer, x_BSD, self._seen[Site.RESID_POST], version)
+        else:
+            run(self._seen[site].see, layer, x_BSD, scale, version)
+        if site is Site.RESID_POST:
+            self._last_output = layer, x_BSD, version
+
+    def _start(self, site: Site, x_BSD: Tensor) -> None:
+        """Room for a site in this pass. The first time, its lane: that with the least to do, and what enters a block
+        beside what comes out of one."""
+        width, device, plan = x_BSD.shape[-1], x_BSD.device, self.plan_at(site)
+        if site not in self.sites:
+            self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, plan)
+        if site not in self._lane_of:
+            load = [0] * max(1, self._lanes.num(device))
+            for other, lane in self._lane_of.items():
+                load[lane] += self.sites[other].width * (other is not Site.RESID_PRE)
+            beside = self._lane_of.get(Site.RESID_POST) if site is Site.RESID_PRE else None
+            self._lane_of[site] = load.index(min(load)) if beside is None else beside
+        scratch = self._scratch[self._lane_of[site]]
+        self._seen[site] = Pass(site, self._places, self.consecutive, self.num_layers, plan, scratch)
+
+    def _is_last_output(self, layer: int, x_BSD: Tensor, version: int) -> bool:
+        """Whether what enters a block is what the block before it put out, as it is unless something intervenes."""
+        if self._last_output is None or self._last_output[0] != layer - 1:
+            return False
+        _, last_BSD, last_version = self._last_output
+        same = x_BSD.data_ptr() == last_BSD.data_ptr() and x_BSD.stride() == last_BSD.stride()
+        return same and x_BSD.shape == last_BSD.shape and version == last_version
 
     def end(self) -> None:
         for site, passed in self._seen.items():
-            seen = passed.finish()
-            if site not in self.sites:
-                width, device = seen.means[0][1].shape[-1], seen.has_LBR.device
-                self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, passed.plan)
-            matched_LBQ = accumulate(self.sites[site], seen, self._places)
-            if self.examples is not None and site is Site.RESID_POST:
-                inner_BQ = matched_LBQ[[layer > 0 for layer in seen.layers]].mean(0)
-                self.examples |= dict(zip(self._sample_ids, inner_BQ.tolist(), strict=True))
-        self._seen = {}
-        self._scratch.forget()
+            self._lanes.run(self._lane_of[site], self.sites[site].count_LGR.device, self._add, site, passed)
+        self._lanes.wait()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen, self._last_output = {}, None
+        for scratch in self._scratch:
+            scratch.forget()
+
+    def _add(self, site: Site, passed: Pass) -> None:
+        seen = passed.finish()
+        matched_LBQ = accumulate(self.sites[site], seen, self._places)
+        if self.examples is not None and site is Site.RESID_POST:
+            inner_BQ = matched_LBQ[[layer > 0 for layer in seen.layers]].mean(0)
+            self.examples |= dict(zip(self._sample_ids, inner_BQ.tolist(), strict=True))
 
     def num_bytes(self) -> int:
         return sum(stats.num_bytes() for stats in self.sites.values())
