@@ -201,14 +201,14 @@ class Pass:
         plan, has_BR = self.plan, self.has_LBR[index]
         num, means_B2D, has_B2 = plan.num_by_token, means_BRD[:, :2], has_BR[:, :2]
         norms_BR, dots_BQ = self.norms_LBR[index], self.dots_LBQ[index]
-        torch.linalg.vector_norm(means_BRD, dim=-1, out=norms_BR[:, :num])
+        norms_BR[:, :num] = dot(means_BRD, means_BRD).sqrt_()
         dots_BQ[:, :3] = dot(means_BRD[:, :1], means_BRD[:, 1:4])
         if num > 4:
             dots_BQ[:, 3 : num // 2 + 1] = dot(means_BRD[:, 4::2], means_BRD[:, 5::2])
 
         def follows(variant: str, made_B2D: Tensor) -> None:
             at = plan.at(variant)
-            torch.linalg.vector_norm(made_B2D, dim=-1, out=norms_BR[:, at])
+            norms_BR[:, at] = dot(made_B2D, made_B2D).sqrt_()
             dots_BQ[:, at.start // 2 + 1] = dot(made_B2D[:, 0], made_B2D[:, 1])
 
         if "scaled" in plan.variants:
@@ -217,9 +217,9 @@ class Pass:
             has_BR[:, plan.at("scaled")] = has_B2
         if "centred" in plan.variants:
             assert scale is not None
-            centre_B2D, known_B2 = scale.centres(means_B2D, self.places.inside_B)
+            centred_B2D, known_B2 = scale.centred(means_B2D, self.places.inside_B)
             there_B2 = has_B2 * known_B2
-            follows("centred", torch.sub(means_B2D, centre_B2D, out=centre_B2D).mul_(there_B2[..., None]))
+            follows("centred", centred_B2D.mul_(has_B2[..., None]))
             has_BR[:, plan.at("centred")] = there_B2
         if "update" in plan.variants:
             made_B2D = self.means["update"][index]

@@ -170,8 +170,8 @@ class Tokens:
             assert self.scales is not None
             inside_E = torch.tensor([name in self.scales.sample_ids for name in ids])
             on_cpu = dataclasses.replace(scale, mean_sum_2D=scale.mean_sum_2D.cpu(), count_2=scale.count_2.cpu())
-            centre_E2D, known_E2 = on_cpu.centres(means_E2D, inside_E)
+            centred_E2D, known_E2 = on_cpu.centred(means_E2D, inside_E)
             kept_E = known_E2.all(1)
-            means_E2D = (means_E2D - centre_E2D)[kept_E]
+            means_E2D = centred_E2D[kept_E]
             ids = [name for name, there in zip(ids, kept_E.tolist(), strict=True) if there]
         return means_E2D[:, 0], means_E2D[:, 1], ids

@@ -69,14 +69,16 @@ class Scale:
     mean_sum_2D: Tensor
     count_2: Tensor
 
-    def centres(self, means_B2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
-        """centre_B2D: mean over the subset's examples other than the one itself (inside_B: it is of the subset), and
-        known_B2: whether there is any."""
+    def centred(self, means_B2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The means minus those over the subset's examples other than the one itself (inside_B: it is of the subset),
+        and known_B2: whether there is any; zero where there is none."""
         own_B1 = inside_B.to(self.count_2)[:, None]
         others_B2 = self.count_2 - own_B1
-        factor_B2 = 1 / others_B2.clamp_min(1)
-        sum_2D, own_B2 = self.mean_sum_2D, own_B1 * factor_B2
-        return factor_B2[..., None] * sum_2D - own_B2[..., None] * means_B2D, others_B2 > 0
+        known_B2 = others_B2 > 0
+        factor_B2 = known_B2 / others_B2.clamp_min(1)
+        # m - (sum - own m) / others
+        made_B2D = torch.mul(means_B2D, (known_B2 + own_B1 * factor_B2)[..., None])
+        return made_B2D.addcmul_(factor_B2[..., None], self.mean_sum_2D, value=-1), known_B2
 
 
 class Scales:
