@@ -31,9 +31,7 @@ def test_no_two_rows_of_a_mixture_share_a_scalar(rows: list[Row]) -> None:
 def test_each_entry_has_a_chart_of_its_own_values_from_the_first_row_on(rows: list[Row]) -> None:
     charts = Charts(mixture=True)
     first = [row for row in rows if row.task == "image_caption"]
-    assert set(charts.logged(charts.add(first))) == {
-        f"charts/{score}/image_caption" for score in ("sim", "sim_gap")
-    }
+    assert set(charts.logged(charts.add(first))) == {f"charts/{score}/image_caption" for score in ("sim", "sim_gap")}
     charts.add(rows)
     for entry in ENTRIES:
         layers, values, names = charts.lines(("sim", entry))
