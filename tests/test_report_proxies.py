@@ -15,6 +15,7 @@ from ima.report import write_report
 from ima.report.load import Run, load_runs
 from ima.report.proxies import correlation_table, places, relation_text
 from ima.report.relations import Point, is_control, permutation_p, points_of, relations, resampled, targets
+from ima.report.tables import overview_columns
 
 
 def point(x: float, y: float, group: str = "", control: bool = False) -> Point:
@@ -131,3 +132,26 @@ def test_the_page_of_a_sweep_names_jobs_by_what_varies_and_tells_both_correlatio
     page = write_report([tmp_path]).read_text()
     assert "Without controls (hollow)" in page and "without controls" in page
     assert (tmp_path / "proxies.csv").read_text().count("\n") == len(rows) + 1
+
+
+def evaluation(folder: Path, run: str, ratio: float) -> None:
+    folder.mkdir(parents=True)
+    command = f"python evaluate.py checkpoint=out/{run} intervention=[prune] intervention.prune.ratio={ratio} name=s/x"
+    config = {"checkpoint": f"out/{run}", "adapter": {"hidden": len(run)}}
+    result = {"status": "ok", "config": config, "command": command, "metrics": {"T0/accuracy": ratio}}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_evaluations_of_several_runs_are_named_by_run_and_stand_in_the_order_of_the_sweep(tmp_path: Path) -> None:
+    jobs = [(run, ratio) for run in ("b", "aa") for ratio in (0.5, 0.1)]
+    folders = ["0f" * 6, "aa" * 6, "0b" * 6, "99" * 6]
+    for folder, job in zip(folders, jobs, strict=True):
+        evaluation(tmp_path / folder, *job)
+    (tmp_path / "sweep.json").write_text(json.dumps({"folders": folders}))
+    runs = load_runs([tmp_path])
+    assert [found.name for found in runs] == ["b ratio=0.5", "b ratio=0.1", "aa ratio=0.5", "aa ratio=0.1"]
+    assert overview_columns(runs) == {
+        "checkpoint": ["out/b", "out/b", "out/aa", "out/aa"], "intervention.prune.ratio": ["0.5", "0.1"] * 2,
+    }  # fmt: skip
+    (tmp_path / "sweep.json").write_text("[")
+    assert [found.folder.name for found in load_runs([tmp_path])] == sorted(folders)

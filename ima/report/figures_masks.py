@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ima.report.style import DASHES, NARROW, NUM_CATEGORIES, Theme
 from ima.results import read_rows
 
 MAX_STROKES = 6
+MAX_NUMBERED = 12  # masks in a map whose cells have room for numbers
 Pair = tuple[str, str]
 
 
@@ -59,27 +60,37 @@ def iou_map(rows: Sequence[Row]) -> Figure:
     roles = {
         row[f"dataset_{side}"]: str(row[f"role_{side}"] or "") for row in where(rows, score="mask_iou") for side in "ab"
     }
-    names = sorted(dict.fromkeys(name for pair in values["mask_iou"] for name in pair), key=lambda name: roles[name])
-    short = abbreviated(names)
+    groups = compared(values["mask_iou"], lambda name: (roles[name], name))
+    most = max(len(group) for group in groups)
     chances = [value for value in values["mask_iou_chance"].values() if math.isfinite(value)]
 
     def draw(figure: Canvas, theme: Theme) -> None:
-        figure.set_size_inches(NARROW, max(3.7, 1.6 + 0.36 * len(names)))
-        ax = figure.add_subplot()
-        cells = [[math.nan] * len(names) for _ in names]
-        for (a, b), value in values["mask_iou"].items():
-            row, column = sorted((names.index(a), names.index(b)), reverse=True)
-            cells[row][column] = value
-            if len(names) <= 8:
-                beyond = values["mask_iou_corrected"].get((a, b), math.nan)
-                ink = "#ffffff" if value < 0.75 else "#000000"
-                text = f"{value:.2f}\n({beyond:.2f})"
-                ax.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
-        image = ax.imshow(cells, cmap="viridis", vmin=min(chances, default=0), vmax=1, interpolation="none")
-        ax.grid(False)
-        ax.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=7.5)
-        ax.set_yticks(range(len(names)), short, fontsize=7.5)
-        bar = figure.colorbar(image, ax=ax, shrink=0.8)
+        side = 1.9 + 0.4 * most
+        figure.set_size_inches(max(NARROW, side * len(groups)), max(3.7, side))
+        for ax, names in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+            cells = [[math.nan] * len(names) for _ in names]
+            for (a, b), value in values["mask_iou"].items():
+                if a not in names:
+                    continue
+                row, column = sorted((names.index(a), names.index(b)), reverse=True)
+                cells[row][column] = value
+                if len(names) <= MAX_NUMBERED:
+                    beyond = values["mask_iou_corrected"].get((a, b), math.nan)
+                    ink = "#ffffff" if value < 0.75 else "#000000"
+                    ax.text(
+                        column, row, f"{value:.2f}\n({beyond:.2f})", ha="center", va="center", fontsize=6.5, color=ink
+                    )
+            # The first has nothing left of it, the last nothing below.
+            rows_shown, columns_shown = abbreviated(names)[1:], abbreviated(names)[:-1]
+            square = [line[:-1] for line in cells[1:]]
+            low = min(chances, default=0)
+            image = ax.imshow(square, "viridis", vmin=low, vmax=1, interpolation="none", extent=extent_of(len(names)))
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+            ax.set_xticks(range(len(names) - 1), columns_shown, rotation=45, ha="right", fontsize=7.5)
+            ax.set_yticks(range(1, len(names)), rows_shown, fontsize=7.5)
+            ax.set_title(" ".join(shared_words(names)) if len(groups) > 1 else "", fontsize=9)
+        bar = figure.colorbar(image, ax=figure.axes, shrink=0.7, pad=0.01, aspect=30)
         bar.set_label("IoU of the kept weights", fontsize=8)
 
     table: list[Sequence[Any]] = [
@@ -91,15 +102,33 @@ def iou_map(rows: Sequence[Row]) -> Figure:
         f"Intersection over union of what two masks keep; in brackets beyond chance (0 chance, 1 equal). Chance:"
         f" {level}. Masks of one LLM also agree because they share the weights' magnitudes."
     )
-    return Figure(
-        "mask_iou", "Overlap of masks", caption, draw, (["mask_a", "mask_b", *(s[5:] for s in scores)], table)
-    )
+    header = ["mask_a", "mask_b", *(score[5:] for score in scores)]
+    large = len(groups) > 1 or most > 8
+    return Figure("mask_iou", "Overlap of masks", caption, draw, (header, table), panels=len(groups) > 1, wide=large)
+
+
+def extent_of(num: int) -> tuple[float, float, float, float]:
+    """Of the map without its first row and last column, so that a cell lies at (column, row)."""
+    return -0.5, num - 1.5, num - 0.5, 0.5
+
+
+def compared(pairs: Iterable[Pair], order: Callable[[str], Any]) -> list[list[str]]:
+    """Names that were compared with each other, directly or by others in between: masks of one sparsity."""
+    groups: list[set[str]] = []
+    for pair in pairs:
+        met = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in met] + [set(pair).union(*met)]
+    return sorted((sorted(group, key=order) for group in groups), key=lambda group: group[0].split()[-1])
+
+
+def shared_words(names: Sequence[str]) -> list[str]:
+    words = [name.split() for name in names]
+    return [word for word in words[0] if all(word in other for other in words)] if len(words) > 1 else []
 
 
 def abbreviated(names: Sequence[str]) -> list[str]:
     """Without the words that all names share."""
-    words = [name.split() for name in names]
-    shared = set(words[0]).intersection(*words[1:]) if len(words) > 1 else set()
+    words, shared = [name.split() for name in names], shared_words(names)
     return [
         " ".join(word for word in each if word not in shared) or name for each, name in zip(words, names, strict=True)
     ]

@@ -1,7 +1,7 @@
 """Names of a sweep's jobs for people: their folders are named by a hash, their rows by what varies.
 
-A label is made of the overrides that not all jobs share: `focus_vit layer=10`. An evaluation of a training that is in
-the set is called as that training, with its epoch.
+A label is made of the overrides that not all jobs share: `focus_vit layer=10`. An evaluation of an epoch is called as
+its training, with the epoch; evaluations of several runs begin with the run's name.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ def name_jobs(runs: Sequence[Run]) -> None:
             given[id(run)] = [text for text in given[id(run)] if text not in shared]
     labels = {id(run): " ".join(map(brief, given[id(run)])) for run in jobs}
     trained = {str(run.folder.resolve()): labels[id(run)] for run in jobs}
+    several = len({run.result["config"].get("checkpoint") for run in jobs} - {None}) > 1
     for run in jobs:
         found = EPOCH.search(checkpoint := str(run.result["config"].get("checkpoint") or ""))
         if found:
             first = trained.get(str(Path(checkpoint).resolve().parent.parent), "")
             words = [first, labels[id(run)] if labels[id(run)] != first else "", f"epoch {found[1]}"]
             labels[id(run)] = " ".join(filter(None, words))
+        elif several and checkpoint:
+            labels[id(run)] = f"{run_of(Path(checkpoint))} {labels[id(run)]}".strip()
     counts = Counter(labels.values())
     for run in jobs:
         label, path = labels[id(run)], Path(run.name)
@@ -46,13 +49,27 @@ def name_jobs(runs: Sequence[Run]) -> None:
         run.name = label if path.name == run.name else f"{path.parent.as_posix()}/{label}"
 
 
-def overrides_of(run: Run) -> list[str]:
+def run_of(checkpoint: Path) -> str:
+    """The name of the run that a checkpoint is of, given as its folder or its adapter."""
+    return checkpoint.parent.name if checkpoint.suffix == ".safetensors" else checkpoint.name
+
+
+def overrides_of(run: Run, places: Sequence[str] = PLACES) -> list[str]:
     """What the run's command gave it, without where it goes."""
     try:
         words = shlex.split(str(run.result.get("command") or ""))
     except ValueError:
         return []
-    return [text for text in words[2:] if "=" in text and text.split("=", 1)[0] not in PLACES]
+    return [text for text in words[2:] if "=" in text and text.split("=", 1)[0] not in places]
+
+
+def varied(runs: Sequence[Run]) -> dict[str, list[str | None]]:
+    """What the commands gave differently: for each key, in the order in which they come, the value of each run."""
+    kept = tuple(place for place in PLACES if place != "checkpoint")
+    given = [dict(text.split("=", 1) for text in overrides_of(run, kept)) for run in runs]
+    keys = dict.fromkeys(key for each in given for key in each)
+    values = {key: [each.get(key) for each in given] for key in keys}
+    return {key: each for key, each in values.items() if len(set(each)) > 1}
 
 
 def script_of(run: Run) -> str:

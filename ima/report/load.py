@@ -78,7 +78,18 @@ def runs_below(path: Path) -> Iterable[Path]:
             children.clear()
             yield Path(folder)
         else:
-            children[:] = sorted(name for name in children if name not in NOT_RUNS and not name.startswith("."))
+            order = {name: place for place, name in enumerate(jobs_in(Path(folder)))} if "sweep.json" in files else {}
+            kept = (name for name in children if name not in NOT_RUNS and not name.startswith("."))
+            children[:] = sorted(kept, key=lambda name: (order.get(name, len(order)), name))
+
+
+def jobs_in(sweep: Path) -> list[str]:
+    """Folders of a sweep's jobs in its order; empty where its file does not tell."""
+    try:
+        found = json.loads((sweep / "sweep.json").read_text()).get("folders") or []
+        return [str(name) for name in found]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ima.report import series
 from ima.report.drawing import thinned
+from ima.report.labels import varied
 from ima.report.load import Run, differing_keys, flatten, text
 from ima.report.words import HEADLINES, seconds_text, track_name, value_text
 
@@ -138,15 +139,17 @@ def metric_columns(runs: Sequence[Run]) -> list[str]:
 def overview(runs: Sequence[Run]) -> str:
     """One row per run; the inline script sorts by a click on a heading, filters by words and shows where the
     configurations of the chosen rows differ."""
-    keys, metrics = overview_keys(runs), metric_columns(runs)
-    heads = ["run", "status", *keys, *metrics, "time"]
+    columns, metrics = overview_columns(runs), metric_columns(runs)
+    heads = ["run", "status", *columns, *metrics, "time"]
     numeric = {*metrics, "time"}
     head = "".join(
         f'<th scope="col" aria-sort="none"{" class=number" if name in numeric else ""}>'
         f'<button type="button">{breakable(name)}</button></th>'
         for name in heads
     )
-    body = "".join(overview_row(run, keys, metrics) for run in runs)
+    body = "".join(
+        overview_row(run, [values[place] for values in columns.values()], metrics) for place, run in enumerate(runs)
+    )
     return (
         f'<label class="filter">Filter <input type="search" id="filter" placeholder="words that a row must hold">'
         f'</label> <span id="count" class="note">{len(runs)} of {len(runs)} runs</span>'
@@ -158,11 +161,17 @@ def overview(runs: Sequence[Run]) -> str:
     )
 
 
-def overview_keys(runs: Sequence[Run], most: int = 8) -> list[str]:
-    """Where the runs differ; a part's class says nothing more where its choice stands beside it."""
+def overview_columns(runs: Sequence[Run], most: int = 8) -> dict[str, list[str]]:
+    """What was varied, for each run: what the commands gave differently, else where the configurations differ; a
+    part's class says nothing more where its choice stands beside it."""
+    given = list(varied(runs).items())[:most]
+    if given:
+        return {key: ["–" if value is None else value for value in values] for key, values in given}
     keys = differing_keys(runs, limit=MAX_COMPARED_KEYS)
     told = {key.removeprefix("choices.") for key in keys if key.startswith("choices.")}
-    return [key for key in keys if not (key.endswith("._target_") and key.split(".")[0] in told)][:most]
+    kept = [key for key in keys if not (key.endswith("._target_") and key.split(".")[0] in told)][:most]
+    configs = [flatten(run.result["config"]) for run in runs]
+    return {key: [text(config[key]) if key in config else "–" for config in configs] for key in kept}
 
 
 def difference_data(runs: Sequence[Run]) -> str:
@@ -185,12 +194,11 @@ def breakable(name: str) -> str:
     return marked.replace("<<wbr>", "<").replace("</<wbr>", "</")
 
 
-def overview_row(run: Run, keys: Sequence[str], metrics: Sequence[str]) -> str:
-    config = flatten(run.result["config"])
+def overview_row(run: Run, values: Sequence[str], metrics: Sequence[str]) -> str:
     pick = '<label class="compare"><input type="checkbox" class="pick"> compare</label>'
     tools = f'<div class="tools">{pick}{how_to(run)}</div>'
     cells = [f'<th scope="row">{escape(run.name)}{tools}</th><td>{status_badge(run.status)}{reason(run)}</td>']
-    cells += [f"<td>{escape(text(config[key])) if key in config else '–'}</td>" for key in keys]
+    cells += [f"<td>{escape(value)}</td>" for value in values]
     for name in metrics:
         value, limits = run.metrics.get(name), interval_text(run, name)
         small = f"<small>{limits}</small>" if limits else ""

@@ -32,7 +32,8 @@ def run_jobs(config: dict[str, Any]) -> int:
     jobs = jobs_of(config, folder)
     command = shlex.join(["python", "sweep.py", *sys.argv[1:]])
     with alone_in(folder):
-        write_json(folder / "sweep.json", {"command": command, "config": config})
+        folders = [job.folder.name for job in jobs]  # by which a page made later keeps the order
+        write_json(folder / "sweep.json", {"command": command, "folders": folders, "config": config})
     view = View(jobs, int(config["num_parallel"]))
     try:
         with view, sigterm_interrupts():
