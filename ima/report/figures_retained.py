@@ -96,13 +96,22 @@ def retained_figures(runs: Sequence[Run]) -> list[Figure]:
     return [*(bars([e for e in found if e.sparsity == ratio], ratio) for ratio in ratios), *transfer(found)]
 
 
+ORDER = ("α-SubNet", "union", "own Wanda", "Wanda", "magnitude", "random")
+
+
+def place_of(mask: str) -> int:
+    """In every figure the same masks come in the same order and colours."""
+    return next((place for place, start in enumerate(ORDER) if mask.startswith(start)), len(ORDER))
+
+
 HEADER = [field.name for field in dataclasses.fields(Retained)]
 
 
 def bars(found: Sequence[Retained], ratio: float) -> Figure:
     tasks, masks = (list(dict.fromkeys(getattr(each, name) for each in found)) for name in ("task", "mask"))
     own = [mask for mask in masks if not mask.startswith("Wanda of ")]
-    masks = own or masks  # another task's mask is the transfer matrix's subject
+    # Another task's mask is the transfer matrix's subject.
+    masks = sorted(own or masks, key=lambda mask: (place_of(mask), masks.index(mask)))
 
     def draw(figure: Canvas, theme: Theme) -> None:
         figure.set_size_inches(NARROW, 3.7 + 0.2 * (len(masks) // 2))
