@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 MAX_LANES = 4
+MAX_WAITING = 32  # calls, whose states stay in memory
 
 
 @functools.cache
@@ -40,6 +41,8 @@ class Lanes:
 
     def run(self, lane: int, device: torch.device, call: Callable[..., object], *arguments: object) -> None:
         if num := self.num(device):
+            if len(self._calls) >= MAX_WAITING:
+                self._calls[-MAX_WAITING].exception()  # waits for it
             self._calls.append(executor(lane % num).submit(call, *arguments))
         else:
             call(*arguments)
