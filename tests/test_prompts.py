@@ -22,6 +22,8 @@ COW = Sample("s/0", "train", "train", "image", ("a brown cow",))
 ASKED = Sample("q/0", "train", "train", "image", ("two",), question="How many cows are there?")
 PROBED = Sample("p/0", "train", "train", "image", ("no",), question="Is there a cow in the image?")
 CHOSEN = Sample("m/0", "train", "train", "image", ("two",), question="How many?", facts={"choices": ("one", "two")})
+READ = Sample("o/0", "train", "train", "image", ("moo",), question="What brand is it?", facts={"ocr": ("MOO", "3l")})
+SHORTLY = "Answer the question using a single word or phrase."
 LETTERS = "How many?\nA. one\nB. two\nAnswer with the letter of the right option."
 TALK = Sample("c/0", "train", "train", "image", ("A cow.",), turns=(("user", "What is it?"), ("assistant", "A cow.")))
 # task: sample, [(role, text)], the text under labels
@@ -35,6 +37,20 @@ SNAPSHOTS: dict[str, tuple[Sample, list[tuple[str, str]], str]] = {
         ASKED,
         [("PROMPT", "Question: How many cows are there? Answer:"), ("ANSWER", " two"), ("SPECIAL", "</s>")],
         " two</s>",
+    ),
+    "short_qa": (
+        ASKED,
+        [("PROMPT", f"How many cows are there?\n{SHORTLY}"), ("ANSWER", " two"), ("SPECIAL", "</s>")],
+        " two</s>",
+    ),
+    "ocr_qa": (
+        READ,
+        [
+            ("PROMPT", f"What brand is it?\nReference OCR token: MOO, 3l\n{SHORTLY}"),
+            ("ANSWER", " moo"),
+            ("SPECIAL", "</s>"),
+        ],
+        " moo</s>",
     ),
     "probe": (
         PROBED,
@@ -56,7 +72,11 @@ def llm() -> Any:
 
 
 def configured(name: str) -> Any:
-    return instantiate(yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8")))
+    node = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    bases = [base for base in node.pop("defaults", []) if base != "_self_"]
+    for base in bases:
+        node = yaml.safe_load((CONF / f"{base}.yaml").read_text(encoding="utf-8")) | node
+    return instantiate(node)
 
 
 def read(llm: Any, ids: list[int]) -> str:
