@@ -44,11 +44,7 @@ def off(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-@pytest.mark.parametrize("padding", ["none", "right", "left"])
-@pytest.mark.parametrize("family", KNOWN)
-def test_fp32_logits_and_input_gradients_equal_the_stock_models(family: str, padding: str) -> None:
-    model = tiny_model(family)
-    given = inputs(model, padding)
+def equals_stock(model: Any, given: dict[str, torch.Tensor]) -> None:
     logits, gradient = run(model, given)
     with accelerate(model) as fast:
         assert fast.num_fast == 3, fast.reasons
@@ -57,6 +53,13 @@ def test_fp32_logits_and_input_gradients_equal_the_stock_models(family: str, pad
     assert off(fast_logits, logits) < 1e-5
     assert off(fast_gradient[real], gradient[real]) < 1e-5
     assert not fast_gradient[~real].any()
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("family", KNOWN)
+def test_fp32_logits_and_input_gradients_equal_the_stock_models(family: str, padding: str) -> None:
+    model = tiny_model(family)
+    equals_stock(model, inputs(model, padding))
 
 
 def test_rotation_is_skipped_where_the_stock_block_skips_it() -> None:
@@ -334,15 +337,7 @@ def test_long_sequences_in_spans_of_queries_give_the_stock_models_numbers(
 
     monkeypatch.setattr(fast_block, "SPAN", 4)  # 11 positions are three spans, the last a short one
     model = tiny_model("llama")
-    given = inputs(model, padding, length=11)
-    logits, gradient = run(model, given)
-    with accelerate(model) as fast:
-        assert fast.num_fast == 3, fast.reasons
-        fast_logits, fast_gradient = run(model, given)
-    real = given["attention_mask"].bool()
-    assert off(fast_logits, logits) < 1e-5
-    assert off(fast_gradient[real], gradient[real]) < 1e-5
-    assert not fast_gradient[~real].any()
+    equals_stock(model, inputs(model, padding, length=11))
 
 
 def test_spans_leave_out_the_keys_that_nobody_sees() -> None:

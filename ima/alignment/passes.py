@@ -129,8 +129,8 @@ class Pass:
     def room(self, name: str, *shape: int) -> Tensor:
         return self.scratch.room((self.site, name), shape, self.has_LBR)
 
-    def see(self, layer: int, x_BSD: Tensor, scale: Scale | None = None, version: int | None = None) -> None:
-        """`version`: of the state when it was shown, where that was earlier."""
+    def see(self, layer: int, x_BSD: Tensor, scale: Scale | None, version: int) -> None:
+        """`version`: of the state when it was shown, which may be earlier."""
         index, plan = len(self.layers), self.plan
         self.layers.append(layer)
         x32_BSD = self.scratch.floats(x_BSD)
@@ -143,7 +143,7 @@ class Pass:
         means_BRD = self.means["tokens"][index]
         torch.bmm(weight_BRS, x32_BSD, out=means_BRD)
         self._look_at_means(index, means_BRD, scale)
-        assert version is None or version_of(x_BSD) == version, "a state was written to after it was shown"
+        assert version_of(x_BSD) == version, "a state was written to after it was shown"
         if not self.consecutive:
             return
         for n in STEPS:
@@ -175,8 +175,8 @@ class Pass:
                 self.cosines_BS[n][layer - n] = other.cosines_BS[n][before - n]
         self._remember(layer, x_BSD, version)
 
-    def _remember(self, layer: int, x_BSD: Tensor, version: int | None) -> None:
-        self.recent[layer] = x_BSD, version_of(x_BSD) if version is None else version
+    def _remember(self, layer: int, x_BSD: Tensor, version: int) -> None:
+        self.recent[layer] = x_BSD, version
         self.recent.pop(layer - max(STEPS), None)
 
     def _make_room(self, width: int) -> None:
