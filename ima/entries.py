@@ -38,10 +38,14 @@ def entry_lines(metrics: Mapping[str, float | None], entries: Mapping[str, Any])
     return lines
 
 
+def columns_of(lines: Sequence[Line]) -> list[str]:
+    """What the lines were given beside COLUMNS comes first (a page of several runs: which run)."""
+    return [*(column for column in (lines[0] if lines else {}) if column not in COLUMNS), *COLUMNS]
+
+
 def text_rows(lines: Sequence[Line]) -> list[list[str]]:
     """Header and cells as text, three digits; columns that no entry has are left out."""
-    first = [column for column in lines[0] if column not in COLUMNS] if lines else []
-    shown = [column for column in (*first, *COLUMNS) if any(line.get(column) is not None for line in lines)]
+    shown = [column for column in columns_of(lines) if any(line.get(column) is not None for line in lines)]
     return [shown, *([cell(line.get(column)) for column in shown] for line in lines)]
 
 
@@ -53,7 +57,7 @@ def csv_of(lines: Sequence[Line]) -> str:
     """All columns, whether an entry has them or not."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    first = [column for column in lines[0] if column not in COLUMNS] if lines else []
-    writer.writerow([*first, *COLUMNS])
-    writer.writerows([[cell(line.get(column)) for column in (*first, *COLUMNS)] for line in lines])
+    columns = columns_of(lines)
+    writer.writerow(columns)
+    writer.writerows([[cell(line.get(column)) for column in columns] for line in lines])
     return buffer.getvalue()
