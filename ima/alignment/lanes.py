@@ -1,24 +1,28 @@
-"""Threads beside the model's own: on a CPU the statistics of one site need one core, and the LLM does not fill all.
+"""Threads for what needs one core each, while the LLM waits: beside it they would take turns with its own threads.
 
-Calls of one lane run one after the other in the order given, so what they add up does not depend on timing. On a GPU,
-or where torch may use one thread only, a call runs at once.
+Calls are collected and made some at a time, in lanes: those of one lane one after the other in the order given, so
+that what they add up does not depend on timing. The lanes are shared out among the threads, those that took longest so
+far first. On a GPU, or where torch may use one thread only, a call is made at once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-MAX_LANES = 4
-MAX_WAITING = 32  # calls, whose states stay in memory
+MAX_THREADS = 4
+MAX_WAITING = 8  # calls, whose states stay in memory
+
+Call = Callable[[], object]
 
 
 @functools.cache
-def executor(_lane: int) -> ThreadPoolExecutor:
+def executor(_index: int) -> ThreadPoolExecutor:
     """One thread that computes alone. torch keeps the number of threads per thread, and for threads to come."""
     num_threads = torch.get_num_threads()
     found = ThreadPoolExecutor(1, thread_name_prefix="alignment")
@@ -28,37 +32,43 @@ def executor(_lane: int) -> ThreadPoolExecutor:
 
 
 class Lanes:
-    """`wait` before what the calls read may change. One thread at a time may use it."""
+    """`wait` before what the calls read may change, or what they write is read. One thread at a time may use it."""
 
     def __init__(self) -> None:
-        self._calls: list[Future[Any]] = []
+        self._calls: dict[Hashable, list[Call]] = {}
+        self._seconds: dict[Hashable, float] = {}
 
-    @staticmethod
-    def num(device: torch.device) -> int:
-        """How many lanes there are: none where calls run at once."""
-        num = min(MAX_LANES, torch.get_num_threads())
-        return num if device.type == "cpu" and num > 1 else 0
-
-    def run(self, lane: int, device: torch.device, call: Callable[..., object], *arguments: object) -> None:
-        if num := self.num(device):
-            if len(self._calls) >= MAX_WAITING:
-                self._calls[-MAX_WAITING].exception()  # waits for it
-            self._calls.append(executor(lane % num).submit(call, *arguments))
-        else:
+    def run(self, lane: Hashable, device: torch.device, call: Callable[..., object], *arguments: object) -> None:
+        """Raises what a call raised, which may be an earlier one."""
+        if device.type != "cpu" or torch.get_num_threads() == 1:
             call(*arguments)
+            return
+        self._calls.setdefault(lane, []).append(functools.partial(call, *arguments))
+        if sum(map(len, self._calls.values())) >= MAX_WAITING:
+            self.wait()
 
     def wait(self) -> None:
-        """Raises what the first that failed raised."""
-        calls, self._calls = self._calls, []
-        failed = [error for error in [call.exception() for call in calls] if error is not None]
+        """Makes what calls there are; a lane ends where one fails. Raises what one that failed raised."""
+        calls, self._calls = self._calls, {}
+        waiting = deque(sorted(calls.items(), key=lambda item: -self._seconds.get(item[0], 0.0)))
+        num = min(MAX_THREADS, torch.get_num_threads(), len(waiting))
+        made = [executor(index).submit(self._share, waiting) for index in range(num)]
+        failed = [error for error in [one.exception() for one in made] if error is not None]
         if failed:
             raise failed[0]
 
+    def _share(self, waiting: deque[tuple[Hashable, list[Call]]]) -> None:
+        """One thread's: lane by lane while there are any."""
+        while waiting:
+            try:
+                lane, calls = waiting.popleft()
+            except IndexError:  # another thread was faster
+                return
+            start = time.perf_counter()
+            for call in calls:
+                call()
+            self._seconds[lane] = self._seconds.get(lane, 0.0) + time.perf_counter() - start
+
     def drop(self) -> None:
-        """What an interrupted pass left does not count, whatever it raised."""
-        calls, self._calls = self._calls, []
-        for call in calls:
-            call.cancel()
-        for call in calls:
-            if not call.cancelled():
-                call.exception()
+        """What an interrupted pass left does not count."""
+        self._calls = {}

@@ -8,35 +8,40 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ima.alignment.scales import Scale, Scales
-from ima.alignment.views import NUM_GROUPS, Plan, group_of, view_masks
+from ima.alignment.scales import Scale, Scales, centred
+from ima.alignment.views import NUM_GROUPS, ROLE_VIEWS, Plan, group_of, view_masks
 from ima.llm.sites import version_of
-from ima.types import Site
 
 STEPS = (1, 8)
+MAX_LAYERS, MAX_BYTES = 8, 16 * 2**20  # of a stretch: what a call costs is then little, and it stays in the CPU's cache
 
 
 @dataclasses.dataclass
 class Places:
     """Who is who in one batch. mask_BRS, weight_BRS: of the views that roles alone decide, the weights sum to one;
-    groups, onehot_GB: jackknife groups; inside_B: of the subset that the scales are from."""
+    any_sink: whether the first position of a sequence is a P or T token; groups, onehot_GB: jackknife groups;
+    inside_B: of the subset that the scales are from."""
 
     mask_BRS: Tensor
     weight_BRS: Tensor
     has_BR: Tensor
+    any_sink: bool
     groups: list[int]
     onehot_GB: Tensor
     inside_B: Tensor
 
     @classmethod
     def of(cls, roles_BS: Tensor, sample_ids: Sequence[str], num_views: int, scales: Scales | None) -> Places:
-        mask_BRS = view_masks(roles_BS)[:, :num_views]
+        mask_BRS = view_masks(roles_BS)
+        any_sink = not torch.equal(mask_BRS[:, :2], mask_BRS[:, len(ROLE_VIEWS) :])
+        mask_BRS = mask_BRS[:, :num_views]
         count_BR = mask_BRS.sum(-1)
         weight_BRS = mask_BRS.float() / count_BR.clamp_min(1)[..., None]
         device = roles_BS.device
@@ -44,7 +49,7 @@ class Places:
         inside = [scales is not None and sample_id in scales.sample_ids for sample_id in sample_ids]
         onehot_GB = torch.nn.functional.one_hot(torch.tensor(groups, device=device), NUM_GROUPS).T.float()
         has_BR = (count_BR > 0).float()
-        return cls(mask_BRS, weight_BRS, has_BR, groups, onehot_GB, torch.tensor(inside, device=device))
+        return cls(mask_BRS, weight_BRS, has_BR, any_sink, groups, onehot_GB, torch.tensor(inside, device=device))
 
 
 @dataclasses.dataclass
@@ -62,184 +67,263 @@ class Seen:
     cosines: dict[int, tuple[list[int], Tensor]]
 
 
-class Scratch:
+class Rooms:
     """Memory that is used again from pass to pass: fresh pages cost more than the arithmetic."""
 
-    NUM_STATES = 3
-
     def __init__(self) -> None:
-        self.kept: dict[object, Tensor] = {}
-        self.places: list[int] = []
-        self.states: list[tuple[Tensor, int, Tensor]] = []  # the last few, as they came and in fp32
+        self.kept: dict[str, Tensor] = {}
 
-    def room(self, name: object, shape: Sequence[int], like: Tensor) -> Tensor:
+    def room(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """A place of this shape, fp32; its content is what was left there."""
         size = math.prod(shape)
         if name not in self.kept or self.kept[name].numel() < size:
             self.kept[name] = torch.empty(size, dtype=torch.float32, device=like.device)
         return self.kept[name][:size].view(shape)
 
-    def floats(self, x_BSD: Tensor) -> Tensor:
-        """The state in fp32. The last few stay in places that all sites share, and so in the CPU's cache."""
-        if x_BSD.dtype == torch.float32:
-            return x_BSD
-        version = version_of(x_BSD)
-        for known, known_version, found in self.states:
-            if known.data_ptr() == x_BSD.data_ptr() and known.shape == x_BSD.shape and known_version == version:
-                return found
-        full = len(self.states) == self.NUM_STATES
-        place = self.places.pop(0) if full else len(self.states)
-        if full:
-            self.states.pop(0)
-        self.places.append(place)
-        made = self.room(place, x_BSD.shape, x_BSD).copy_(x_BSD)
-        self.states.append((x_BSD, version, made))
-        return made
 
-    def forget(self) -> None:
-        self.states, self.places = [], []
+class Floats(threading.local):
+    """States in fp32, layer after layer in places of each thread's own, which the next of the same name overwrites."""
+
+    def __init__(self) -> None:
+        self.rooms = Rooms()
+
+    def of(self, name: str, states: Sequence[Tensor]) -> Tensor:
+        """x_LBSD."""
+        first = states[0]
+        if len(states) == 1 and first.dtype == torch.float32:
+            return first[None]
+        made_LBSD = self.rooms.room(name, (len(states), *first.shape), first)
+        for made_BSD, x_BSD in zip(made_LBSD, states, strict=True):
+            made_BSD.copy_(x_BSD)
+        return made_LBSD
+
+
+@dataclasses.dataclass
+class Stretch:
+    """States of layers that follow each other, as they came, with their versions when they were shown, which may be
+    earlier. lender: who saw the same states a layer before."""
+
+    lender: Pass | None
+    layers: list[int] = dataclasses.field(default_factory=list)
+    states: list[Tensor] = dataclasses.field(default_factory=list)
+    versions: list[int] = dataclasses.field(default_factory=list)
+    scales: list[Scale] = dataclasses.field(default_factory=list)  # empty where the plan needs none
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.layers) >= min(MAX_LAYERS, max(1, MAX_BYTES // (4 * self.states[0].numel())))
 
 
 class Pass:
-    """Looks at the states of one site in passing. A state is made fp32 where it is needed, in memory that stays in the
-    CPU's cache, and all that can be said of it alone is computed at once. Kept are a mean token per view and layer, and
-    the last max(STEPS) states as they came: nobody may write to them while the pass lasts."""
+    """Looks at the states of one site in passing, some layers at a time: `add` collects, `look` computes, perhaps in
+    another thread. A state is made fp32 where it is needed, and all that can be said of it is computed at once. Kept
+    are a mean token per view and layer, and the last max(STEPS) states as they came: nobody may write to them while the
+    pass lasts."""
 
     def __init__(
-        self, site: Site, places: Places, consecutive: bool, num_layers: int, plan: Plan, scratch: Scratch
+        self, places: Places, consecutive: bool, num_layers: int, plan: Plan, rooms: Rooms, floats: Floats
     ) -> None:
-        self.site, self.places, self.consecutive, self.plan = site, places, consecutive, plan
-        self.num_layers, self.scratch = num_layers, scratch
+        self.places, self.steps, self.plan = places, STEPS if consecutive else (), plan
+        self.num_layers, self.rooms, self.floats = num_layers, rooms, floats
+        self.added = Stretch(None)
         self.layers: list[int] = []
-        self.norms_BS: dict[int, Tensor] = {}
+        self.borrowed: set[int] = set()
         self.recent: dict[int, tuple[Tensor, int]] = {}
-        self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in STEPS}
+        self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in self.steps}
         self.means: dict[str, Tensor] = {}
-        has_BR = places.has_BR
-        num, self.tail = len(has_BR), plan.num_by_token - 2  # where nomassive is, if at all
-        self.has_LBR = has_BR[:, :1].new_zeros(num_layers, num, len(plan.views))
-        self.has_LBR[..., : plan.num_by_role] = has_BR
+        has_BR, num_distinct = places.has_BR, plan.num_by_role if places.any_sink else len(ROLE_VIEWS)
+        self.weight_BKS = places.weight_BRS[:, :num_distinct]  # without a sink among P and T `nosink` is `raw`
+        self.norms_LBS = has_BR.new_zeros(num_layers, len(has_BR), places.mask_BRS.shape[-1])
+        self.has_LBR = has_BR.new_zeros(num_layers, len(has_BR), len(plan.views))
+        self.has_LBR[..., : plan.num_by_role] = has_BR[:, : plan.num_by_role]
         self.norms_LBR = torch.ones_like(self.has_LBR)
-        self.dots_LBQ = self.has_LBR.new_zeros(num_layers, num, len(plan.pairs))
-        self.weight_BRS = places.weight_BRS
-        if "nomassive" in plan.variants:  # as where no token is massive
-            self.weight_BRS = torch.cat([places.weight_BRS, places.weight_BRS[:, :2]], dim=1)
-            self.has_LBR[..., self.tail : self.tail + 2] = has_BR[:, :2]
+        self.dots_LBQ = self.has_LBR.new_zeros(num_layers, len(has_BR), len(plan.pairs))
 
-    def room(self, name: str, *shape: int) -> Tensor:
-        return self.scratch.room((self.site, name), shape, self.has_LBR)
+    def add(self, layer: int, x_BSD: Tensor, scale: Scale | None, version: int, lender: Pass | None) -> list[Stretch]:
+        """What is ready to be looked at, in order."""
+        ready = []
+        if self.added.layers and (self.added.layers[-1] != layer - 1 or self.added.lender is not lender):
+            ready += self.rest()
+        if not self.added.layers:
+            self.added = Stretch(lender)
+        self.added.layers.append(layer)
+        self.added.states.append(x_BSD)
+        self.added.versions.append(version)
+        if scale is not None:
+            self.added.scales.append(scale)
+        return ready + self.rest() if self.added.is_full else ready
 
-    def see(self, layer: int, x_BSD: Tensor, scale: Scale | None, version: int) -> None:
-        """`version`: of the state when it was shown, which may be earlier."""
-        index, plan = len(self.layers), self.plan
-        self.layers.append(layer)
-        x32_BSD = self.scratch.floats(x_BSD)
-        norms_BS = self.norms_BS[layer] = dot(x32_BSD, x32_BSD).sqrt_()
-        weight_BRS = self.weight_BRS
-        if scale is not None and "nomassive" in plan.variants:
-            weight_BRS = self._without_massive(index, norms_BS <= scale.massive)
+    def rest(self) -> list[Stretch]:
+        rest, self.added = self.added, Stretch(None)
+        return [rest] if rest.layers else []
+
+    def look(self, stretch: Stretch) -> None:
         if not self.means:
-            self._make_room(x_BSD.shape[-1])
-        means_BRD = self.means["tokens"][index]
-        torch.bmm(weight_BRS, x32_BSD, out=means_BRD)
-        self._look_at_means(index, means_BRD, scale)
-        assert version_of(x_BSD) == version, "a state was written to after it was shown"
-        if not self.consecutive:
-            return
-        for n in STEPS:
-            if layer - n in self.recent:
-                before_BSD, before = self.recent[layer - n]
-                assert version_of(before_BSD) == before, "a state was written to after it was shown"
-                product_BS = dot(x32_BSD, self.scratch.floats(before_BSD))
-                self.cosines_BS[n][layer - n] = cosine(product_BS, norms_BS, self.norms_BS[layer - n])
-        self._remember(layer, x_BSD, version)
-
-    def borrow(self, layer: int, x_BSD: Tensor, other: Pass, version: int) -> None:
-        """The state is what `other` saw last, a layer before: all that can be said of it is known."""
-        index, theirs = len(self.layers), len(other.layers) - 1
-        before = other.layers[theirs]
-        self.layers.append(layer)
-        self.norms_BS[layer] = other.norms_BS[before]
-        if not self.means:
-            self._make_room(x_BSD.shape[-1])
-        for name, means_LBRD in self.means.items():
-            means_LBRD[index].copy_(other.means[name][theirs])
-        num_views, num_pairs = len(self.plan.views), len(self.plan.pairs)
-        self.has_LBR[index] = other.has_LBR[theirs, :, :num_views]
-        self.norms_LBR[index] = other.norms_LBR[theirs, :, :num_views]
-        self.dots_LBQ[index] = other.dots_LBQ[theirs, :, :num_pairs]
-        if not self.consecutive:
-            return
-        for n in STEPS:
-            if layer - n in self.recent:
-                self.cosines_BS[n][layer - n] = other.cosines_BS[n][before - n]
-        self._remember(layer, x_BSD, version)
-
-    def _remember(self, layer: int, x_BSD: Tensor, version: int) -> None:
-        self.recent[layer] = x_BSD, version
-        self.recent.pop(layer - max(STEPS), None)
+            self._make_room(stretch.states[0].shape[-1])
+        start = len(self.layers)
+        self.layers += stretch.layers
+        rows = slice(start, len(self.layers))
+        if stretch.lender is None:
+            self._look_at_tokens(stretch, rows)
+            self._look_at_means(stretch, rows)
+        else:
+            self._borrow(stretch, rows, stretch.lender)
+        for layer, x_BSD, version in zip(stretch.layers, stretch.states, stretch.versions, strict=True):
+            unchanged(x_BSD, version)
+            self.recent[layer] = x_BSD, version
+            self.recent.pop(layer - max(STEPS), None)
 
     def _make_room(self, width: int) -> None:
-        num, plan = len(self.places.has_BR), self.plan
-        self.means["tokens"] = self.room("tokens", self.num_layers, num, plan.num_by_token, width)
-        for variant in ("scaled", "update"):
-            if variant in plan.variants:
-                self.means[variant] = self.room(variant, self.num_layers, num, 2, width)
+        def room(name: str, num_rows: int) -> None:
+            shape = self.num_layers, len(self.places.has_BR), num_rows, width
+            self.means[name] = self.rooms.room(name, shape, self.has_LBR)
 
-    def _without_massive(self, index: int, small_BS: Tensor) -> Tensor:
-        """Where no token is massive the weights are those that are there (asked on the CPU, where it costs nothing)."""
-        mask_B2S = self.places.mask_BRS[:, :2]
-        kept_B2S = mask_B2S & small_BS[:, None]
-        if small_BS.device.type == "cpu" and torch.equal(kept_B2S, mask_B2S):
-            return self.weight_BRS
-        count_B2 = kept_B2S.sum(-1)
-        self.has_LBR[index, :, self.tail : self.tail + 2] = count_B2 > 0
-        return torch.cat([self.weight_BRS[:, :-2], kept_B2S / count_B2.clamp_min(1)[..., None]], dim=1)
+        room("tokens", self.weight_BKS.shape[1])
+        for variant in ("nomassive", "scaled", "update"):
+            if variant in self.plan.variants:
+                room(variant, 2)
 
-    def _look_at_means(self, index: int, means_BRD: Tensor, scale: Scale | None) -> None:
-        """Norms and products of the mean tokens, and the variants that follow from those of P and T."""
-        plan, has_BR = self.plan, self.has_LBR[index]
-        num, means_B2D, has_B2 = plan.num_by_token, means_BRD[:, :2], has_BR[:, :2]
-        norms_BR, dots_BQ = self.norms_LBR[index], self.dots_LBQ[index]
-        norms_BR[:, :num] = dot(means_BRD, means_BRD).sqrt_()
-        dots_BQ[:, :3] = dot(means_BRD[:, :1], means_BRD[:, 1:4])
-        if num > 4:
-            dots_BQ[:, 3 : num // 2 + 1] = dot(means_BRD[:, 4::2], means_BRD[:, 5::2])
-
-        def follows(variant: str, made_B2D: Tensor) -> None:
-            at = plan.at(variant)
-            norms_BR[:, at] = dot(made_B2D, made_B2D).sqrt_()
-            dots_BQ[:, at.start // 2 + 1] = dot(made_B2D[:, 0], made_B2D[:, 1])
-
-        if "scaled" in plan.variants:
-            assert scale is not None
-            follows("scaled", torch.mul(means_B2D, scale.inverse_D, out=self.means["scaled"][index]))
-            has_BR[:, plan.at("scaled")] = has_B2
-        if "centred" in plan.variants:
-            assert scale is not None
-            centred_B2D, known_B2 = scale.centred(means_B2D, self.places.inside_B)
-            there_B2 = has_B2 * known_B2
-            follows("centred", centred_B2D.mul_(has_B2[..., None]))
-            has_BR[:, plan.at("centred")] = there_B2
-        if "update" in plan.variants:
-            made_B2D = self.means["update"][index]
-            if index and self.layers[index - 1] == self.layers[index] - 1:
-                torch.sub(means_B2D, self.means["tokens"][index - 1][:, :2], out=made_B2D)
-                has_BR[:, plan.at("update")] = has_B2
+    def _look_at_tokens(self, stretch: Stretch, rows: slice) -> None:
+        """Norms, mean tokens and cosines with earlier layers."""
+        num, first = len(stretch.layers), stretch.layers[0]
+        before = [first - 1] if 1 in self.steps and first - 1 in self.recent else []
+        near_LBSD = self.floats.of("states", [self._state(layer) for layer in before] + stretch.states)
+        x_LBSD = near_LBSD[-num:]
+        norms_LBS = self.norms_LBS[rows]
+        norms_LBS.copy_(dot(x_LBSD, x_LBSD)).sqrt_()
+        weight_LBKS = self.weight_BKS.expand(num, *self.weight_BKS.shape)
+        tokens_LBKD = self.means["tokens"][rows]
+        torch.bmm(weight_LBKS.flatten(0, 1), x_LBSD.flatten(0, 1), out=tokens_LBKD.flatten(0, 1))
+        if "nomassive" in self.plan.variants:
+            self._leave_out_massive(stretch, rows, x_LBSD)
+        for n in self.steps:
+            known = [layer for layer in stretch.layers if layer - n in self.recent or layer - n >= first]
+            if not known:
+                continue
+            at, its = [[self.layers.index(layer - back) for layer in known] for back in (0, n)]
+            if n == 1:
+                product_LBS = dot(near_LBSD[1:], near_LBSD[:-1])
             else:
-                made_B2D.zero_()
-            follows("update", made_B2D)
+                far_LBSD = self.floats.of("before", [self._state(layer - n, stretch) for layer in known])
+                product_LBS = dot(rows_of(x_LBSD, [index - rows.start for index in at]), far_LBSD)
+            found_LBS = cosine(product_LBS, self.norms_LBS[at], self.norms_LBS[its])
+            self.cosines_BS[n] |= {layer - n: found_BS for layer, found_BS in zip(known, found_LBS, strict=True)}
+
+    def _state(self, layer: int, stretch: Stretch | None = None) -> Tensor:
+        if stretch is not None and layer in stretch.layers:
+            return stretch.states[stretch.layers.index(layer)]
+        x_BSD, version = self.recent[layer]
+        return unchanged(x_BSD, version)
+
+    def _leave_out_massive(self, stretch: Stretch, rows: slice, x_LBSD: Tensor) -> None:
+        """Where no token is massive the means are those that are there (asked on the CPU, where it costs nothing)."""
+        massive_L = torch.tensor([scale.massive for scale in stretch.scales], device=x_LBSD.device)
+        small_LBS = self.norms_LBS[rows] <= massive_L[:, None, None]
+        mask_B2S = self.places.mask_BRS[:, :2]
+        kept_LB2S = mask_B2S & small_LBS[:, :, None]
+        made_LB2D, has_LB2 = self.means["nomassive"][rows], self.has_LBR[rows, :, self.plan.at("nomassive")]
+        if x_LBSD.device.type == "cpu" and torch.equal(kept_LB2S, mask_B2S.expand_as(kept_LB2S)):
+            made_LB2D.copy_(self.means["tokens"][rows, :, :2])
+            has_LB2.copy_(self.places.has_BR[:, :2])
+            return
+        count_LB2 = kept_LB2S.sum(-1)
+        weight_LB2S = kept_LB2S / count_LB2.clamp_min(1)[..., None]
+        torch.bmm(weight_LB2S.flatten(0, 1), x_LBSD.flatten(0, 1), out=made_LB2D.flatten(0, 1))
+        has_LB2.copy_(count_LB2 > 0)
+
+    def _look_at_means(self, stretch: Stretch, rows: slice) -> None:
+        """Norms and products of the mean tokens, and the variants that follow from those of P and T."""
+        plan, has_LBR, dots_LBQ = self.plan, self.has_LBR[rows], self.dots_LBQ[rows]
+        norms_LBR = self.norms_LBR[rows]
+        means_LBKD = self.means["tokens"][rows]
+        means_LB2D, has_LB2 = means_LBKD[:, :, :2], has_LBR[..., :2]
+        norms_LBR[..., : means_LBKD.shape[2]] = dot(means_LBKD, means_LBKD).sqrt_()
+        dots_LBQ[..., :3] = dot(means_LBKD[:, :, :1], means_LBKD[:, :, 1:4])
+
+        def follows(variant: str, made_LB2D: Tensor, there_LB2: Tensor | None = None) -> None:
+            at = plan.at(variant)
+            norms_LBR[..., at] = dot(made_LB2D, made_LB2D).sqrt_()
+            dots_LBQ[..., at.start // 2 + 1] = dot(made_LB2D[:, :, 0], made_LB2D[:, :, 1])
+            if there_LB2 is not None:
+                has_LBR[..., at] = there_LB2
+
+        if "nosink" in plan.variants:
+            follows("nosink", means_LBKD[:, :, -2:] if self.places.any_sink else means_LB2D)
+        if "nomassive" in plan.variants:
+            follows("nomassive", self.means["nomassive"][rows])
+        if "scaled" in plan.variants:
+            inverse_LD = torch.stack([scale.inverse_D for scale in stretch.scales])
+            made_LB2D = torch.mul(means_LB2D, inverse_LD[:, None, None], out=self.means["scaled"][rows])
+            follows("scaled", made_LB2D, has_LB2)
+        if "centred" in plan.variants:
+            made_LB2D, known_LB2 = centred(stretch.scales, means_LB2D, self.places.inside_B)
+            follows("centred", made_LB2D.mul_(has_LB2[..., None]), has_LB2 * known_LB2)
+        if "update" in plan.variants:
+            follows("update", *self._updates(rows, has_LB2))
+
+    def _updates(self, rows: slice, has_LB2: Tensor) -> tuple[Tensor, Tensor]:
+        """What the block before each of these layers adds, zero where it was not looked at; which examples have it."""
+        means_LB2D, made_LB2D = self.means["tokens"][:, :, :2], self.means["update"]
+        follows = rows.start > 0 and self.layers[rows.start - 1] == self.layers[rows.start] - 1
+        start = rows.start if follows else rows.start + 1
+        torch.sub(
+            means_LB2D[start : rows.stop], means_LB2D[start - 1 : rows.stop - 1], out=made_LB2D[start : rows.stop]
+        )
+        there_LB2 = has_LB2.clone()
+        if not follows:
+            made_LB2D[rows.start] = there_LB2[0] = 0
+        return made_LB2D[rows], there_LB2
+
+    def _borrow(self, stretch: Stretch, rows: slice, lender: Pass) -> None:
+        """All that can be said of these states is known, but for cosines with states that were not borrowed."""
+        start = lender.layers.index(stretch.layers[0] - 1)
+        theirs = slice(start, start + len(stretch.layers))
+        for name, means_LBRD in self.means.items():
+            means_LBRD[rows] = lender.means[name][theirs]
+        self.norms_LBS[rows] = lender.norms_LBS[theirs]
+        self.has_LBR[rows] = lender.has_LBR[theirs, :, : len(self.plan.views)]
+        self.norms_LBR[rows] = lender.norms_LBR[theirs, :, : len(self.plan.views)]
+        self.dots_LBQ[rows] = lender.dots_LBQ[theirs, :, : len(self.plan.pairs)]
+        self.borrowed |= set(stretch.layers)
+        for n in self.steps:
+            for layer in stretch.layers:
+                if layer - n in self.borrowed:
+                    self.cosines_BS[n][layer - n] = lender.cosines_BS[n][layer - n - 1]
+                elif layer - n in self.recent:
+                    x_BSD = self.floats.of("states", [stretch.states[stretch.layers.index(layer)]])[0]
+                    before_BSD = self.floats.of("before", [self._state(layer - n)])[0]
+                    norms = [self.norms_LBS[self.layers.index(at)] for at in (layer, layer - n)]
+                    self.cosines_BS[n][layer - n] = cosine(dot(x_BSD, before_BSD), *norms)
 
     def finish(self) -> Seen:
         self.recent = {}
-        num = len(self.layers)
-        norms_LBS = torch.stack([self.norms_BS[layer] for layer in self.layers])
+        num, tokens = len(self.layers), self.means["tokens"]
         cosines = {n: (list(found), torch.stack(list(found.values()))) for n, found in self.cosines_BS.items() if found}
-        at = {"tokens": slice(0, self.plan.num_by_token)}
-        means = [(at.get(name) or self.plan.at(name), means_LBRD[:num]) for name, means_LBRD in self.means.items()]
+        means = [(slice(0, len(ROLE_VIEWS)), tokens[:num, :, : len(ROLE_VIEWS)])]
+        if "nosink" in self.plan.variants:
+            own = tokens[:num, :, -2:] if self.places.any_sink else tokens[:num, :, :2]
+            means.append((self.plan.at("nosink"), own))
+        means += [(self.plan.at(name), made[:num]) for name, made in self.means.items() if name != "tokens"]
         return Seen(
-            self.layers, means, self.has_LBR[:num], self.norms_LBR[:num], self.dots_LBQ[:num], norms_LBS, cosines
+            self.layers,
+            means,
+            self.has_LBR[:num],
+            self.norms_LBR[:num],
+            self.dots_LBQ[:num],
+            self.norms_LBS[:num],
+            cosines,
         )
+
+
+def unchanged(x: Tensor, version: int) -> Tensor:
+    assert version_of(x) == version, "a state was written to after it was shown"
+    return x
+
+
+def rows_of(x: Tensor, indices: Sequence[int]) -> Tensor:
+    """x[indices], without a copy where they follow each other."""
+    start, end = indices[0], indices[-1] + 1
+    return x[start:end] if end - start == len(indices) else x[list(indices)]
 
 
 def dot(a_BSD: Tensor, b_BSD: Tensor) -> Tensor:

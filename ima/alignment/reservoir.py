@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ima.alignment.scales import Scale, Scales
+from ima.alignment.scales import Scale, Scales, centred
 from ima.alignment.views import draw_of
 from ima.types import Role, Site
 
@@ -170,8 +170,8 @@ class Tokens:
             assert self.scales is not None
             inside_E = torch.tensor([name in self.scales.sample_ids for name in ids])
             on_cpu = dataclasses.replace(scale, mean_sum_2D=scale.mean_sum_2D.cpu(), count_2=scale.count_2.cpu())
-            centred_E2D, known_E2 = on_cpu.centred(means_E2D, inside_E)
-            kept_E = known_E2.all(1)
-            means_E2D = centred_E2D[kept_E]
+            centred_1E2D, known_1E2 = centred([on_cpu], means_E2D[None], inside_E)
+            kept_E = known_1E2[0].all(1)
+            means_E2D = centred_1E2D[0][kept_E]
             ids = [name for name, there in zip(ids, kept_E.tolist(), strict=True) if there]
         return means_E2D[:, 0], means_E2D[:, 1], ids

@@ -69,16 +69,19 @@ class Scale:
     mean_sum_2D: Tensor
     count_2: Tensor
 
-    def centred(self, means_B2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The means minus those over the subset's examples other than the one itself (inside_B: it is of the subset),
-        and known_B2: whether there is any; zero where there is none."""
-        own_B1 = inside_B.to(self.count_2)[:, None]
-        others_B2 = self.count_2 - own_B1
-        known_B2 = others_B2 > 0
-        factor_B2 = known_B2 / others_B2.clamp_min(1)
-        # m - (sum - own m) / others
-        made_B2D = torch.mul(means_B2D, (known_B2 + own_B1 * factor_B2)[..., None])
-        return made_B2D.addcmul_(factor_B2[..., None], self.mean_sum_2D, value=-1), known_B2
+
+def centred(scales: Sequence[Scale], means_LB2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The means minus those over the subset's examples other than the one itself (inside_B: it is of the subset), and
+    known_LB2: whether there is any; zero where there is none. `scales`: of each of the layers."""
+    sum_L2D = torch.stack([scale.mean_sum_2D for scale in scales])
+    count_L2 = torch.stack([scale.count_2 for scale in scales])
+    own_B1 = inside_B.to(count_L2)[:, None]
+    others_LB2 = count_L2[:, None] - own_B1
+    known_LB2 = others_LB2 > 0
+    factor_LB2 = known_LB2 / others_LB2.clamp_min(1)
+    # m - (sum - own m) / others
+    made_LB2D = torch.mul(means_LB2D, (known_LB2 + own_B1 * factor_LB2)[..., None])
+    return made_LB2D.addcmul_(factor_LB2[..., None], sum_L2D[:, None], value=-1), known_LB2
 
 
 class Scales:

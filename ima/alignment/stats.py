@@ -8,14 +8,13 @@ vectors have cosine 0.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ima.alignment.lanes import MAX_LANES, Lanes
-from ima.alignment.passes import STEPS, Pass, Places, Scratch, Seen, cosine
+from ima.alignment.lanes import Lanes
+from ima.alignment.passes import STEPS, Floats, Pass, Places, Rooms, Seen, Stretch, cosine
 from ima.alignment.scales import NUM_BINS, Scales, norm_bins
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
 from ima.llm.sites import version_of
@@ -88,8 +87,8 @@ class AlignmentStats:
         self.examples: dict[str, list[float]] | None = {} if examples else None
         assert scales is not None or not self.plan.needs_scales, "these variants need scales of an earlier pass"
         self._lanes = Lanes()
-        self._scratch = [Scratch() for _ in range(MAX_LANES)]
-        self._lane_of: dict[Site, int] = {}
+        self._rooms: dict[Site, Rooms] = {}
+        self._floats = Floats()
         self._seen: dict[Site, Pass] = {}
         self._last_output: tuple[int, Tensor, int] | None = None  # layer, state, its version
         self.sites: dict[Site, SiteStats] = {}
@@ -112,29 +111,28 @@ class AlignmentStats:
         if site not in self._seen:
             self._start(site, x_BSD)
         scale = self.scales.of(layer, site) if self.scales is not None and self.plan.needs_scales else None
-        run = functools.partial(self._lanes.run, self._lane_of[site], x_BSD.device)
         version = version_of(x_BSD)
+        lender = None
         if site is Site.RESID_PRE and self._is_last_output(layer, x_BSD, version):
-            run(self._seen[site].borrow, layer, x_BSD, self._seen[Site.RESID_POST], version)
-        else:
-            run(self._seen[site].see, layer, x_BSD, scale, version)
+            lender = self._seen[Site.RESID_POST]
+        for stretch in self._seen[site].add(layer, x_BSD, scale, version, lender):
+            self._look(site, stretch)
         if site is Site.RESID_POST:
             self._last_output = layer, x_BSD, version
 
+    def _look(self, site: Site, stretch: Stretch) -> None:
+        if stretch.lender is not None:
+            for earlier in stretch.lender.rest():
+                self._look(Site.RESID_POST, earlier)
+        self._lanes.run(lane_of(site), stretch.states[0].device, self._seen[site].look, stretch)
+
     def _start(self, site: Site, x_BSD: Tensor) -> None:
-        """Room for a site in this pass. The first time, its lane: that with the least to do, and what enters a block
-        beside what comes out of one."""
+        """Room for a site in this pass."""
         width, device, plan = x_BSD.shape[-1], x_BSD.device, self.plan_at(site)
         if site not in self.sites:
             self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, plan)
-        if site not in self._lane_of:
-            load = [0] * max(1, self._lanes.num(device))
-            for other, lane in self._lane_of.items():
-                load[lane] += self.sites[other].width * (other is not Site.RESID_PRE)
-            beside = self._lane_of.get(Site.RESID_POST) if site is Site.RESID_PRE else None
-            self._lane_of[site] = load.index(min(load)) if beside is None else beside
-        scratch = self._scratch[self._lane_of[site]]
-        self._seen[site] = Pass(site, self._places, self.consecutive, self.num_layers, plan, scratch)
+            self._rooms[site] = Rooms()
+        self._seen[site] = Pass(self._places, self.consecutive, self.num_layers, plan, self._rooms[site], self._floats)
 
     def _is_last_output(self, layer: int, x_BSD: Tensor, version: int) -> bool:
         """Whether what enters a block is what the block before it put out, as it is unless something intervenes."""
@@ -146,14 +144,14 @@ class AlignmentStats:
 
     def end(self) -> None:
         for site, passed in self._seen.items():
-            self._lanes.run(self._lane_of[site], self.sites[site].count_LGR.device, self._add, site, passed)
+            for stretch in passed.rest():
+                self._look(site, stretch)
+            self._lanes.run(lane_of(site), self.sites[site].count_LGR.device, self._add, site, passed)
         self._lanes.wait()
         self._forget()
 
     def _forget(self) -> None:
         self._seen, self._last_output = {}, None
-        for scratch in self._scratch:
-            scratch.forget()
 
     def _add(self, site: Site, passed: Pass) -> None:
         seen = passed.finish()
@@ -188,6 +186,11 @@ class AlignmentStats:
                     dist.all_reduce(value)
             dist.all_reduce(counts)
             self.num_examples, self.num_state_bytes_seen = (int(value) for value in counts.tolist())
+
+
+def lane_of(site: Site) -> str:
+    """What enters a block is borrowed from what comes out of one, and so in order with it."""
+    return (Site.RESID_POST if site is Site.RESID_PRE else site).value
 
 
 def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:

@@ -59,11 +59,6 @@ class Plan:
         return len(VIEWS) if "nosink" in self.variants else len(ROLE_VIEWS)
 
     @property
-    def num_by_token(self) -> int:
-        """How many of the views are means of tokens; the others follow from the means of P and T."""
-        return self.num_by_role + 2 * ("nomassive" in self.variants)
-
-    @property
     def needs_scales(self) -> bool:
         return any(variant in SCALED_VARIANTS for variant in self.variants)
 
