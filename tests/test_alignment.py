@@ -195,8 +195,14 @@ def random_states(num_layers: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return [torch.randn(2, 5, 16, generator=generator).to(dtype) for _ in range(num_layers)]
 
 
-def two_sites(num_threads: int, copied: Sequence[int] = (), dtype: torch.dtype = torch.bfloat16) -> AlignmentStats:
-    """Block outputs and inputs of two passes; at the `copied` layers the input is another tensor of the same values."""
+def two_sites(
+    num_threads: int,
+    copied: Sequence[int] = (),
+    dtype: torch.dtype = torch.bfloat16,
+    changed: Sequence[int] = (),
+) -> AlignmentStats:
+    """Block outputs and inputs of two passes; at the `copied` layers the input is another tensor of the same values, at
+    the `changed` ones of other values."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -207,6 +213,8 @@ def two_sites(num_threads: int, copied: Sequence[int] = (), dtype: torch.dtype =
             stats.see(0, Site.RESID_POST, states[0])
             for layer in range(1, 11):
                 entering = states[layer - 1]
+                if layer in changed:
+                    entering = entering.flip(0) + layer
                 stats.see(layer, Site.RESID_PRE, entering.clone() if layer in copied else entering)
                 stats.see(layer, Site.FC1, torch.cat([states[layer], entering], -1))
                 stats.see(layer, Site.RESID_POST, states[layer])
@@ -223,6 +231,26 @@ def test_what_enters_a_block_is_borrowed_from_the_output_before_it_and_says_the_
     for site, stats in slow.sites.items():
         for name, value in stats.tensors().items():
             torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("changed", [(1,), (4, 5), (2, 9), tuple(range(1, 11))])
+def test_what_enters_a_block_changed_is_looked_at_itself_also_beside_what_is_borrowed(changed):
+    found = two_sites(1, changed=changed)
+    slow = two_sites(1, copied=tuple(range(1, 11)), changed=changed)
+    for site, stats in slow.sites.items():
+        for name, value in stats.tensors().items():
+            torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("max_layers", [1, 3])
+def test_any_length_of_stretches_gives_the_same(monkeypatch, max_layers, dtype):
+    slow = two_sites(1, dtype=dtype, changed=(4,))
+    monkeypatch.setattr("ima.alignment.passes.MAX_LAYERS", max_layers)
+    found = two_sites(1, dtype=dtype, changed=(4,))
+    for site, stats in slow.sites.items():
+        for name, value in stats.tensors().items():
+            torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_threads", [2, 3])
