@@ -319,7 +319,10 @@ def test_one_command_asks_the_published_benchmarks_in_their_official_files(
         (tmp_path / name).mkdir()
         corpora_files.CORPORA[name](tmp_path / name)
     corpora_files.pope(tmp_path)
-    entries = {"vqav2": "vqav2", "gqa": "gqa", "textvqa": "textvqa", "textvqa_ocr": "textvqa", "pope": ""}
+    corpora_files.coco(tmp_path / "coco")
+    corpora_files.to_json(tmp_path / "coco" / "instances_val2014.json", corpora_files.COCO_INSTANCES)
+    entries = {"vqav2": "vqav2", "gqa": "gqa", "textvqa": "textvqa", "textvqa_ocr": "textvqa", "pope": "",
+               "coco_chair": "coco"}  # fmt: skip
     argv = [f"checkpoint={whole}", f"mixture=[{','.join(entries)}]", f"output_dir={tmp_path}", "name=asked",
             *(f"mixture.{name}.data.folder={tmp_path / folder}" for name, folder in entries.items())]  # fmt: skip
     done = launcher.run("evaluate", argv)
@@ -328,10 +331,11 @@ def test_one_command_asks_the_published_benchmarks_in_their_official_files(
         lines = list(csv.DictReader(file))
     assert [(line["entry"], line["track"], line["metric"]) for line in lines] == [
         ("vqav2", "val", "accuracy"), ("gqa", "test", "accuracy"), ("textvqa", "val", "accuracy"),
-        ("textvqa_ocr", "val", "accuracy"), ("pope", "test", "accuracy"),
+        ("textvqa_ocr", "val", "accuracy"), ("pope", "test", "accuracy"), ("coco_chair", "test", "cider_d"),
     ]  # fmt: skip
     assert all(float(line["value"]) >= 0 and -1 <= float(line["ima"]) <= 1 for line in lines[:1] + lines[2:4])
     assert lines[4]["yes_ratio"] and lines[4]["f1"] and not lines[4]["ima"], "POPE has no validation split"
+    assert lines[5]["chair_s"] and "chair_i" in lines[5]
     assert lines[2]["ima"] != lines[3]["ima"], "the words of the picture are another text"
     html = write_report([tmp_path / "asked"]).read_text()
     assert all(f'<th scope="row">{name}</th>' in html for name in entries)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ima.data.corpora.base import BadMedium, Corpus, Table, plain
 from ima.data.corpora.reading import Record, read_list, read_object, read_table
 from ima.errors import UserError, nearest
+from ima.tasks.metrics.chair import COCO, coco_classes, coco_names
 from ima.types import Sample
 
 
@@ -32,6 +34,7 @@ class CaptionCorpus(Corpus):
     ) -> None:
         super().__init__(folder, splits, name, media, on_bad_medium, limit, clusters)
         self.per_caption = per_caption
+        self._objects: dict[Path, dict[str, frozenset[str]]] = {}
 
     def captioned(
         self, split: str, key: str, record: Record, captions: tuple[str, ...], **facts: Any
@@ -39,19 +42,35 @@ class CaptionCorpus(Corpus):
         captions = tuple(text.strip() for text in captions if text.strip())
         if not captions:
             raise UserError(f"{record.where}: no caption")
-        sample = self.sample(split, key, record, captions, facts=facts)
+        sample = self.sample(
+            split, key, record, captions, facts=facts | self.true_objects(split, key, record, captions)
+        )
         if not (self.per_caption and split == "train"):
             yield sample
             return
         for index, text in enumerate(captions):
             yield dataclasses.replace(sample, id=f"{sample.id}.{index}", references=(text,))
 
+    def true_objects(self, split: str, key: str, record: Record, captions: tuple[str, ...]) -> dict[str, Any]:
+        """Facts for CHAIR, where the split's table names COCO's instances: the classes that are annotated, and those
+        that people's captions name."""
+        if "objects" not in self.tables[split]:
+            return {}
+        path = self.file(split, "objects")
+        if path not in self._objects:
+            self._objects[path] = annotated_objects(path)
+        if key not in self._objects[path]:
+            raise UserError(f"{record.where}: image {key} is not among the images of {path}")
+        return {"nouns": sorted(self._objects[path][key] | coco_classes(captions)), "vocabulary": COCO}
+
 
 class Karpathy(CaptionCorpus):
-    """dataset_coco.json (also that of Flickr8k and Flickr30k): all splits in one file, told by labels."""
+    """dataset_coco.json (also that of Flickr8k and Flickr30k): all splits in one file, told by labels. objects: COCO's
+    instances_val2014.json, so that CHAIR is measured."""
 
     modality = "image"
     FIELDS = ("annotations", "labels", "media")
+    OPTIONAL = ("objects",)
 
     def read(self, split: str, table: Table) -> Iterator[Sample]:
         labels = plain(table["labels"])
@@ -155,6 +174,25 @@ class Clotho(CaptionCorpus):
         for record in read_table(self.file(split), ("file_name", *self.COLUMNS)):
             captions = tuple(record.text(column) for column in self.COLUMNS)
             yield from self.captioned(split, record.text("file_name"), record, captions)
+
+
+def annotated_objects(path: Path) -> dict[str, frozenset[str]]:
+    """COCO's instances file: the names of classes by image, none where nothing is annotated. Raises UserError where
+    it refers to what it does not list, or a class is none of COCO's 80."""
+    whole, known = read_object(path), frozenset(coco_names().values())
+    names = {key: record.text("name") for key, record in unique(whole.records("categories"), "id").items()}
+    for name in names.values():
+        if name not in known:
+            raise UserError(f"{path}: category {name!r} is none of COCO's 80; {nearest(name, sorted(known))}")
+    found: dict[str, set[str]] = {key: set() for key in unique(whole.records("images"), "id")}
+    for record in whole.records("annotations"):
+        image, category = record.id("image_id"), record.id("category_id")
+        if image not in found:
+            raise UserError(f"{record.where}: image_id {image} is not among the images")
+        if category not in names:
+            raise UserError(f"{record.where}: category_id {category} is not among the categories")
+        found[image].add(names[category])
+    return {key: frozenset(classes) for key, classes in found.items()}
 
 
 def unique(records: Iterator[Record], key: str) -> dict[str, Record]:
