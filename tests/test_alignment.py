@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -253,6 +254,24 @@ def test_any_length_of_stretches_gives_the_same(monkeypatch, max_layers, dtype):
             torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=1e-6, atol=1e-6)
 
 
+def test_one_site_whose_statistics_run_beside_the_model_adds_up_what_one_thread_does():
+    threads = torch.get_num_threads()
+    found = {}
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        try:
+            found[num_threads] = AlignmentStats(num_layers=11)
+            for ids in (["a", "b"], ["c", "d"], ["e", "f"]):  # beside from the second batch on
+                found[num_threads].begin(torch.tensor([[P, Q, A, A, PAD], [P, P, Q, A, A]]), ids)
+                for layer, state in enumerate(random_states(11, torch.bfloat16)):
+                    found[num_threads].see(layer, Site.RESID_POST, state)
+                found[num_threads].end()
+        finally:
+            torch.set_num_threads(threads)
+    for name, value in found[1].sites[Site.RESID_POST].tensors().items():
+        torch.testing.assert_close(found[2].sites[Site.RESID_POST].tensors()[name], value, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_threads", [2, 3])
 def test_lanes_of_threads_add_up_what_one_thread_does(num_threads):
     found, slow = two_sites(num_threads), two_sites(1)
@@ -266,10 +285,11 @@ def test_what_a_lane_raises_reaches_the_pass_and_the_next_pass_starts_anew():
     torch.set_num_threads(2)
     try:
         stats = AlignmentStats(num_layers=2)
-        stats.begin(torch.tensor([[P, A]]), ["a"])
-        stats.see(0, Site.RESID_POST, torch.randn(1, 3, 4))  # three positions where the roles say two
-        with pytest.raises(RuntimeError):
-            stats.end()
+        for index in range(3):  # collected, then beside the model
+            stats.begin(torch.tensor([[P, A]]), ["a"])
+            stats.see(0, Site.RESID_POST, torch.randn(1, 3 if index != 1 else 2, 4))  # the roles say two
+            with pytest.raises(RuntimeError) if index != 1 else nullcontext():
+                stats.end()
         stats = AlignmentStats(num_layers=2)
         stats.begin(torch.tensor([[P, A]]), ["a"])
         stats.see(0, Site.RESID_POST, torch.randn(1, 2, 4))  # interrupted
