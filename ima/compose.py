@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ima.check import show
-from ima.config import INHERITED, MANAGEMENT, ROOTS, STACKED, check_together, config_hash, groups_of, run_config
+from ima.config import INHERITED, MANAGEMENT, OF_LMM, ROOTS, STACKED, check_together, config_hash, groups_of, run_config
 from ima.errors import UserError, nearest
 from ima.nodes import MISSING, check_node, put
 from ima.schema import signature
@@ -182,9 +182,12 @@ def inherit(
     trained: Mapping[str, Any] | None = None,
 ) -> None:
     """Fill what the evaluation leaves open from the run that it evaluates."""
+    if "lmm" in chosen:
+        stand_alone(config, choices, values, chosen)
+        return
     checkpoint = next((value for key, value in reversed(values) if key == "checkpoint"), config.get("checkpoint"))
     if checkpoint is None or checkpoint == MISSING:
-        raise UserError("checkpoint: missing; write checkpoint=outputs/<run>")
+        raise UserError("checkpoint: missing; write checkpoint=outputs/<run>, or lmm=hf lmm.path=<folder>")
     trained = trained or run_config(str(checkpoint))
     own_data = any(key.split(".")[0] in ("data", "task") for key in [*chosen, *(key for key, _ in values)])
     for name in INHERITED:
@@ -193,6 +196,21 @@ def inherit(
         if not config.get(name) and not choices.get(name) and name not in chosen:
             config[name] = trained.get(name, config.get(name))
             choices[name] = trained.get("choices", {}).get(name)
+
+
+def stand_alone(
+    config: dict[str, Any], choices: dict[str, Any], values: list[tuple[str, Any]], chosen: Mapping[str, Any]
+) -> None:
+    """A whole multimodal model is measured: no run stands behind it."""
+    for key in [*chosen, *(key for key, _ in values)]:
+        if key.split(".")[0] in ("checkpoint", *OF_LMM):
+            raise UserError(f"{key}: not together with lmm, which is a whole model and measured as it is; remove it")
+    config["checkpoint"] = None
+    defaults = compose([], "train")
+    for name in INHERITED:
+        if name not in OF_LMM and not config.get(name) and not choices.get(name) and name not in chosen:
+            config[name] = OmegaConf.to_container(defaults)[name]  # type: ignore[index, call-overload]
+            choices[name] = defaults["choices"].get(name)
 
 
 def resolve(config: dict[str, Any]) -> dict[str, Any]:

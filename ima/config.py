@@ -26,9 +26,11 @@ STACKED = ("intervention", "mixture", "stage")  # groups of which several choice
 INHERITED = (
     "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "trainer", "seed",
 )  # fmt: skip
+# What a whole multimodal model brings along; the rest of INHERITED is as train.py has it.
+OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage", "intervention")
 # Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.
 COMPLETED: dict[str, tuple[str, ...]] = {"adapter": ("dim", "width"), "logger": ("folder", "config")}
-LATER = ("mixture", "stage", "init")  # keys that older runs lack: empty, they change nothing
+LATER = ("mixture", "stage", "init", "lmm")  # keys that older runs lack: empty, they change nothing
 MANAGEMENT = ("name", "output_dir", "resume", "overwrite", "logger", "choices")
 
 
@@ -63,7 +65,8 @@ class TrainConfig:
 
 @dataclasses.dataclass
 class EvaluateConfig:
-    checkpoint: str = key("run folder or checkpoint to evaluate", "???")
+    checkpoint: str | None = key("run folder or checkpoint to evaluate", "???")
+    lmm: Node = key("a whole multimodal model that was trained elsewhere, in place of a run's")
     encoder: Node = key("from the run")
     adapter: Node = key("from the run")
     llm: Node = key("from the run")

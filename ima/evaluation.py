@@ -140,7 +140,7 @@ class Evaluator:
         """This rank's samples by id -> the candidate whose tokens are likeliest on average."""
         module, best = self.module, dict[str, tuple[float, str]]()
         asked = Candidates(self.task)  # type: ignore[abstract]  # only its texts are asked for
-        collate = Collate(asked, module.llm, percepts, channel=self.channel, max_tokens=self.max_tokens)
+        collate = self._collate(percepts, task=asked)
         items = [
             (sample, number)
             for sample in samples[rank() :: num_ranks()]
@@ -168,10 +168,11 @@ class Evaluator:
         """Metrics with intervals; idf always from the references of the whole split."""
         return self.task.score(predictions, [sample.references for sample in self.source.samples(split)])
 
-    def _collate(self, percepts: Percepts, answers: bool = True) -> Collate:
-        return Collate(self.task, self.module.llm, percepts, answers, channel=self.channel, max_tokens=self.max_tokens)
+    def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
+        asked, llm = task or self.task, self.module.llm
+        return Collate(asked, llm, percepts, answers, channel=self.channel, max_tokens=self.max_tokens)
 
-    def _loader(self, samples: Sequence[Sample], collate: Collate) -> Any:
+    def _loader(self, samples: Sequence[Sample], collate: Any) -> Any:
         return eval_loader(samples, collate, self.batch_size, rank(), num_ranks(), self.num_workers)
 
     def _spent(self, what: str, start: float) -> None:

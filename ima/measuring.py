@@ -12,30 +12,30 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from ima.callbacks import Recorder
+from ima.callbacks import AlignmentLogger, GenerationScorer, Recorder
 from ima.checkpoint import load_adapter, load_llm
 from ima.config import config_hash, run_config
 from ima.dashboard import failures_told
+from ima.errors import UserError
 from ima.interventions import stack
 from ima.interventions.auto import resolved
 from ima.interventions.latency import plan_seconds, say_seconds
 from ima.interventions.mask import MaskWeights
+from ima.lmm import LmmEvaluator
 from ima.measures import facts_of, gather, measures_of, seconds_of, write_table
-from ima.parts import assemble, device_of
+from ima.parts import Stream, assemble, build, device_of, tupled, without_target
 from ima.progress import timed
 from ima.provenance import provenance
 from ima.ready import fast, make_ready, run_facts, say_plan, typical_tokens
 from ima.results import RowWriter, read_result, write_json
 from ima.samples import write_all_samples
+from ima.settings import Alignment, Training
 from ima.stages import effective
 
 
 def measure(config: dict[str, Any], folder: Path, command: str, run: Path, checkpoint: Path) -> dict[str, Any]:
     """Measure the adapter at `checkpoint` (of the run folder `run`) and write rows and result into `folder`."""
-    started = time.perf_counter()
-    record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
-    record |= {"config_hash": config_hash(config)} | provenance()
-    write_json(folder / "result.json", record | {"metrics": {}, "wall_seconds": None})
+    started, record = time.perf_counter(), begin(config, folder, command)
     clock: dict[str, float] = {}
     trained = read_result(run).get("facts", {})
     if config["llm"].get("dtype") == "auto" and trained.get("llm_dtype"):
@@ -56,13 +56,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), run, config["llm"])
     facts = run_facts(parts, shown) | {"evaluated": str(checkpoint)}
     say_plan(parts, shown)
-    (folder / "rows.jsonl").unlink(missing_ok=True)
-    recorder = Recorder(folder.name, RowWriter(folder / "rows.jsonl"), facts_of(parts.streams[0]))
-    logger = None
-    if config.get("logger"):
-        kind = {} if "job_type" in config["logger"] else {"job_type": "evaluate"}
-        logger = instantiate(config["logger"])(folder, config, **kind)
-        recorder.mirrors.append(logger.mirror)
+    recorder, logger = recording(config, folder, facts_of(parts.streams[0]))
     measures = measures_of(parts, module, shown, recorder, folder)
     named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
     epoch = int(named[1]) if named else t.epochs
@@ -77,15 +71,86 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         settings = measures[0].evaluator.settings
         facts["plan_seconds"] = plan_seconds(module, parts.interventions, batch, settings, t.fast)
         say_seconds(facts["plan_seconds"])
-    result = record | {
-        "status": "ok",
-        "metrics": recorder.metrics,
-        "facts": facts,
-        "wall_seconds": round(time.perf_counter() - started, 2),
-    }
+    result = ended(record, recorder, facts, started)
     write_all_samples(folder, [measure.final for measure in measures], epoch)
     write_table(folder, result)
     write_json(folder / "result.json", result)
     if logger is not None:
         logger.finish(recorder.metrics)
     return result
+
+
+def measure_whole(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
+    """Measure a multimodal model that was trained elsewhere."""
+    started, record = time.perf_counter(), begin(config, folder, command)
+    clock: dict[str, float] = {}
+    with timed(clock, "load"):
+        t = Training(**tupled(without_target(config["trainer"])))
+        alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
+        source, task = build(config, "data"), build(config, "task")
+        if source.modality != "image":
+            raise UserError(
+                f"data: {source.name} is {source.modality}; a whole model is shown pictures"
+            )
+        lmm = build(config, "lmm").to(device_of(t))
+    nothing: Any = None  # no encoder and no adapter of ours
+    stream = Stream("", source, task, nothing, nothing, None, t)
+    split = alignment.split if alignment else "val"
+    val = stream.samples(split, t.eval_samples) if split in source.splits else []
+    facts = whole_facts(lmm, stream) | {"evaluated": str(config["lmm"].get("path")), "device": str(device_of(t))}
+    recorder, logger = recording(config, folder, facts_of(stream))
+    evaluator = LmmEvaluator(lmm, task, source, t.eval_batch_size, t.num_workers)
+    scorer = GenerationScorer(evaluator, stream.tracks(), {}, t, recorder)
+    parts = [*([AlignmentLogger(evaluator, val, alignment, recorder, folder)] if val else []), scorer]
+    with failures_told(logger):
+        for part in parts:
+            part.measure(0, 0, last=True)
+    facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}
+    result = ended(record, recorder, facts, started)
+    write_all_samples(folder, [("", scorer.final, task, source)], 0)
+    write_json(folder / "result.json", result)
+    if logger is not None:
+        logger.finish(recorder.metrics)
+    return result
+
+
+def whole_facts(lmm: Any, stream: Stream) -> dict[str, Any]:
+    source, task = stream.source, stream.task
+    return {
+        "llm": lmm.llm.name,
+        "llm_dtype": str(lmm.llm.dtype).removeprefix("torch."),
+        "llm_width": lmm.llm.width,
+        "llm_blocks": lmm.llm.num_blocks,
+        "source": source.name,
+        "modality": source.modality,
+        "task": task.name,
+        "headline": task.headline,
+        "source_fingerprint": source.fingerprint,
+        "num_samples": {split: len(stream.all_samples(split)) for split in source.splits},
+        "num_trainable": 0,
+        "num_frozen": sum(p.numel() for p in lmm.whole.parameters()),
+    }
+
+
+def begin(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
+    """What `result.json` says from the start."""
+    record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
+    record |= {"config_hash": config_hash(config)} | provenance()
+    write_json(folder / "result.json", record | {"metrics": {}, "wall_seconds": None})
+    return record
+
+
+def recording(config: dict[str, Any], folder: Path, facts: dict[str, Any]) -> tuple[Recorder, Any]:
+    """The recorder of a new `rows.jsonl`, and its mirror where there is one."""
+    (folder / "rows.jsonl").unlink(missing_ok=True)
+    recorder, logger = Recorder(folder.name, RowWriter(folder / "rows.jsonl"), facts), None
+    if config.get("logger"):
+        kind = {} if "job_type" in config["logger"] else {"job_type": "evaluate"}
+        logger = instantiate(config["logger"])(folder, config, **kind)
+        recorder.mirrors.append(logger.mirror)
+    return recorder, logger
+
+
+def ended(record: dict[str, Any], recorder: Recorder, facts: dict[str, Any], started: float) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - started, 2)
+    return record | {"status": "ok", "metrics": recorder.metrics, "facts": facts, "wall_seconds": seconds}

@@ -7,10 +7,12 @@ codes and what the terminal says; `fitting` and `measuring` do the work.
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from ima.fitting import train
 from ima.folders import finished, is_finished, owned, recorded, run_name
 from ima.llava import is_foreign
 from ima.measures import print_table
-from ima.measuring import measure
+from ima.measuring import measure, measure_whole
 from ima.report.build import write_report
 from ima.stages import chain
 
@@ -77,19 +79,26 @@ def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | Non
 
 
 def evaluate(config: dict[str, Any]) -> int:
-    """evaluate.py: measure a trained adapter into a folder below its run."""
+    """evaluate.py: measure a trained adapter into a folder below its run, or a whole model into one of its own."""
     quiet()
+    named = Path(config["output_dir"]) / config["name"] if config.get("name") else None
+    if config.get("lmm"):
+        stem = Path(str(config["lmm"].get("path") or "lmm")).name
+        return evaluated(config, named or Path(config["output_dir"]) / f"{stem}-{config_hash(config)}", measure_whole)
     run, checkpoint = find_adapter(config["checkpoint"])
-    folder = (
-        Path(config["output_dir"]) / config["name"] if config.get("name") else run / f"evaluate-{config_hash(config)}"
-    )
+    measured = functools.partial(measure, run=run, checkpoint=checkpoint)
+    return evaluated(config, named or run / f"evaluate-{config_hash(config)}", measured)
+
+
+def evaluated(config: dict[str, Any], folder: Path, measured: Callable[..., dict[str, Any]]) -> int:
+    """measured: (config, folder, command) -> result."""
     with owned(folder):
         result = finished(folder, config)
         if result is not None:
             print(f"{folder}: evaluated already; overwrite=true measures again")
         else:
             with recorded(folder):
-                result = measure(config, folder, command_line("evaluate.py", config), run, checkpoint)
+                result = measured(config, folder, command_line("evaluate.py", config))
         summarise(folder, result)
     return 0
 

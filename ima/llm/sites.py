@@ -101,6 +101,8 @@ FAMILIES: dict[str, Family] = {
     "llama": PRE_NORM,
     "mistral": PRE_NORM,
     "qwen2": PRE_NORM,
+    "qwen2_vl_text": PRE_NORM,
+    "qwen2_5_vl_text": PRE_NORM,
     "qwen3": PRE_NORM,
     "phi3": PRE_NORM,
     "smollm3": PRE_NORM,
