@@ -148,8 +148,6 @@ def llava_of(encoder: Encoder, adapter: Adapter, llm: FrozenLLM) -> tuple[Any, A
 
 def export(run: Path, out: Path) -> None:
     """A finished run as a LLaVA model folder. Raises UserError naming what LLaVA cannot hold."""
-    from transformers import BitImageProcessor
-
     from ima.checkpoint import load_adapter, load_llm
     from ima.config import run_config
     from ima.parts import assemble
@@ -171,15 +169,32 @@ def export(run: Path, out: Path) -> None:
         tokenizer.chat_template = parts.llm.chat.template
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    preprocess: Any = channel.encoder.preprocess
-    BitImageProcessor(
+    processor_of(channel.encoder, model.config, tokenizer).save_pretrained(out)
+    write_atomic(out / "README.md", model_card(run.name, read_result(run)))
+
+
+def processor_of(encoder: Encoder, config: Any, tokenizer: Any) -> Any:
+    """What turns pictures and text into the model's input: as many image tokens as the tower has places."""
+    from transformers import BitImageProcessor, LlavaProcessor
+
+    preprocess: Any = encoder.preprocess
+    patch, strategy = config.vision_config.patch_size, config.vision_feature_select_strategy
+    grid = (preprocess.height // patch) * (preprocess.width // patch)
+    pictures = BitImageProcessor(
         size={"height": preprocess.height, "width": preprocess.width},
         do_center_crop=False,
         image_mean=list(preprocess.mean),
         image_std=list(preprocess.std),
-    ).save_pretrained(out)
-    write_atomic(out / "README.md", model_card(run.name, read_result(run)))
+    )
+    return LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy=strategy,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=encoder.num_tokens - grid + (strategy == "default"),
+        chat_template=tokenizer.chat_template,
+    )
 
 
 def model_card(name: str, result: dict[str, Any]) -> str:

@@ -197,14 +197,21 @@ class LmmCollate:
         return texts, roles, labels, media
 
     def laid_out(self, prompt: str, num_media: int) -> str:
-        """The prompt in the model's own template, ready for the answer."""
-        if getattr(self.processor, "chat_template", None):
-            content = [*({"type": "image"} for _ in range(num_media)), {"type": "text", "text": prompt}]
-            text: str = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-            return text
-        return PLAIN.format(media=self.image_token * num_media, prompt=prompt)
+        """The prompt in the model's own template, ready for the answer. Templates take a turn in parts, or as one text
+        (those of language models)."""
+        if not getattr(self.processor, "chat_template", None):
+            return PLAIN.format(media=self.image_token * num_media, prompt=prompt)
+        parts = [*({"type": "image"} for _ in range(num_media)), {"type": "text", "text": prompt}]
+        for content in (parts, f"{self.image_token}\n" * num_media + prompt):
+            try:
+                text: str = self.processor.apply_chat_template(
+                    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+                )
+            except Exception:  # a template raises what it likes
+                continue
+            if text.count(self.image_token) == num_media and prompt in text:
+                return text
+        raise UserError(f"lmm.path: the chat template of {self.name} shows no picture and question; mend or remove it")
 
     def roles_of(self, text: str, prompt: str, ids: list[int]) -> list[int]:
         """Of each token of the laid out text, in which the processor has repeated the image tokens."""

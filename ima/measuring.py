@@ -89,9 +89,7 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> dict[st
         alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
         source, task = build(config, "data"), build(config, "task")
         if source.modality != "image":
-            raise UserError(
-                f"data: {source.name} is {source.modality}; a whole model is shown pictures"
-            )
+            raise UserError(f"data: {source.name} is {source.modality}; a whole model is shown pictures")
         lmm = build(config, "lmm").to(device_of(t))
     nothing: Any = None  # no encoder and no adapter of ours
     stream = Stream("", source, task, nothing, nothing, None, t)

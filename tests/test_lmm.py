@@ -126,6 +126,19 @@ def test_a_processor_without_a_template_is_asked_as_llava_is(tmp_path: Path) -> 
     )
 
 
+def test_a_template_of_a_language_model_takes_the_turn_as_one_text(models: dict[str, Lmm]) -> None:
+    collate, lmm = LmmCollate(TASK, SOURCE, models["llava"]), models["llava"]
+    before = lmm.processor.chat_template
+    try:
+        lmm.processor.chat_template = "{% for m in messages %}[{{ m['role'] + ': ' + m['content'] }}]{% endfor %}"
+        assert collate.laid_out("What?", 2) == "[user: <image>\n<image>\nWhat?]"
+        lmm.processor.chat_template = "hello"
+        with pytest.raises(UserError, match="shows no picture and question"):
+            collate.laid_out("What?", 1)
+    finally:
+        lmm.processor.chat_template = before
+
+
 def test_one_command_measures_a_whole_model(launcher: Launcher, folders: dict[str, Path], tmp_path: Path) -> None:
     argv = ["lmm=hf", f"lmm.path={folders['qwen2_vl']}", "lmm.dtype=float32", "data=shapes", "data.num_train=4",
             "data.num_test=4", f"output_dir={tmp_path}", "alignment=full", "alignment.num_reservoir=4"]  # fmt: skip
