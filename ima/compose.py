@@ -206,10 +206,10 @@ def stand_alone(
         if key.split(".")[0] in ("checkpoint", *OF_LMM):
             raise UserError(f"{key}: not together with lmm, which is a whole model and measured as it is; remove it")
     config["checkpoint"] = None
-    defaults = compose([], "train")
+    defaults: Any = OmegaConf.to_container(compose([], "train"))
     for name in INHERITED:
         if name not in OF_LMM and not config.get(name) and not choices.get(name) and name not in chosen:
-            config[name] = OmegaConf.to_container(defaults)[name]  # type: ignore[index, call-overload]
+            config[name] = defaults[name]
             choices[name] = defaults["choices"].get(name)
 
 

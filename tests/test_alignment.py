@@ -254,14 +254,14 @@ def test_any_length_of_stretches_gives_the_same(monkeypatch, max_layers, dtype):
             torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_one_site_whose_statistics_run_beside_the_model_adds_up_what_one_thread_does():
+def test_one_site_alone_adds_up_in_a_thread_what_the_callers_own_does():
     threads = torch.get_num_threads()
     found = {}
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
         try:
             found[num_threads] = AlignmentStats(num_layers=11)
-            for ids in (["a", "b"], ["c", "d"], ["e", "f"]):  # beside from the second batch on
+            for ids in (["a", "b"], ["c", "d"], ["e", "f"]):
                 found[num_threads].begin(torch.tensor([[P, Q, A, A, PAD], [P, P, Q, A, A]]), ids)
                 for layer, state in enumerate(random_states(11, torch.bfloat16)):
                     found[num_threads].see(layer, Site.RESID_POST, state)
@@ -285,7 +285,7 @@ def test_what_a_lane_raises_reaches_the_pass_and_the_next_pass_starts_anew():
     torch.set_num_threads(2)
     try:
         stats = AlignmentStats(num_layers=2)
-        for index in range(3):  # collected, then beside the model
+        for index in range(3):
             stats.begin(torch.tensor([[P, A]]), ["a"])
             stats.see(0, Site.RESID_POST, torch.randn(1, 3 if index != 1 else 2, 4))  # the roles say two
             with pytest.raises(RuntimeError) if index != 1 else nullcontext():

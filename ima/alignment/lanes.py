@@ -2,8 +2,8 @@
 
 Calls are collected and made some at a time, while the LLM waits: beside it they would take turns with its own threads.
 They are made in lanes: those of one lane one after the other in the order given, so that what they add up does not
-depend on timing. The lanes are shared out among the threads, those that took longest so far first. Little work, which
-leaves the LLM its cores, is done beside it. On a GPU, or where torch may use one thread only, a call is made at once.
+depend on timing. The lanes are shared out among the threads, those that took longest so far first. On a GPU, or where
+torch may use one thread only, a call is made at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -33,12 +33,9 @@ def executor(_index: int) -> ThreadPoolExecutor:
 
 
 class Lanes:
-    """`wait` before what the calls read may change, or what they write is read. One thread at a time may use it.
-    beside: whether calls are made beside the LLM, in one thread; may be changed while none waits."""
+    """`wait` before what the calls read may change, or what they write is read. One thread at a time may use it."""
 
     def __init__(self) -> None:
-        self.beside = False
-        self._begun: list[Future[object]] = []
         self._calls: dict[Hashable, list[Call]] = {}
         self._seconds: dict[Hashable, float] = {}
 
@@ -46,11 +43,6 @@ class Lanes:
         """Raises what a call raised, which may be an earlier one."""
         if device.type != "cpu" or torch.get_num_threads() == 1:
             call(*arguments)
-            return
-        if self.beside:
-            self._begun.append(executor(0).submit(call, *arguments))
-            if len(self._begun) > MAX_WAITING:
-                self._begun[-MAX_WAITING].exception()  # waits for it
             return
         self._calls.setdefault(lane, []).append(functools.partial(call, *arguments))
         if sum(map(len, self._calls.values())) >= MAX_WAITING:
@@ -61,8 +53,7 @@ class Lanes:
         calls, self._calls = self._calls, {}
         waiting = deque(sorted(calls.items(), key=lambda item: -self._seconds.get(item[0], 0.0)))
         num = min(MAX_THREADS, torch.get_num_threads(), len(waiting))
-        made, self._begun = self._begun, []
-        made += [executor(index).submit(self._share, waiting) for index in range(num)]
+        made = [executor(index).submit(self._share, waiting) for index in range(num)]
         failed = [error for error in [one.exception() for one in made] if error is not None]
         if failed:
             raise failed[0]
@@ -80,7 +71,5 @@ class Lanes:
             self._seconds[lane] = self._seconds.get(lane, 0.0) + time.perf_counter() - start
 
     def drop(self) -> None:
-        """What an interrupted pass left does not count, whatever it raises."""
-        begun, self._begun, self._calls = self._begun, [], {}
-        for call in begun:
-            call.exception()
+        """What an interrupted pass left does not count."""
+        self._calls = {}

@@ -101,7 +101,6 @@ class AlignmentStats:
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
         self._lanes.drop()
-        self._lanes.beside = len({lane_of(site) for site in self.sites}) == 1
         self._sample_ids = list(sample_ids)
         self._places = Places.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales)
         self._forget()
