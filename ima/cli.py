@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,13 +19,10 @@ from omegaconf import OmegaConf
 
 from ima.compose import CONF, choices_of, compose, default_groups
 from ima.config import ROOTS
+from ima.environment import prepare
 from ima.errors import UserError, nearest
 from ima.grid import compose_sweep
 
-# Before torch, huggingface_hub and wandb are imported: they read these once. A value that is set already wins.
-# W&B reports errors and timings to its makers even when it is offline, unless told not to.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-ENVIRONMENT["WANDB_ERROR_REPORTING"] = "false"
 ENTRIES = {"train": "ima.run.fit", "evaluate": "ima.run.evaluate", "sweep": "ima.sweep.run_jobs"}
 PURPOSE = {
     "train": "Train an adapter into a frozen LLM and measure the alignment inside.",
@@ -43,8 +39,7 @@ SHORT = {"-h": "--help", "-c": "--cfg", "-m": "--multirun"}
 
 def run_script(root: str, argv: Sequence[str], entry: Callable[[Any], Any] | None = None) -> int:
     """The whole of a script; returns its exit code. `entry` replaces the function of ENTRIES (tests)."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare()
     try:
         return int(dispatch(root, list(argv), entry) or 0)
     except UserError as error:

@@ -6,6 +6,7 @@ does not change what these tests say. The real conf/ is checked in test_conf.py.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,6 @@ from typing import Any
 
 import pytest
 
-import ima.cli
 from ima.cli import compose_sweep, dispatch, help_text, run_script
 from ima.compose import compose
 from ima.errors import UserError
@@ -360,7 +360,7 @@ def test_defaults_of_the_environment_yield_to_what_is_set(monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert run_script("train", ["--help"]) == 0
-    assert ima.cli.os.environ["HF_HUB_OFFLINE"] == "0" and ima.cli.os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["HF_HUB_OFFLINE"] == "0" and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_dispatch_composes_before_anything_is_imported() -> None:

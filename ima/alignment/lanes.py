@@ -2,16 +2,17 @@
 
 Calls are collected and made some at a time, while the LLM waits: beside it they would take turns with its own threads.
 They are made in lanes: those of one lane one after the other in the order given, so that what they add up does not
-depend on timing. The lanes are shared out among the threads, those that took longest so far first. On a GPU, or where
-torch may use one thread only, a call is made at once.
+depend on timing. The lanes are shared out among the threads, those that took longest so far first. Where there is one
+lane only, on a GPU, or where torch may use one thread only, a call is made at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -32,6 +33,17 @@ def executor(_index: int) -> ThreadPoolExecutor:
     return found
 
 
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """For many small operations: to wake the other threads takes longer than these do."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 class Lanes:
     """`wait` before what the calls read may change, or what they write is read. One thread at a time may use it."""
 
@@ -44,6 +56,11 @@ class Lanes:
         if device.type != "cpu" or torch.get_num_threads() == 1:
             call(*arguments)
             return
+        self._seconds.setdefault(lane, 0.0)
+        if len(self._seconds) == 1:
+            with one_core():
+                call(*arguments)
+            return
         self._calls.setdefault(lane, []).append(functools.partial(call, *arguments))
         if sum(map(len, self._calls.values())) >= MAX_WAITING:
             self.wait()
@@ -51,7 +68,7 @@ class Lanes:
     def wait(self) -> None:
         """Makes what calls there are; a lane ends where one fails. Raises what one that failed raised."""
         calls, self._calls = self._calls, {}
-        waiting = deque(sorted(calls.items(), key=lambda item: -self._seconds.get(item[0], 0.0)))
+        waiting = deque(sorted(calls.items(), key=lambda item: -self._seconds[item[0]]))
         num = min(MAX_THREADS, torch.get_num_threads(), len(waiting))
         made = [executor(index).submit(self._share, waiting) for index in range(num)]
         failed = [error for error in [one.exception() for one in made] if error is not None]
@@ -68,7 +85,7 @@ class Lanes:
             start = time.perf_counter()
             for call in calls:
                 call()
-            self._seconds[lane] = self._seconds.get(lane, 0.0) + time.perf_counter() - start
+            self._seconds[lane] += time.perf_counter() - start
 
     def drop(self) -> None:
         """What an interrupted pass left does not count."""

@@ -7,6 +7,7 @@ fp32 whatever the model computes in.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -110,14 +111,26 @@ class Stretch:
     scales: list[Scale] = dataclasses.field(default_factory=list)  # empty where the plan needs none
 
     @property
-    def is_full(self) -> bool:
-        return len(self.layers) >= min(MAX_LAYERS, max(1, MAX_BYTES // (4 * self.states[0].numel())))
+    def capacity(self) -> int:
+        """In layers; one where states are large."""
+        return min(MAX_LAYERS, max(1, MAX_BYTES // (4 * self.states[0].numel())))
+
+
+@dataclasses.dataclass
+class Kept:
+    """A state of an earlier layer: one of a block. room: where the block is, if it is fp32 in a place of our own;
+    version: the state's, if it is as it came."""
+
+    block_LBSD: Tensor
+    index: int
+    room: str | None = None
+    version: int = 0
 
 
 class Pass:
     """Looks at the states of one site in passing, some layers at a time: `add` collects, `look` computes, perhaps in
-    another thread. A state is made fp32 where it is needed, and all that can be said of it is computed at once. Kept
-    are a mean token per view and layer, and the last max(STEPS) states as they came: nobody may write to them while the
+    another thread. All that can be said of a state is computed at once. Kept are a mean token per view and layer, and
+    the last max(STEPS) states: small ones in fp32, large ones as they came, so that nobody may write to them while the
     pass lasts."""
 
     def __init__(
@@ -128,7 +141,7 @@ class Pass:
         self.added = Stretch(None)
         self.layers: list[int] = []
         self.borrowed: set[int] = set()
-        self.recent: dict[int, tuple[Tensor, int]] = {}
+        self.recent: dict[int, Kept] = {}
         self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in self.steps}
         self.means: dict[str, Tensor] = {}
         has_BR, num_distinct = places.has_BR, plan.num_by_role if places.any_sink else len(ROLE_VIEWS)
@@ -151,7 +164,7 @@ class Pass:
         self.added.versions.append(version)
         if scale is not None:
             self.added.scales.append(scale)
-        return ready + self.rest() if self.added.is_full else ready
+        return ready + self.rest() if len(self.added.layers) == self.added.capacity else ready
 
     def rest(self) -> list[Stretch]:
         rest, self.added = self.added, Stretch(None)
@@ -164,14 +177,33 @@ class Pass:
         self.layers += stretch.layers
         rows = slice(start, len(self.layers))
         if stretch.lender is None:
-            self._look_at_tokens(stretch, rows)
+            self._look_at_tokens(self._in_floats(stretch), stretch, rows)
             self._look_at_means(stretch, rows)
         else:
+            self._keep_as_they_came(stretch)
             self._borrow(stretch, rows, stretch.lender)
-        for layer, x_BSD, version in zip(stretch.layers, stretch.states, stretch.versions, strict=True):
+        for x_BSD, version in zip(stretch.states, stretch.versions, strict=True):
             unchanged(x_BSD, version)
-            self.recent[layer] = x_BSD, version
-            self.recent.pop(layer - max(STEPS), None)
+        needed = stretch.layers[-1] - max(self.steps, default=0)
+        self.recent = {layer: kept for layer, kept in self.recent.items() if layer > needed}
+
+    def _in_floats(self, stretch: Stretch) -> Tensor:
+        """x_LBSD of a stretch, which is kept."""
+        first = stretch.states[0]
+        if stretch.capacity == 1 or first.device.type != "cpu":
+            self._keep_as_they_came(stretch)
+            return self.floats.of("states", stretch.states)
+        used = {kept.room for kept in self.recent.values()}
+        room = next(name for name in map(str, itertools.count()) if name not in used)
+        x_LBSD = self.rooms.room(room, (len(stretch.states), *first.shape), first)
+        for index, (layer, x_BSD) in enumerate(zip(stretch.layers, stretch.states, strict=True)):
+            x_LBSD[index] = x_BSD
+            self.recent[layer] = Kept(x_LBSD, index, room=room)
+        return x_LBSD
+
+    def _keep_as_they_came(self, stretch: Stretch) -> None:
+        for layer, x_BSD, version in zip(stretch.layers, stretch.states, stretch.versions, strict=True):
+            self.recent[layer] = Kept(x_BSD[None], 0, version=version)
 
     def _make_room(self, width: int) -> None:
         def room(name: str, num_rows: int) -> None:
@@ -183,37 +215,44 @@ class Pass:
             if variant in self.plan.variants:
                 room(variant, 2)
 
-    def _look_at_tokens(self, stretch: Stretch, rows: slice) -> None:
+    def _look_at_tokens(self, x_LBSD: Tensor, stretch: Stretch, rows: slice) -> None:
         """Norms, mean tokens and cosines with earlier layers."""
-        num, first = len(stretch.layers), stretch.layers[0]
-        before = [first - 1] if 1 in self.steps and first - 1 in self.recent else []
-        near_LBSD = self.floats.of("states", [self._state(layer) for layer in before] + stretch.states)
-        x_LBSD = near_LBSD[-num:]
         norms_LBS = self.norms_LBS[rows]
         norms_LBS.copy_(dot(x_LBSD, x_LBSD)).sqrt_()
-        weight_LBKS = self.weight_BKS.expand(num, *self.weight_BKS.shape)
+        weight_LBKS = self.weight_BKS.expand(len(x_LBSD), *self.weight_BKS.shape)
         tokens_LBKD = self.means["tokens"][rows]
         torch.bmm(weight_LBKS.flatten(0, 1), x_LBSD.flatten(0, 1), out=tokens_LBKD.flatten(0, 1))
         if "nomassive" in self.plan.variants:
             self._leave_out_massive(stretch, rows, x_LBSD)
         for n in self.steps:
-            known = [layer for layer in stretch.layers if layer - n in self.recent or layer - n >= first]
-            if not known:
-                continue
-            at, its = [[self.layers.index(layer - back) for layer in known] for back in (0, n)]
-            if n == 1:
-                product_LBS = dot(near_LBSD[1:], near_LBSD[:-1])
-            else:
-                far_LBSD = self.floats.of("before", [self._state(layer - n, stretch) for layer in known])
-                product_LBS = dot(rows_of(x_LBSD, [index - rows.start for index in at]), far_LBSD)
-            found_LBS = cosine(product_LBS, self.norms_LBS[at], self.norms_LBS[its])
-            self.cosines_BS[n] |= {layer - n: found_BS for layer, found_BS in zip(known, found_LBS, strict=True)}
+            self._compare(n, x_LBSD, stretch.layers, rows)
 
-    def _state(self, layer: int, stretch: Stretch | None = None) -> Tensor:
-        if stretch is not None and layer in stretch.layers:
-            return stretch.states[stretch.layers.index(layer)]
-        x_BSD, version = self.recent[layer]
-        return unchanged(x_BSD, version)
+    def _compare(self, n: int, x_LBSD: Tensor, layers: Sequence[int], rows: slice) -> None:
+        """Cosines of layers with those n before, as many at once as are kept side by side."""
+        known = [index for index, layer in enumerate(layers) if layer - n in self.recent]
+        while known:
+            first = known[0]
+            kept = self.recent[layers[first] - n]
+            num = 1
+            while first + num in known and self._is_beside(layers[first + num] - n, kept, num):
+                num += 1
+            known = known[num:]
+            here = slice(first, first + num)
+            its = slice(start := self.layers.index(layers[first] - n), start + num)
+            norms_LBS = self.norms_LBS[rows][here]
+            product_LBS = dot(x_LBSD[here], self._before(kept, num))
+            found_LBS = cosine(product_LBS, norms_LBS, self.norms_LBS[its])
+            self.cosines_BS[n] |= {layer - n: found_BS for layer, found_BS in zip(layers[here], found_LBS, strict=True)}
+
+    def _is_beside(self, layer: int, kept: Kept, num: int) -> bool:
+        other = self.recent[layer]
+        return other.block_LBSD is kept.block_LBSD and other.index == kept.index + num
+
+    def _before(self, kept: Kept, num: int) -> Tensor:
+        x_LBSD = kept.block_LBSD[kept.index : kept.index + num]
+        if kept.room is not None:
+            return x_LBSD
+        return self.floats.of("before", [unchanged(x_LBSD[0], kept.version)])
 
     def _leave_out_massive(self, stretch: Stretch, rows: slice, x_LBSD: Tensor) -> None:
         """Where no token is massive the means are those that are there (asked on the CPU, where it costs nothing)."""
@@ -291,7 +330,7 @@ class Pass:
                     self.cosines_BS[n][layer - n] = lender.cosines_BS[n][layer - n - 1]
                 elif layer - n in self.recent:
                     x_BSD = self.floats.of("states", [stretch.states[stretch.layers.index(layer)]])[0]
-                    before_BSD = self.floats.of("before", [self._state(layer - n)])[0]
+                    before_BSD = self._before(self.recent[layer - n], 1)[0]
                     norms = [self.norms_LBS[self.layers.index(at)] for at in (layer, layer - n)]
                     self.cosines_BS[n][layer - n] = cosine(dot(x_BSD, before_BSD), *norms)
 
@@ -318,12 +357,6 @@ class Pass:
 def unchanged(x: Tensor, version: int) -> Tensor:
     assert version_of(x) == version, "a state was written to after it was shown"
     return x
-
-
-def rows_of(x: Tensor, indices: Sequence[int]) -> Tensor:
-    """x[indices], without a copy where they follow each other."""
-    start, end = indices[0], indices[-1] + 1
-    return x[start:end] if end - start == len(indices) else x[list(indices)]
 
 
 def dot(a_BSD: Tensor, b_BSD: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
+
+from ima.environment import prepare
+from ima.errors import UserError
 
 NAMES = ("train", "fast", "skip", "align", "report", "prune", "mt")
 
@@ -15,10 +17,7 @@ def main() -> int:
     parser.add_argument("name", choices=NAMES, help="which benchmark")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
     arguments = parser.parse_args()
-    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
-        os.environ.setdefault(name, value)
-    from ima.errors import UserError
-
+    prepare()
     try:
         importlib.import_module(f"ima.bench.{arguments.name}").main(arguments.rounds)
     except UserError as error:

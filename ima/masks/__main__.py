@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ima.environment import prepare
 from ima.errors import UserError
 from ima.masks.bits import Mask
 from ima.masks.recipe import CALIBRATED, OF_A_SET, Recipe
@@ -54,8 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
-        os.environ.setdefault(name, value)
+    prepare()
     try:
         {"make": make, "subnet": subnet, "info": info, "iou": iou, "export": export}[options.command](options)
     except UserError as error:
