@@ -10,21 +10,37 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ima.alignment.suite import Suite
 from ima.data.collate import Collate, NoPercepts, Percepts
 from ima.data.loader import eval_loader
 from ima.data.source import Source
-from ima.lit import MappingModule
-from ima.llm.frozen import Generation
+from ima.llm.frozen import FrozenLLM, Generation
 from ima.progress import progress
 from ima.settings import Alignment
 from ima.tasks.base import Metric, Prediction, Task
 from ima.types import Row, Sample
+
+
+class Multimodal(Protocol):
+    """What is measured: a frozen LLM, and how a batch of its own kind enters it."""
+
+    @property
+    def llm(self) -> FrozenLLM: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def splice(self, batch: Any, /) -> tuple[Tensor, Tensor, Tensor]:
+        """x_BSD, roles_BS, labels_BS."""
+
+    def generate(self, batch: Any, settings: Generation, /) -> list[str]:
+        """Text per sample of a prompt-only batch."""
 
 
 class Evaluator:
@@ -33,7 +49,7 @@ class Evaluator:
 
     def __init__(
         self,
-        module: MappingModule,
+        module: Multimodal,
         task: Task,
         source: Source,
         percepts: Percepts,

@@ -259,12 +259,11 @@ class LmmEvaluator(Evaluator):
     """An `Evaluator` of a whole model."""
 
     def __init__(self, lmm: Lmm, task: Task, source: Source, batch_size: int, num_workers: int = 0) -> None:
-        whole: Any = lmm
-        super().__init__(whole, task, source, OwnPercepts(), batch_size, num_workers)
+        super().__init__(lmm, task, source, OwnPercepts(), batch_size, num_workers)
+        self.lmm = lmm
 
     def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
-        lmm: Any = self.module
-        return LmmCollate(task or self.task, self.source, lmm, answers, isinstance(percepts, NoPercepts))
+        return LmmCollate(task or self.task, self.source, self.lmm, answers, isinstance(percepts, NoPercepts))
 
 
 def hf(path: str, dtype: DtypeName = "auto", revision: str | None = None) -> Lmm:
