@@ -52,6 +52,11 @@ def compose(
             chosen[name] = choose(name, override.value(), conf)
         elif (conf / name).is_dir() and name not in signature(ROOT_TARGETS[root]).parameters:
             raise UserError(f"{name}: {root}.py has no such group; {nearest(name, groups)}")
+        elif (conf / name).is_dir() and name not in groups and not isinstance(override.value(), dict):
+            raise UserError(
+                f"{name}: not a choice of {root}.py, it comes with what is evaluated; write {name}.<key>=value to"
+                f" change one of its keys, or train.py {name}=<choice> for another run"
+            )
         else:
             values.append((name, override.value()))
     config, choices = compose_groups(root, chosen, conf)

@@ -308,6 +308,8 @@ def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path
     assert config.choices.adapter == "mlp" and config.alignment["_target_"] == "cli_parts.Base"
     bare = compose([f"checkpoint={tmp_path}", "alignment=none", "intervention=none"], "evaluate")
     assert bare.alignment is None and bare.intervention == {}
+    with pytest.raises(UserError, match=r"encoder: not a choice of evaluate\.py.*encoder\.<key>=value"):
+        compose([f"checkpoint={tmp_path}", "encoder=vit"], "evaluate")
 
 
 @pytest.mark.parametrize("arguments", [[], ["checkpoint=nowhere"], ["checkpoint=."], ["checkpoint=nowhere", "seeed=3"]])
