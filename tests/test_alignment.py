@@ -247,14 +247,14 @@ def test_what_enters_a_block_changed_is_looked_at_itself_also_beside_what_is_bor
 @pytest.mark.parametrize("max_layers", [1, 3])
 def test_any_length_of_stretches_gives_the_same(monkeypatch, max_layers, dtype):
     slow = two_sites(1, dtype=dtype, changed=(4,))
-    monkeypatch.setattr("ima.alignment.passes.MAX_LAYERS", max_layers)
+    monkeypatch.setattr("ima.alignment.stretches.MAX_LAYERS", max_layers)
     found = two_sites(1, dtype=dtype, changed=(4,))
     for site, stats in slow.sites.items():
         for name, value in stats.tensors().items():
             torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_one_site_alone_adds_up_in_a_thread_what_the_callers_own_does():
+def test_one_site_alone_does_not_depend_on_the_number_of_threads_nor_changes_it():
     threads = torch.get_num_threads()
     found = {}
     for num_threads in (1, 2):
@@ -266,6 +266,7 @@ def test_one_site_alone_adds_up_in_a_thread_what_the_callers_own_does():
                 for layer, state in enumerate(random_states(11, torch.bfloat16)):
                     found[num_threads].see(layer, Site.RESID_POST, state)
                 found[num_threads].end()
+            assert torch.get_num_threads() == num_threads
         finally:
             torch.set_num_threads(threads)
     for name, value in found[1].sites[Site.RESID_POST].tensors().items():

@@ -7,9 +7,6 @@ fp32 whatever the model computes in.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ima.alignment.scales import Scale, Scales, centred
+from ima.alignment.stretches import Earlier, Floats, Rooms, Stretch, unchanged
 from ima.alignment.views import NUM_GROUPS, ROLE_VIEWS, Plan, group_of, view_masks
-from ima.llm.sites import version_of
 
 STEPS = (1, 8)
-MAX_LAYERS, MAX_BYTES = 8, 16 * 2**20  # of a stretch: what a call costs is then little, and it stays in the CPU's cache
 
 
 @dataclasses.dataclass
@@ -68,80 +64,20 @@ class Seen:
     cosines: dict[int, tuple[list[int], Tensor]]
 
 
-class Rooms:
-    """Memory that is used again from pass to pass: fresh pages cost more than the arithmetic."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Tensor] = {}
-
-    def room(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A place of this shape, fp32; its content is what was left there."""
-        size = math.prod(shape)
-        if name not in self.kept or self.kept[name].numel() < size:
-            self.kept[name] = torch.empty(size, dtype=torch.float32, device=like.device)
-        return self.kept[name][:size].view(shape)
-
-
-class Floats(threading.local):
-    """States in fp32, layer after layer in places of each thread's own, which the next of the same name overwrites."""
-
-    def __init__(self) -> None:
-        self.rooms = Rooms()
-
-    def of(self, name: str, states: Sequence[Tensor]) -> Tensor:
-        """x_LBSD."""
-        first = states[0]
-        if len(states) == 1 and first.dtype == torch.float32:
-            return first[None]
-        made_LBSD = self.rooms.room(name, (len(states), *first.shape), first)
-        for made_BSD, x_BSD in zip(made_LBSD, states, strict=True):
-            made_BSD.copy_(x_BSD)
-        return made_LBSD
-
-
-@dataclasses.dataclass
-class Stretch:
-    """States of layers that follow each other, as they came, with their versions when they were shown, which may be
-    earlier. lender: who saw the same states a layer before."""
-
-    lender: Pass | None
-    layers: list[int] = dataclasses.field(default_factory=list)
-    states: list[Tensor] = dataclasses.field(default_factory=list)
-    versions: list[int] = dataclasses.field(default_factory=list)
-    scales: list[Scale] = dataclasses.field(default_factory=list)  # empty where the plan needs none
-
-    @property
-    def capacity(self) -> int:
-        """In layers; one where states are large."""
-        return min(MAX_LAYERS, max(1, MAX_BYTES // (4 * self.states[0].numel())))
-
-
-@dataclasses.dataclass
-class Kept:
-    """A state of an earlier layer: one of a block. room: where the block is, if it is fp32 in a place of our own;
-    version: the state's, if it is as it came."""
-
-    block_LBSD: Tensor
-    index: int
-    room: str | None = None
-    version: int = 0
-
-
 class Pass:
     """Looks at the states of one site in passing, some layers at a time: `add` collects, `look` computes, perhaps in
     another thread. All that can be said of a state is computed at once. Kept are a mean token per view and layer, and
-    the last max(STEPS) states: small ones in fp32, large ones as they came, so that nobody may write to them while the
-    pass lasts."""
+    the last max(STEPS) states."""
 
     def __init__(
         self, places: Places, consecutive: bool, num_layers: int, plan: Plan, rooms: Rooms, floats: Floats
     ) -> None:
         self.places, self.steps, self.plan = places, STEPS if consecutive else (), plan
-        self.num_layers, self.rooms, self.floats = num_layers, rooms, floats
+        self.num_layers, self.rooms = num_layers, rooms
         self.added = Stretch(None)
         self.layers: list[int] = []
         self.borrowed: set[int] = set()
-        self.recent: dict[int, Kept] = {}
+        self.earlier = Earlier(rooms, floats)
         self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in self.steps}
         self.means: dict[str, Tensor] = {}
         has_BR, num_distinct = places.has_BR, plan.num_by_role if places.any_sink else len(ROLE_VIEWS)
@@ -177,33 +113,14 @@ class Pass:
         self.layers += stretch.layers
         rows = slice(start, len(self.layers))
         if stretch.lender is None:
-            self._look_at_tokens(self._in_floats(stretch), stretch, rows)
+            self._look_at_tokens(self.earlier.keep(stretch), stretch, rows)
             self._look_at_means(stretch, rows)
         else:
-            self._keep_as_they_came(stretch)
+            self.earlier.keep_as_they_came(stretch)
             self._borrow(stretch, rows, stretch.lender)
         for x_BSD, version in zip(stretch.states, stretch.versions, strict=True):
             unchanged(x_BSD, version)
-        needed = stretch.layers[-1] - max(self.steps, default=0)
-        self.recent = {layer: kept for layer, kept in self.recent.items() if layer > needed}
-
-    def _in_floats(self, stretch: Stretch) -> Tensor:
-        """x_LBSD of a stretch, which is kept."""
-        first = stretch.states[0]
-        if stretch.capacity == 1 or first.device.type != "cpu":
-            self._keep_as_they_came(stretch)
-            return self.floats.of("states", stretch.states)
-        used = {kept.room for kept in self.recent.values()}
-        room = next(name for name in map(str, itertools.count()) if name not in used)
-        x_LBSD = self.rooms.room(room, (len(stretch.states), *first.shape), first)
-        for index, (layer, x_BSD) in enumerate(zip(stretch.layers, stretch.states, strict=True)):
-            x_LBSD[index] = x_BSD
-            self.recent[layer] = Kept(x_LBSD, index, room=room)
-        return x_LBSD
-
-    def _keep_as_they_came(self, stretch: Stretch) -> None:
-        for layer, x_BSD, version in zip(stretch.layers, stretch.states, stretch.versions, strict=True):
-            self.recent[layer] = Kept(x_BSD[None], 0, version=version)
+        self.earlier.forget(stretch.layers[-1] - max(self.steps, default=0))
 
     def _make_room(self, width: int) -> None:
         def room(name: str, num_rows: int) -> None:
@@ -229,30 +146,12 @@ class Pass:
 
     def _compare(self, n: int, x_LBSD: Tensor, layers: Sequence[int], rows: slice) -> None:
         """Cosines of layers with those n before, as many at once as are kept side by side."""
-        known = [index for index, layer in enumerate(layers) if layer - n in self.recent]
-        while known:
-            first = known[0]
-            kept = self.recent[layers[first] - n]
-            num = 1
-            while first + num in known and self._is_beside(layers[first + num] - n, kept, num):
-                num += 1
-            known = known[num:]
-            here = slice(first, first + num)
-            its = slice(start := self.layers.index(layers[first] - n), start + num)
-            norms_LBS = self.norms_LBS[rows][here]
-            product_LBS = dot(x_LBSD[here], self._before(kept, num))
-            found_LBS = cosine(product_LBS, norms_LBS, self.norms_LBS[its])
-            self.cosines_BS[n] |= {layer - n: found_BS for layer, found_BS in zip(layers[here], found_LBS, strict=True)}
-
-    def _is_beside(self, layer: int, kept: Kept, num: int) -> bool:
-        other = self.recent[layer]
-        return other.block_LBSD is kept.block_LBSD and other.index == kept.index + num
-
-    def _before(self, kept: Kept, num: int) -> Tensor:
-        x_LBSD = kept.block_LBSD[kept.index : kept.index + num]
-        if kept.room is not None:
-            return x_LBSD
-        return self.floats.of("before", [unchanged(x_LBSD[0], kept.version)])
+        for indices, before_LBSD in self.earlier.before(n, layers):
+            its = slice(start := self.layers.index(layers[indices.start] - n), start + len(before_LBSD))
+            norms_LBS = self.norms_LBS[rows][indices]
+            found_LBS = cosine(dot(x_LBSD[indices], before_LBSD), norms_LBS, self.norms_LBS[its])
+            starts = (layer - n for layer in layers[indices])
+            self.cosines_BS[n] |= dict(zip(starts, found_LBS, strict=True))
 
     def _leave_out_massive(self, stretch: Stretch, rows: slice, x_LBSD: Tensor) -> None:
         """Where no token is massive the means are those that are there (asked on the CPU, where it costs nothing)."""
@@ -325,17 +224,15 @@ class Pass:
         self.dots_LBQ[rows] = lender.dots_LBQ[theirs, :, : len(self.plan.pairs)]
         self.borrowed |= set(stretch.layers)
         for n in self.steps:
-            for layer in stretch.layers:
+            for index, layer in enumerate(stretch.layers):
                 if layer - n in self.borrowed:
                     self.cosines_BS[n][layer - n] = lender.cosines_BS[n][layer - n - 1]
-                elif layer - n in self.recent:
-                    x_BSD = self.floats.of("states", [stretch.states[stretch.layers.index(layer)]])[0]
-                    before_BSD = self._before(self.recent[layer - n], 1)[0]
-                    norms = [self.norms_LBS[self.layers.index(at)] for at in (layer, layer - n)]
-                    self.cosines_BS[n][layer - n] = cosine(dot(x_BSD, before_BSD), *norms)
+                elif layer - n in self.earlier:
+                    x_1BSD = self.earlier.floats.of("states", stretch.states[index : index + 1])
+                    self._compare(n, x_1BSD, [layer], slice(rows.start + index, rows.start + index + 1))
 
     def finish(self) -> Seen:
-        self.recent = {}
+        self.earlier.forget()
         num, tokens = len(self.layers), self.means["tokens"]
         cosines = {n: (list(found), torch.stack(list(found.values()))) for n, found in self.cosines_BS.items() if found}
         means = [(slice(0, len(ROLE_VIEWS)), tokens[:num, :, : len(ROLE_VIEWS)])]
@@ -352,11 +249,6 @@ class Pass:
             self.norms_LBS[:num],
             cosines,
         )
-
-
-def unchanged(x: Tensor, version: int) -> Tensor:
-    assert version_of(x) == version, "a state was written to after it was shown"
-    return x
 
 
 def dot(a_BSD: Tensor, b_BSD: Tensor) -> Tensor:

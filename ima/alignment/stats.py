@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ima.alignment.lanes import Lanes
-from ima.alignment.passes import STEPS, Floats, Pass, Places, Rooms, Seen, Stretch, cosine
+from ima.alignment.passes import STEPS, Pass, Places, Seen, cosine
 from ima.alignment.scales import NUM_BINS, Scales, norm_bins
+from ima.alignment.stretches import Floats, Rooms, Stretch
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
 from ima.llm.sites import version_of
 from ima.types import Site
