@@ -197,7 +197,8 @@ class MappingModule(pl.LightningModule):
         if self.llm.trains != "none":
             learning = [p for p in self.llm.parameters() if p.requires_grad]
             groups.append({"params": learning, "weight_decay": 0.0, "lr": self.llm_lr})
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)}
 
     def lr_factor(self, step: int) -> float:

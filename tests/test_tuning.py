@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from launcher import Launcher
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from test_mixture import RUN, TINY, config_of, curve
 
@@ -17,7 +19,8 @@ from ima.data.collate import Collate
 from ima.errors import UserError
 from ima.llm.frozen import FrozenLLM
 from ima.llm.load import tiny
-from ima.llm.tuning import load_tensors, trained_names, trained_tensors
+from ima.llm.lora import Fused, LoraMap
+from ima.llm.tuning import load_tensors, make_trainable, trained_names, trained_tensors
 from ima.parts import assemble
 from ima.results import read_result
 from ima.types import Role
@@ -113,3 +116,104 @@ def test_a_tuned_run_is_resumed_evaluated_and_measured_under_an_intervention(
     done = launcher.run("evaluate", [*skipped, f"output_dir={tmp_path}"])
     assert done.code == 0, done.stderr
     assert read_result(tmp_path / "skipped")["metrics"]["val/loss"] != before["val/loss"]
+
+
+def lora_layer(dtype: torch.dtype, bias: bool) -> Any:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    class Holder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Linear(48, 40, bias=bias, dtype=dtype)
+
+    holder = Holder().requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=12, target_modules=["map"]), holder)
+    layer: Any = holder.map
+    for part in (layer.lora_A, layer.lora_B):
+        part.default.weight = torch.nn.Parameter(torch.randn_like(part.default.weight, dtype=torch.float32) * 0.3)
+    return layer
+
+
+def outcome(forward: Any, layer: Any, x_BSD: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
+    x_BSD = x_BSD.clone().requires_grad_(True)
+    y = forward(x_BSD)
+    layer.zero_grad()
+    y.backward(grad)
+    assert x_BSD.grad is not None
+    return [y.detach(), x_BSD.grad, *(part.default.weight.grad for part in (layer.lora_A, layer.lora_B))]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.usefixtures("seeded")
+def test_lora_as_one_node_computes_what_peft_does(bias: bool) -> None:
+    layer = lora_layer(torch.float32, bias)
+    x, grad = torch.randn(3, 5, 48), torch.randn(3, 5, 40)
+    for found, slow in zip(outcome(Fused(layer), layer, x, grad), outcome(layer, layer, x, grad), strict=True):
+        torch.testing.assert_close(found, slow, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("seeded")
+def test_lora_as_one_node_in_bf16_errs_by_bf16_and_leaves_its_own_weights_in_fp32() -> None:
+    layer = lora_layer(torch.bfloat16, bias=True)
+    x, grad = torch.randn(3, 5, 48).bfloat16(), torch.randn(3, 5, 40).bfloat16()
+    found = outcome(Fused(layer), layer, x, grad)
+    exact = copy.deepcopy(layer).float()
+    for value, true in zip(found, outcome(exact, exact, x.float(), grad.float()), strict=True):
+        assert float((value.float() - true).norm() / true.norm()) < 1e-2
+    assert [value.dtype for value in found] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("change", ["disabled", "hook", "autocast", "dropout"])
+@pytest.mark.usefixtures("seeded")
+def test_what_one_node_does_not_understand_goes_to_peft(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = lora_layer(torch.float32, bias=True)
+    x = torch.randn(3, 5, 48)
+    monkeypatch.setattr(LoraMap, "apply", lambda *args: pytest.fail("was taken"))
+    if change == "disabled":
+        layer.enable_adapters(False)
+    elif change == "hook":
+        layer.lora_A.default.register_forward_hook(lambda *args: None)
+    elif change == "dropout":
+        layer.lora_dropout["default"] = torch.nn.Dropout(0.5).eval()
+    with torch.autocast("cpu", enabled=change == "autocast"):
+        torch.testing.assert_close(Fused(layer)(x), type(layer).forward(layer, x))
+
+
+def test_weights_that_learn_are_kept_in_fp32_and_all_layers_are_one_node() -> None:
+    model = tiny(train="lora").model.bfloat16()
+    make_trainable(plain := tiny().model.bfloat16(), "lora", 4, 8.0, seed=0)
+    assert {tensor.dtype for tensor in trained_tensors(plain).values()} == {torch.float32}
+    for one in (model, plain):
+        layers = [module for module in one.modules() if isinstance(module, LoraLayer)]
+        assert layers and all(isinstance(vars(layer)["forward"], Fused) for layer in layers)
+
+
+@pytest.mark.usefixtures("seeded")
+def test_attention_of_blocks_that_learn_in_bf16_is_the_same_through_plain_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = FrozenLLM(tiny().model.bfloat16(), tiny().tokenizer, "auto", trains="lora", lora_rank=4)
+    for tensor in trained_tensors(llm).values():
+        torch.nn.init.normal_(tensor, 0, 0.1)
+    x_BSD, roles_BS = torch.randn(2, 9, 32).bfloat16(), torch.full((2, 9), int(Role.PROMPT))
+    roles_BS[1, 6:] = Role.PAD
+    direction_BSD = torch.randn(2, 9, 32) * (roles_BS != Role.PAD)[..., None]
+    kinds: list[str] = []
+
+    def gradient(llm: FrozenLLM) -> torch.Tensor:
+        llm.zero_grad()
+        hook = llm.model.base_model.register_forward_pre_hook(
+            lambda *args: kinds.append(llm.model.config._attn_implementation)
+        )
+        h_BSD = llm(x_BSD, roles_BS)
+        hook.remove()
+        (h_BSD * direction_BSD).sum().backward()
+        grads = [tensor.grad for tensor in trained_tensors(llm).values()]
+        return torch.cat([grad.flatten() for grad in grads if grad is not None])
+
+    exact = gradient(copy.deepcopy(llm).float())
+    plain = gradient(llm)
+    monkeypatch.setattr("ima.llm.frozen.MAX_PLAIN_LENGTH", 0)
+    stock = gradient(llm)
+    assert kinds == ["sdpa", "eager", "sdpa"] and llm.model.config._attn_implementation == "sdpa"
+    assert 0 < float((plain - exact).norm()) < 1.5 * float((stock - exact).norm()) < 0.1 * float(exact.norm())

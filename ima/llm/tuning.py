@@ -29,6 +29,7 @@ def make_trainable(model: Any, train: Train, rank: int, alpha: float, seed: int)
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError("llm.train: lora needs the package peft; pip install peft") from error
+    from ima.llm.lora import fuse
     from ima.llm.sites import block_list
 
     blocks = block_list(model)
@@ -39,6 +40,9 @@ def make_trainable(model: Any, train: Train, rank: int, alpha: float, seed: int)
         inject_adapter_in_model(config, blocks)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad:  # bf16 would lose small steps
+            parameter.data = parameter.data.float()
+    fuse(model)
 
 
 def merge_lora(model: nn.Module) -> None:
