@@ -87,9 +87,9 @@ class EpochMeasure(Callback):
 
 
 class EpochPart:
-    """Something measured at an epoch border."""
+    """Something measured at an epoch border; epoch None: of a model that was trained elsewhere, once."""
 
-    def measure(self, epoch: int, step: int, last: bool) -> None:
+    def measure(self, epoch: int | None, step: int, last: bool) -> None:
         raise AssertionError("each part measures something")
 
 
@@ -108,9 +108,9 @@ class AlignmentLogger(EpochPart):
         self.evaluator, self.samples, self.alignment, self.recorder = evaluator, samples, alignment, recorder
         self.folder = folder
 
-    def measure(self, epoch: int, step: int, last: bool) -> None:
+    def measure(self, epoch: int | None, step: int, last: bool) -> None:
         alignment = self.alignment
-        if alignment is not None and epoch % alignment.every_num_epochs and not last:
+        if alignment is not None and not last and (epoch or 0) % alignment.every_num_epochs:
             alignment = None
         loss, suite = self.evaluator.teacher_forced(self.samples, alignment)
         split = self.alignment.split if self.alignment else "val"
@@ -133,7 +133,7 @@ class AlignmentLogger(EpochPart):
             if name is not None:
                 self.recorder.metrics |= {name: row.value} | ({f"{name}/se": row.se} if row.se is not None else {})
 
-    def _facts(self, split: str, epoch: int) -> Base:
+    def _facts(self, split: str, epoch: int | None) -> Base:
         """What a reader of the sums must know to compare them with those of another run."""
         llm = self.evaluator.module.llm
         facts = self.recorder.facts
@@ -174,9 +174,9 @@ class GenerationScorer(EpochPart):
         self.training, self.recorder = training, recorder
         self.final: dict[str, list[Prediction]] = {}
 
-    def measure(self, epoch: int, step: int, last: bool) -> None:
+    def measure(self, epoch: int | None, step: int, last: bool) -> None:
         every = self.training.generate_every_num_epochs
-        if not last and (every == 0 or epoch == 0 or epoch % every):
+        if not last and (every == 0 or not epoch or epoch % every):
             return
         for track, samples in self.tracks.items():
             chosen = samples if last else spread(samples, self.training.generate_samples)
@@ -194,7 +194,7 @@ class GenerationScorer(EpochPart):
                 self._record(self.final[name], track, name, epoch, step, last)
 
     def _record(
-        self, predictions: Sequence[Prediction], split: str, track: str, epoch: int, step: int, last: bool
+        self, predictions: Sequence[Prediction], split: str, track: str, epoch: int | None, step: int, last: bool
     ) -> None:
         metrics = self.evaluator.score(predictions, split)
         base = self.recorder.base(epoch=epoch, step=step, split="test", track=track)

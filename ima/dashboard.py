@@ -89,7 +89,7 @@ class WandbMirror:
             values = dataclasses.asdict(row)
             self.table.add_data(*(values[field] for field in TABLE_FIELDS))
         for (epoch, step), scalars in by_step.items():
-            self.run.log(scalars | {"epoch": epoch, "trainer/global_step": step})
+            self.run.log(scalars | ({} if epoch is None else {"epoch": epoch}) | {"trainer/global_step": step})
         self.unlogged = self.unlogged or bool(rows)
         self.to_draw |= set(self.charts.add(rows))
         if any(row.split != "train" for row in rows):

@@ -102,10 +102,10 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> dict[st
     parts = [*([AlignmentLogger(evaluator, val, alignment, recorder, folder)] if val else []), scorer]
     with failures_told(logger):
         for part in parts:
-            part.measure(0, 0, last=True)
+            part.measure(None, 0, last=True)
     facts["seconds"] = {key: round(value, 2) for key, value in (clock | evaluator.seconds).items()}
     result = ended(record, recorder, facts, started)
-    write_all_samples(folder, [("", scorer.final, task, source)], 0)
+    write_all_samples(folder, [("", scorer.final, task, source)], None)
     write_json(folder / "result.json", result)
     if logger is not None:
         logger.finish(recorder.metrics)

@@ -35,7 +35,7 @@ def write_samples(
     write_all_samples(folder, [("", final, task, source)], epoch)
 
 
-def write_all_samples(folder: Path, entries: Sequence[Final], epoch: int) -> None:
+def write_all_samples(folder: Path, entries: Sequence[Final], epoch: int | None) -> None:
     """The same of a mixture; the names of its tracks begin with those of its entries."""
     lines, shown = [], []
     for entry, final, task, source in entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,9 @@ def test_one_command_measures_a_whole_model(launcher: Launcher, folders: dict[st
     assert result["status"] == "ok" and -1 <= result["metrics"]["ima/mean"] <= 1 and "T0/chair_s" in result["metrics"]
     assert folder.name.startswith(folders["qwen2_vl"].name) and (folder / "alignment.safetensors").is_file()
     html = write_report([folder]).read_text()
-    assert "IMA" in html and folder.name in html
+    assert "IMA" in html and folder.name in html and "as evaluated" in html and "0 = untrained adapter" not in html
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert rows and all(row["epoch"] is None for row in rows), "it was trained elsewhere"
     again = launcher.run("evaluate", argv)
     assert again.code == 0 and "evaluated already" in again.stdout
 

@@ -26,7 +26,8 @@ def epoch_lines(ax: Axes, curves: dict[int, Curve], theme: Theme) -> None:
         else:
             label = "as evaluated" if epoch == series.EVALUATED else str(epoch)
             line(ax, curves[epoch], theme.epoch(trained.index(epoch), len(trained)), label, band)
-    legend(ax, title="epoch (0 = untrained adapter)", columns=MAX_LINES)
+    key = "" if shown == [series.EVALUATED] else "epoch (0 = untrained adapter)"
+    legend(ax, title=key, columns=MAX_LINES)
 
 
 def layer_figure(run_rows: Sequence[series.Row], name: str, title: str, caption: str, score: str, label: str) -> Figure:
@@ -130,7 +131,7 @@ def ima_by_epoch(rows: Sequence[series.Row]) -> Figure:
         (label, found) for label, score, variant in wanted if (found := series.by_epoch(rows, score, variant)).points
     ]
     if not curves:
-        return Figure(name, title, caption, missing="no pooled `ima` rows")
+        return Figure(name, title, caption, missing="no pooled `ima` rows of an epoch")
 
     def draw(figure: Canvas, theme: Theme) -> None:
         ax = figure.add_subplot()
