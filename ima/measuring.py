@@ -21,12 +21,12 @@ from ima.interventions import stack
 from ima.interventions.auto import resolved
 from ima.interventions.latency import plan_seconds, say_seconds
 from ima.interventions.mask import MaskWeights
-from ima.lmm import LmmEvaluator
+from ima.lmm import Lmm, LmmEvaluator
 from ima.measures import facts_of, gather, measures_of, seconds_of, write_table
 from ima.parts import Stream, assemble, build, device_of, tupled, without_target
 from ima.progress import timed
 from ima.provenance import provenance
-from ima.ready import fast, make_ready, run_facts, say_plan, typical_tokens
+from ima.ready import fast, llm_facts, make_ready, run_facts, say_plan, task_facts, typical_tokens
 from ima.results import RowWriter, read_result, write_json
 from ima.samples import write_all_samples
 from ima.settings import Alignment, Training
@@ -112,22 +112,9 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> dict[st
     return result
 
 
-def whole_facts(lmm: Any, stream: Stream) -> dict[str, Any]:
-    source, task = stream.source, stream.task
-    return {
-        "llm": lmm.llm.name,
-        "llm_dtype": str(lmm.llm.dtype).removeprefix("torch."),
-        "llm_width": lmm.llm.width,
-        "llm_blocks": lmm.llm.num_blocks,
-        "source": source.name,
-        "modality": source.modality,
-        "task": task.name,
-        "headline": task.headline,
-        "source_fingerprint": source.fingerprint,
-        "num_samples": {split: len(stream.all_samples(split)) for split in source.splits},
-        "num_trainable": 0,
-        "num_frozen": sum(p.numel() for p in lmm.whole.parameters()),
-    }
+def whole_facts(lmm: Lmm, stream: Stream) -> dict[str, Any]:
+    num_frozen = sum(p.numel() for p in lmm.whole.parameters())
+    return llm_facts(lmm.llm) | task_facts(stream) | {"num_trainable": 0, "num_frozen": num_frozen}
 
 
 def begin(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:

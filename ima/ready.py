@@ -21,6 +21,7 @@ from ima.data.features import read_media
 from ima.errors import UserError
 from ima.interventions.plan import mean_tokens, plan_facts, plan_table
 from ima.llm.fast import accelerate
+from ima.llm.frozen import FrozenLLM
 from ima.media import Clip, spaced
 from ima.parts import Parts, Stream, device_of
 from ima.progress import progress
@@ -156,10 +157,7 @@ def run_facts(parts: Parts, shown: Sequence[Shown]) -> dict[str, Any]:
     of_streams = [stream_facts(stream) for stream in parts.streams]
     facts: dict[str, Any] = {"skipped_media": skipped} if skipped else {}
     facts |= {
-        "llm": parts.llm.name,
-        "llm_dtype": str(parts.llm.dtype).removeprefix("torch."),
-        "llm_width": parts.llm.width,
-        "llm_blocks": parts.llm.num_blocks,
+        **llm_facts(parts.llm),
         **of_streams[0],
         "num_trainable": sum(p.numel() for p in parts.trained()),
         "num_frozen": sum(p.numel() for p in parts.llm.parameters() if not p.requires_grad),
@@ -174,14 +172,31 @@ def run_facts(parts: Parts, shown: Sequence[Shown]) -> dict[str, Any]:
     return facts
 
 
+def llm_facts(llm: FrozenLLM) -> dict[str, Any]:
+    return {
+        "llm": llm.name,
+        "llm_dtype": str(llm.dtype).removeprefix("torch."),
+        "llm_width": llm.width,
+        "llm_blocks": llm.num_blocks,
+    }
+
+
 def stream_facts(stream: Stream) -> dict[str, Any]:
-    encoder, source = stream.channel.encoder, stream.source
+    encoder = stream.channel.encoder
     return {
         "encoder": type(encoder).__name__,
         "encoder_fingerprint": encoder.fingerprint,
         "encoder_dim": encoder.dim,
         "encoder_tokens": encoder.num_tokens,
         "adapter": type(stream.channel.adapter).__name__,
+        **task_facts(stream),
+    }
+
+
+def task_facts(stream: Stream) -> dict[str, Any]:
+    """What is asked of which data."""
+    source = stream.source
+    return {
         "source": source.name,
         "modality": source.modality,
         "task": stream.task.name,

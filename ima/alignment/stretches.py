@@ -1,7 +1,6 @@
 """States of layers that follow each other, made fp32 together, and those of earlier layers that they are compared with.
 
-Memory is used again from pass to pass: fresh pages cost more than the arithmetic. Whatever the model computes in, all
-that is measured is fp32.
+Whatever the model computes in, all that is measured is fp32.
 """
 
 from __future__ import annotations

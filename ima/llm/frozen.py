@@ -23,7 +23,7 @@ from ima.llm.sites import SiteTable, check_sites
 from ima.llm.tuning import Train, make_trainable, merge_lora
 from ima.types import Role
 
-MAX_PLAIN_LENGTH = 192
+MAX_PLAIN_LENGTH = 192  # in bf16 on two cores: 8 times faster at 38 positions, 2 at 128, slower from 256
 
 
 @dataclasses.dataclass(frozen=True)

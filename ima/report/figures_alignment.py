@@ -24,10 +24,9 @@ def epoch_lines(ax: Axes, curves: dict[int, Curve], theme: Theme) -> None:
         if epoch == 0:
             line(ax, curves[0], theme["before"], "0", band, linestyle=DASHES[1])
         else:
-            label = "as evaluated" if epoch == series.EVALUATED else str(epoch)
-            line(ax, curves[epoch], theme.epoch(trained.index(epoch), len(trained)), label, band)
-    key = "" if shown == [series.EVALUATED] else "epoch (0 = untrained adapter)"
-    legend(ax, title=key, columns=MAX_LINES)
+            colour = theme.epoch(trained.index(epoch), len(trained))
+            line(ax, curves[epoch], colour, series.epoch_name(epoch), band)
+    legend(ax, title=series.epoch_key(shown), columns=MAX_LINES)
 
 
 def layer_figure(run_rows: Sequence[series.Row], name: str, title: str, caption: str, score: str, label: str) -> Figure:
@@ -82,7 +81,7 @@ def heat_map(rows: Sequence[series.Row]) -> Figure:
         ax.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
         ticks = thinned(range(len(shown)), 10)
         ax.set_xticks(ticks, [str(shown[tick]) for tick in ticks])
-        ax.set(xlabel="epoch (0 = untrained adapter)", ylabel="layer")
+        ax.set(xlabel=series.EPOCH_KEY, ylabel="layer")
         bar = figure.colorbar(image, ax=ax, label="mean cosine, P against T", pad=0.02)
         bar.outline.set_visible(False)
 
@@ -137,7 +136,7 @@ def ima_by_epoch(rows: Sequence[series.Row]) -> Figure:
         ax = figure.add_subplot()
         for index, (label, found) in enumerate(curves):
             line(ax, found, theme.category(index), label, linestyle=DASHES[index], marker=MARKERS[index])
-        ax.set(xlabel="epoch (0 = untrained adapter)", ylabel="IMA (mean cosine)")
+        ax.set(xlabel=series.EPOCH_KEY, ylabel="IMA (mean cosine)")
         whole_ticks(ax)
         legend(ax)
 

@@ -97,7 +97,7 @@ def overlays(runs: Sequence[Run]) -> list[Figure]:
                 "Mean cosine of pictures and texts at every block's output, last measured epoch of each run.",
                 ("layer", "layer"), "mean cosine, P against T", last_layers),
         overlay(runs, "compare_ima_by_epoch", "IMA score by epoch", "Pooled over the layers; band: 95 % interval.",
-                ("epoch (0 = untrained adapter)", "epoch"), "IMA (mean cosine)",
+                (series.EPOCH_KEY, "epoch"), "IMA (mean cosine)",
                 lambda run: series.by_epoch(series.alignment_rows(run.rows), "ima")),
         overlay(runs, "compare_val_loss", "Validation loss", "Cross-entropy on the answer tokens, nats per token.",
                 ("step", "step"), "loss", lambda run: series.training(run.rows).get("val")),

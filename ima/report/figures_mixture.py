@@ -19,7 +19,6 @@ from ima.report.panels import REST_HEIGHT, ROW_HEIGHT, Panel, Stroke, multiples
 from ima.report.series import Row
 from ima.report.style import DASHES, MARKERS, NARROW, NUM_EPOCH_COLOURS, Theme
 
-EPOCH_KEY = "epoch (0 = untrained adapter)"
 SCORES = (("IMA", "ima", "raw"), ("no sinks", "ima", "nosink"), ("layer-0 media", "ima_p0", "raw"))
 VARIANTS = (("raw, all pairs", "sim", "raw"), ("own text", "sim_matched", "raw"), ("no sinks", "sim", "nosink"),
             ("layer-0 media", "sim_p0", "raw"))  # fmt: skip
@@ -64,13 +63,13 @@ def layers(aligned: Groups, name: str, title: str, caption: str, score: str, yla
     trained = [epoch for epoch in shown if epoch != 0]
     panels = [
         Panel(label, [
-            Stroke("as evaluated" if epoch == series.EVALUATED else str(epoch), curves[entry][epoch],
+            Stroke(series.epoch_name(epoch), curves[entry][epoch],
                    colour_of(epoch, trained), DASHES[epoch == 0], band=epoch in (shown[0], shown[-1]))
             for epoch in shown if epoch in curves[entry]
         ], level=(0.0, "zero") if score == "sim_gap" else None)
         for entry, label in titles(aligned).items()
     ]  # fmt: skip
-    key = "" if epochs == [series.EVALUATED] else EPOCH_KEY
+    key = series.epoch_key(epochs)
     figure = one(multiples(name, title, caption, panels, ylabel=ylabel, key=key), name, title,
                  f"no `{score}` rows with numbers on the validation split")  # fmt: skip
     if len(epochs) > len(shown):

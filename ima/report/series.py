@@ -18,6 +18,7 @@ TRACKS = ("T0", "T1", "T2", "test", "val")
 # What stands beside a track to say what its number is worth: media spoilt, left out, or not asked at all.
 BESIDE = ("single_frame", "shuffled_frames", "shuffled", "blind", "prior")
 EVALUATED = -1  # stands for the epoch where a run has none: one evaluation of a checkpoint
+EPOCH_KEY = "epoch (0 = untrained adapter)"
 Z95 = 1.959964
 
 
@@ -70,6 +71,15 @@ def where(rows: Iterable[Row], **fields: Any) -> list[Row]:
     """Rows whose fields equal the given values; a tuple means any of them."""
     wanted = [(key, value if isinstance(value, tuple) else (value,)) for key, value in fields.items()]
     return [row for row in rows if all(row[key] in values for key, values in wanted)]
+
+
+def epoch_key(epochs: Sequence[int]) -> str:
+    """What a legend of these epochs is headed."""
+    return "" if list(epochs) == [EVALUATED] else EPOCH_KEY
+
+
+def epoch_name(epoch: int) -> str:
+    return "as evaluated" if epoch == EVALUATED else str(epoch)
 
 
 def alignment_rows(rows: Sequence[Row]) -> list[Row]:
