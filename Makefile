@@ -13,7 +13,6 @@ PY := .venv/bin/python
 TEST_ARGS ?= -n 2 --dist loadfile
 
 # These act only when they are set before torch and the hub library are imported; a value of yours wins.
-export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # Without compiled bytecode every start would compile torch and its kin again (tens of seconds).

@@ -360,9 +360,14 @@ def test_errors_of_the_program_keep_their_traceback() -> None:
 
 def test_defaults_of_the_environment_yield_to_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")  # so that it is put back
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert run_script("train", ["--help"]) == 0
-    assert os.environ["HF_HUB_OFFLINE"] == "0" and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["HF_HUB_OFFLINE"] == "0" and "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run_script("train", ["--help"]) == 0
+    assert int(os.environ["GOMP_SPINCOUNT"]) > 0 and "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_dispatch_composes_before_anything_is_imported() -> None:

@@ -8,11 +8,10 @@ lane only, on a GPU, or where torch may use one thread only, a call is made at o
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -33,17 +32,6 @@ def executor(_index: int) -> ThreadPoolExecutor:
     return found
 
 
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """For many small operations: to wake the other threads takes longer than these do."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
 class Lanes:
     """`wait` before what the calls read may change, or what they write is read. One thread at a time may use it."""
 
@@ -58,8 +46,7 @@ class Lanes:
             return
         self._seconds.setdefault(lane, 0.0)
         if len(self._seconds) == 1:
-            with one_core():
-                call(*arguments)
+            call(*arguments)
             return
         self._calls.setdefault(lane, []).append(functools.partial(call, *arguments))
         if sum(map(len, self._calls.values())) >= MAX_WAITING:

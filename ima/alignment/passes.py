@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from ima.alignment.scales import Scale, Scales, centred
 from ima.alignment.stretches import Earlier, Floats, Rooms, Stretch, unchanged
@@ -78,15 +79,18 @@ class Pass:
         self.layers: list[int] = []
         self.borrowed: set[int] = set()
         self.earlier = Earlier(rooms, floats)
-        self.cosines_BS: dict[int, dict[int, Tensor]] = {n: {} for n in self.steps}
         self.means: dict[str, Tensor] = {}
         has_BR, num_distinct = places.has_BR, plan.num_by_role if places.any_sink else len(ROLE_VIEWS)
         self.weight_BKS = places.weight_BRS[:, :num_distinct]  # without a sink among P and T `nosink` is `raw`
-        self.norms_LBS = has_BR.new_zeros(num_layers, len(has_BR), places.mask_BRS.shape[-1])
-        self.has_LBR = has_BR.new_zeros(num_layers, len(has_BR), len(plan.views))
+        batch_size, seq_len = len(has_BR), places.mask_BRS.shape[-1]
+        self.norms_LBS = has_BR.new_zeros(num_layers, batch_size, seq_len)
+        steps = [n for n in self.steps if n < num_layers]
+        self.cosines_LBS = {n: has_BR.new_zeros(num_layers - n, batch_size, seq_len) for n in steps}
+        self.compared: dict[int, list[int]] = {n: [] for n in steps}  # the layers whose place there is filled
+        self.has_LBR = has_BR.new_zeros(num_layers, batch_size, len(plan.views))
         self.has_LBR[..., : plan.num_by_role] = has_BR[:, : plan.num_by_role]
         self.norms_LBR = torch.ones_like(self.has_LBR)
-        self.dots_LBQ = self.has_LBR.new_zeros(num_layers, len(has_BR), len(plan.pairs))
+        self.dots_LBQ = self.has_LBR.new_zeros(num_layers, batch_size, len(plan.pairs))
 
     def add(self, layer: int, x_BSD: Tensor, scale: Scale | None, version: int, lender: Pass | None) -> list[Stretch]:
         """What is ready to be looked at, in order."""
@@ -135,23 +139,23 @@ class Pass:
     def _look_at_tokens(self, x_LBSD: Tensor, stretch: Stretch, rows: slice) -> None:
         """Norms, mean tokens and cosines with earlier layers."""
         norms_LBS = self.norms_LBS[rows]
-        norms_LBS.copy_(dot(x_LBSD, x_LBSD)).sqrt_()
+        norms_LBS.copy_(vector_norm(x_LBSD, dim=-1))
         weight_LBKS = self.weight_BKS.expand(len(x_LBSD), *self.weight_BKS.shape)
         tokens_LBKD = self.means["tokens"][rows]
         torch.bmm(weight_LBKS.flatten(0, 1), x_LBSD.flatten(0, 1), out=tokens_LBKD.flatten(0, 1))
         if "nomassive" in self.plan.variants:
             self._leave_out_massive(stretch, rows, x_LBSD)
-        for n in self.steps:
+        for n in self.compared:
             self._compare(n, x_LBSD, stretch.layers, rows)
 
     def _compare(self, n: int, x_LBSD: Tensor, layers: Sequence[int], rows: slice) -> None:
         """Cosines of layers with those n before, as many at once as are kept side by side."""
         for indices, before_LBSD in self.earlier.before(n, layers):
             its = slice(start := self.layers.index(layers[indices.start] - n), start + len(before_LBSD))
-            norms_LBS = self.norms_LBS[rows][indices]
+            norms_LBS, first = self.norms_LBS[rows][indices], layers[indices.start] - n
             found_LBS = cosine(dot(x_LBSD[indices], before_LBSD), norms_LBS, self.norms_LBS[its])
-            starts = (layer - n for layer in layers[indices])
-            self.cosines_BS[n] |= dict(zip(starts, found_LBS, strict=True))
+            self.cosines_LBS[n][first : first + len(found_LBS)] = found_LBS
+            self.compared[n] += range(first, first + len(found_LBS))
 
     def _leave_out_massive(self, stretch: Stretch, rows: slice, x_LBSD: Tensor) -> None:
         """Where no token is massive the means are those that are there (asked on the CPU, where it costs nothing)."""
@@ -175,18 +179,22 @@ class Pass:
         norms_LBR = self.norms_LBR[rows]
         means_LBKD = self.means["tokens"][rows]
         means_LB2D, has_LB2 = means_LBKD[:, :, :2], has_LBR[..., :2]
-        norms_LBR[..., : means_LBKD.shape[2]] = dot(means_LBKD, means_LBKD).sqrt_()
+        norms_LBR[..., : means_LBKD.shape[2]] = vector_norm(means_LBKD, dim=-1)
         dots_LBQ[..., :3] = dot(means_LBKD[:, :, :1], means_LBKD[:, :, 1:4])
 
         def follows(variant: str, made_LB2D: Tensor, there_LB2: Tensor | None = None) -> None:
             at = plan.at(variant)
-            norms_LBR[..., at] = dot(made_LB2D, made_LB2D).sqrt_()
+            norms_LBR[..., at] = vector_norm(made_LB2D, dim=-1)
             dots_LBQ[..., at.start // 2 + 1] = dot(made_LB2D[:, :, 0], made_LB2D[:, :, 1])
             if there_LB2 is not None:
                 has_LBR[..., at] = there_LB2
 
-        if "nosink" in plan.variants:
-            follows("nosink", means_LBKD[:, :, -2:] if self.places.any_sink else means_LB2D)
+        if "nosink" in plan.variants and self.places.any_sink:
+            follows("nosink", means_LBKD[:, :, -2:])
+        elif "nosink" in plan.variants:
+            at = plan.at("nosink")
+            norms_LBR[..., at] = norms_LBR[..., :2]
+            dots_LBQ[..., at.start // 2 + 1] = dots_LBQ[..., 0]
         if "nomassive" in plan.variants:
             follows("nomassive", self.means["nomassive"][rows])
         if "scaled" in plan.variants:
@@ -223,10 +231,11 @@ class Pass:
         self.norms_LBR[rows] = lender.norms_LBR[theirs, :, : len(self.plan.views)]
         self.dots_LBQ[rows] = lender.dots_LBQ[theirs, :, : len(self.plan.pairs)]
         self.borrowed |= set(stretch.layers)
-        for n in self.steps:
+        for n in self.compared:
             for index, layer in enumerate(stretch.layers):
                 if layer - n in self.borrowed:
-                    self.cosines_BS[n][layer - n] = lender.cosines_BS[n][layer - n - 1]
+                    self.cosines_LBS[n][layer - n] = lender.cosines_LBS[n][layer - n - 1]
+                    self.compared[n].append(layer - n)
                 elif layer - n in self.earlier:
                     x_1BSD = self.earlier.floats.of("states", stretch.states[index : index + 1])
                     self._compare(n, x_1BSD, [layer], slice(rows.start + index, rows.start + index + 1))
@@ -234,7 +243,7 @@ class Pass:
     def finish(self) -> Seen:
         self.earlier.forget()
         num, tokens = len(self.layers), self.means["tokens"]
-        cosines = {n: (list(found), torch.stack(list(found.values()))) for n, found in self.cosines_BS.items() if found}
+        cosines = {n: (starts, self.cosines_LBS[n][starts]) for n, starts in self.compared.items() if starts}
         means = [(slice(0, len(ROLE_VIEWS)), tokens[:num, :, : len(ROLE_VIEWS)])]
         if "nosink" in self.plan.variants:
             own = tokens[:num, :, -2:] if self.places.any_sink else tokens[:num, :, :2]

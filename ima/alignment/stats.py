@@ -216,11 +216,10 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
             add_units(sum_LGRD, means_LBRD[indices], inverse_LBR[indices, :, at], places)
 
     mask_BRS = places.mask_BRS[:, : len(NORM_VIEWS)]
-    flat_LBS = norm_bins(seen.norms_LBS) + layers[:, None, None] * NUM_BINS
-    for index in range(len(NORM_VIEWS)):
-        chosen = flat_LBS[:, mask_BRS[:, index]].flatten()
-        counts = torch.bincount(chosen, minlength=stats.num_layers * NUM_BINS)
-        stats.norm_hist_LRH[:, index] += counts.view(-1, NUM_BINS)
+    b_N, r_N, s_N = mask_BRS.nonzero(as_tuple=True)
+    bins_LN = norm_bins(seen.norms_LBS)[:, b_N, s_N]
+    flat_X = (bins_LN + (layers[:, None] * len(NORM_VIEWS) + r_N) * NUM_BINS).flatten()
+    stats.norm_hist_LRH.view(-1).index_add_(0, flat_X, torch.ones_like(flat_X))
 
     mask = mask_BRS.float()
     stats.token_count_GR += onehot_GB @ mask.sum(-1)

@@ -70,12 +70,14 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
         return run
 
     with accelerate(parts.llm.model):
-        # a ratio of a few percent wants many rounds rather than long ones
+        # A ratio of a few percent wants many short rounds, as the speed of the machine itself changes within seconds;
+        # what a pass costs once weighs more in these than in long ones.
+        few = val[: parts.training.eval_batch_size]
         turns: dict[str, Callable[[], object]] = {
-            "plain": lambda: evaluator.teacher_forced(val[::2], None),
-            "ima": lambda: evaluator.teacher_forced(val[::2], Alignment()),
+            "plain": lambda: evaluator.teacher_forced(few, None),
+            "ima": lambda: evaluator.teacher_forced(few, Alignment()),
         }
-        found = rounds(turns, 3 * num_rounds, "validation passes")
+        found = rounds(turns, 30 * num_rounds, "validation passes")
         turns = {
             "plain_beside_full": lambda: evaluator.teacher_forced(val, None),
             "full": measure(Alignment(**everything | apart)),
