@@ -3,8 +3,8 @@ moment before they sleep, memory that is kept.
 
 Of threads: a step of a small model is thousands of operations, after each of which the other threads wait for the next.
 To put them to sleep and wake them (PASSIVE) takes longer than most of these; to let them wait actively for as long as
-OpenMP does by default stalls everything on cores that others use, too. Some tens of microseconds are in between. Where
-more threads run than there are cores, set OMP_WAIT_POLICY=PASSIVE.
+OpenMP does by default stalls everything on cores that others use, too. A short active wait is in between. Where more
+threads run than there are cores, as in two trainings at once, OMP_WAIT_POLICY=PASSIVE is faster by far.
 
 Of memory: by default glibc hands what was freed back to the system again and again, and every new page is then faulted
 in and zeroed anew; a pass of a language model frees and takes tens of megabytes per batch. Blocks of up to 32 MiB (the
