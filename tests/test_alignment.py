@@ -244,10 +244,11 @@ def test_what_enters_a_block_changed_is_looked_at_itself_also_beside_what_is_bor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("max_layers", [1, 3])
-def test_any_length_of_stretches_gives_the_same(monkeypatch, max_layers, dtype):
+@pytest.mark.parametrize("num_bytes", [1, 200, 600])
+@pytest.mark.parametrize("constant", ["MAX_BYTES", "TILE_BYTES"])
+def test_any_length_of_stretches_and_any_tile_gives_the_same(monkeypatch, constant, num_bytes, dtype):
     slow = two_sites(1, dtype=dtype, changed=(4,))
-    monkeypatch.setattr("ima.alignment.stretches.MAX_LAYERS", max_layers)
+    monkeypatch.setattr(f"ima.alignment.stretches.{constant}", num_bytes)
     found = two_sites(1, dtype=dtype, changed=(4,))
     for site, stats in slow.sites.items():
         for name, value in stats.tensors().items():

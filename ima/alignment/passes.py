@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from ima.alignment.scales import Scale, Scales, centred
-from ima.alignment.stretches import Earlier, Floats, Rooms, Stretch, unchanged
+from ima.alignment.stretches import Block, Earlier, Floats, Rooms, Stretch, unchanged
 from ima.alignment.views import NUM_GROUPS, ROLE_VIEWS, Plan, group_of, view_masks
 
 STEPS = (1, 8)
@@ -67,18 +67,18 @@ class Seen:
 
 class Pass:
     """Looks at the states of one site in passing, some layers at a time: `add` collects, `look` computes, perhaps in
-    another thread. All that can be said of a state is computed at once. Kept are a mean token per view and layer, and
+    another thread. All that can be said of a stretch is computed at once. Kept are a mean token per view and layer, and
     the last max(STEPS) states."""
 
     def __init__(
         self, places: Places, consecutive: bool, num_layers: int, plan: Plan, rooms: Rooms, floats: Floats
     ) -> None:
         self.places, self.steps, self.plan = places, STEPS if consecutive else (), plan
-        self.num_layers, self.rooms = num_layers, rooms
+        self.num_layers, self.rooms, self.floats = num_layers, rooms, floats
         self.added = Stretch(None)
         self.layers: list[int] = []
         self.borrowed: set[int] = set()
-        self.earlier = Earlier(rooms, floats)
+        self.earlier = Earlier()
         self.means: dict[str, Tensor] = {}
         has_BR, num_distinct = places.has_BR, plan.num_by_role if places.any_sink else len(ROLE_VIEWS)
         self.weight_BKS = places.weight_BRS[:, :num_distinct]  # without a sink among P and T `nosink` is `raw`
@@ -104,7 +104,7 @@ class Pass:
         self.added.versions.append(version)
         if scale is not None:
             self.added.scales.append(scale)
-        return ready + self.rest() if len(self.added.layers) == self.added.capacity else ready
+        return ready + self.rest() if self.added.is_full else ready
 
     def rest(self) -> list[Stretch]:
         rest, self.added = self.added, Stretch(None)
@@ -117,61 +117,67 @@ class Pass:
         self.layers += stretch.layers
         rows = slice(start, len(self.layers))
         if stretch.lender is None:
-            self._look_at_tokens(self.earlier.keep(stretch), stretch, rows)
+            self._look_at_tokens(stretch, rows)
             self._look_at_means(stretch, rows)
         else:
-            self.earlier.keep_as_they_came(stretch)
             self._borrow(stretch, rows, stretch.lender)
         for x_BSD, version in zip(stretch.states, stretch.versions, strict=True):
             unchanged(x_BSD, version)
+        self.earlier.keep(stretch)
         self.earlier.forget(stretch.layers[-1] - max(self.steps, default=0))
 
     def _make_room(self, width: int) -> None:
         def room(name: str, num_rows: int) -> None:
             shape = self.num_layers, len(self.places.has_BR), num_rows, width
-            self.means[name] = self.rooms.room(name, shape, self.has_LBR)
+            self.means[name] = self.rooms.room(name, shape, self.has_LBR.device)
 
         room("tokens", self.weight_BKS.shape[1])
         for variant in ("nomassive", "scaled", "update"):
             if variant in self.plan.variants:
                 room(variant, 2)
 
-    def _look_at_tokens(self, x_LBSD: Tensor, stretch: Stretch, rows: slice) -> None:
-        """Norms, mean tokens and cosines with earlier layers."""
-        norms_LBS = self.norms_LBS[rows]
-        norms_LBS.copy_(vector_norm(x_LBSD, dim=-1))
-        weight_LBKS = self.weight_BKS.expand(len(x_LBSD), *self.weight_BKS.shape)
-        tokens_LBKD = self.means["tokens"][rows]
-        torch.bmm(weight_LBKS.flatten(0, 1), x_LBSD.flatten(0, 1), out=tokens_LBKD.flatten(0, 1))
-        if "nomassive" in self.plan.variants:
-            self._leave_out_massive(stretch, rows, x_LBSD)
-        for n in self.compared:
-            self._compare(n, x_LBSD, stretch.layers, rows)
+    def _look_at_tokens(self, stretch: Stretch, rows: slice) -> None:
+        """Norms, mean tokens and products with earlier layers, some samples at a time; then the cosines."""
+        block = self.earlier.beside(stretch, dict.fromkeys(self.compared, stretch.layers))
+        for tile, states in block.tiles():
+            block_LBSD = self.floats.of(states)
+            x_LBSD = block_LBSD[-len(stretch.layers) :]
+            self.norms_LBS[rows, tile] = vector_norm(x_LBSD, dim=-1)
+            weight_LBKS = self.weight_BKS[tile].expand(len(x_LBSD), -1, -1, -1)
+            if "nomassive" in self.plan.variants:
+                weight_LBKS = torch.cat([weight_LBKS, self._without_massive(stretch, rows, tile)], 2)
+            means_XKD = torch.bmm(weight_LBKS.flatten(0, 1), x_LBSD.flatten(0, 1))
+            means_LBKD, num = means_XKD.unflatten(0, x_LBSD.shape[:2]), self.weight_BKS.shape[1]
+            self.means["tokens"][rows, tile] = means_LBKD[:, :, :num]
+            if "nomassive" in self.plan.variants:
+                self.means["nomassive"][rows, tile] = means_LBKD[:, :, num:]
+            self._multiply(block, tile, block_LBSD)
+        self._divide(block)
 
-    def _compare(self, n: int, x_LBSD: Tensor, layers: Sequence[int], rows: slice) -> None:
-        """Cosines of layers with those n before, as many at once as are kept side by side."""
-        for indices, before_LBSD in self.earlier.before(n, layers):
-            its = slice(start := self.layers.index(layers[indices.start] - n), start + len(before_LBSD))
-            norms_LBS, first = self.norms_LBS[rows][indices], layers[indices.start] - n
-            found_LBS = cosine(dot(x_LBSD[indices], before_LBSD), norms_LBS, self.norms_LBS[its])
-            self.cosines_LBS[n][first : first + len(found_LBS)] = found_LBS
-            self.compared[n] += range(first, first + len(found_LBS))
+    def _multiply(self, block: Block, tile: slice, block_LBSD: Tensor) -> None:
+        """Products of the block's pairs."""
+        for n, its, before in block.pairs:
+            starts = block.layers[before]
+            self.cosines_LBS[n][starts[0] : starts[-1] + 1, tile] = dot(block_LBSD[its], block_LBSD[before])
 
-    def _leave_out_massive(self, stretch: Stretch, rows: slice, x_LBSD: Tensor) -> None:
-        """Where no token is massive the means are those that are there (asked on the CPU, where it costs nothing)."""
-        massive_L = torch.tensor([scale.massive for scale in stretch.scales], device=x_LBSD.device)
-        small_LBS = self.norms_LBS[rows] <= massive_L[:, None, None]
-        mask_B2S = self.places.mask_BRS[:, :2]
-        kept_LB2S = mask_B2S & small_LBS[:, :, None]
-        made_LB2D, has_LB2 = self.means["nomassive"][rows], self.has_LBR[rows, :, self.plan.at("nomassive")]
-        if x_LBSD.device.type == "cpu" and torch.equal(kept_LB2S, mask_B2S.expand_as(kept_LB2S)):
-            made_LB2D.copy_(self.means["tokens"][rows, :, :2])
-            has_LB2.copy_(self.places.has_BR[:, :2])
-            return
+    def _divide(self, block: Block) -> None:
+        """Makes these products cosines."""
+        row = {layer: index for index, layer in enumerate(self.layers)}
+        for n, its, before in block.pairs:
+            starts, ends = block.layers[before], block.layers[its]
+            product_LBS = self.cosines_LBS[n][starts[0] : starts[-1] + 1]
+            norms = [self.norms_LBS[row[layers[0]] : row[layers[-1]] + 1] for layers in (ends, starts)]
+            product_LBS.copy_(cosine(product_LBS, *norms))
+            self.compared[n] += starts
+
+    def _without_massive(self, stretch: Stretch, rows: slice, tile: slice) -> Tensor:
+        """weight_LB2S of the means of P and T without massive tokens, which norms have to be known for."""
+        massive_L = torch.tensor([scale.massive for scale in stretch.scales], device=self.norms_LBS.device)
+        small_LBS = self.norms_LBS[rows, tile] <= massive_L[:, None, None]
+        kept_LB2S = self.places.mask_BRS[tile, :2] & small_LBS[:, :, None]
         count_LB2 = kept_LB2S.sum(-1)
-        weight_LB2S = kept_LB2S / count_LB2.clamp_min(1)[..., None]
-        torch.bmm(weight_LB2S.flatten(0, 1), x_LBSD.flatten(0, 1), out=made_LB2D.flatten(0, 1))
-        has_LB2.copy_(count_LB2 > 0)
+        self.has_LBR[rows, tile, self.plan.at("nomassive")] = (count_LB2 > 0).float()
+        return kept_LB2S / count_LB2.clamp_min(1)[..., None]
 
     def _look_at_means(self, stretch: Stretch, rows: slice) -> None:
         """Norms and products of the mean tokens, and the variants that follow from those of P and T."""
@@ -231,14 +237,17 @@ class Pass:
         self.norms_LBR[rows] = lender.norms_LBR[theirs, :, : len(self.plan.views)]
         self.dots_LBQ[rows] = lender.dots_LBQ[theirs, :, : len(self.plan.pairs)]
         self.borrowed |= set(stretch.layers)
-        for n in self.compared:
-            for index, layer in enumerate(stretch.layers):
-                if layer - n in self.borrowed:
-                    self.cosines_LBS[n][layer - n] = lender.cosines_LBS[n][layer - n - 1]
-                    self.compared[n].append(layer - n)
-                elif layer - n in self.earlier:
-                    x_1BSD = self.earlier.floats.of("states", stretch.states[index : index + 1])
-                    self._compare(n, x_1BSD, [layer], slice(rows.start + index, rows.start + index + 1))
+        for n, compared in self.compared.items():
+            known = [layer - n for layer in stretch.layers if layer - n in self.borrowed]
+            for start in known:
+                self.cosines_LBS[n][start] = lender.cosines_LBS[n][start - 1]
+            compared += known
+        others = {n: [layer for layer in stretch.layers if layer - n not in self.borrowed] for n in self.compared}
+        block = self.earlier.beside(stretch, others)
+        if block.pairs:
+            for tile, states in block.tiles():
+                self._multiply(block, tile, self.floats.of(states))
+            self._divide(block)
 
     def finish(self) -> Seen:
         self.earlier.forget()

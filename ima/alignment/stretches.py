@@ -1,15 +1,15 @@
-"""States of layers that follow each other, made fp32 together, and those of earlier layers that they are compared with.
+"""States of layers that follow each other, looked at together, and those of earlier layers they are compared with.
 
-Whatever the model computes in, all that is measured is fp32.
+Whatever the model computes in, all that is measured is fp32. States stay as they came until they are looked at, and
+are then made fp32 a few samples at a time, all layers of these: what is made of them is found in the CPU's cache.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,8 @@ from ima.llm.sites import version_of
 if TYPE_CHECKING:
     from ima.alignment.passes import Pass
 
-MAX_LAYERS, MAX_BYTES = 8, 16 * 2**20  # of a stretch: what a call costs is then little, and it stays in the CPU's cache
+MAX_BYTES = 32 * 2**20  # of a stretch, as it came
+TILE_BYTES = 4 * 2**20  # of some samples in fp32: what a call costs is then little, and they stay in the cache
 
 
 class Rooms:
@@ -30,29 +31,12 @@ class Rooms:
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}
 
-    def room(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A place of this shape, fp32; its content is what was left there."""
+    def room(self, name: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A place of this shape; its content is what was left there. One name has one device and one dtype."""
         size = math.prod(shape)
         if name not in self.kept or self.kept[name].numel() < size:
-            self.kept[name] = torch.empty(size, dtype=torch.float32, device=like.device)
+            self.kept[name] = torch.empty(size, dtype=dtype, device=device)
         return self.kept[name][:size].view(shape)
-
-
-class Floats(threading.local):
-    """States in fp32, layer after layer in places of each thread's own, which the next of the same name overwrites."""
-
-    def __init__(self) -> None:
-        self.rooms = Rooms()
-
-    def of(self, name: str, states: Sequence[Tensor]) -> Tensor:
-        """x_LBSD."""
-        first = states[0]
-        if len(states) == 1 and first.dtype == torch.float32:
-            return first[None]
-        made_LBSD = self.rooms.room(name, (len(states), *first.shape), first)
-        for made_BSD, x_BSD in zip(made_LBSD, states, strict=True):
-            made_BSD.copy_(x_BSD)
-        return made_LBSD
 
 
 @dataclasses.dataclass
@@ -67,70 +51,69 @@ class Stretch:
     scales: list[Scale] = dataclasses.field(default_factory=list)  # empty where the plan needs none
 
     @property
-    def capacity(self) -> int:
-        """In layers; one where states are large."""
-        return min(MAX_LAYERS, max(1, MAX_BYTES // (4 * self.states[0].numel())))
+    def is_full(self) -> bool:
+        """Whether another layer would be too much; one never is."""
+        first = self.states[0]
+        return (len(self.states) + 1) * first.numel() * first.element_size() > MAX_BYTES
 
 
 @dataclasses.dataclass
-class Kept:
-    """A state: one of a block. room: where the block is, if it is fp32 in a place of our own; version: the state's, if
-    it is as it came."""
+class Block:
+    """States of some layers, in order. pairs: (n, where layers are, where those n before them are), of layers that
+    stand side by side at both places."""
 
-    block_LBSD: Tensor
-    index: int
-    room: str | None = None
-    version: int = 0
+    layers: list[int]
+    states: list[Tensor]
+    pairs: list[tuple[int, slice, slice]]
+
+    def tiles(self) -> Iterator[tuple[slice, Sequence[Tensor]]]:
+        """Samples that are made fp32 at a time, and their states: all where there is no cache to keep them in."""
+        first = self.states[0]
+        num_bytes = 4 * len(self.states) * first.numel() if first.device.type == "cpu" else 0
+        size = -(-len(first) // max(1, -(-num_bytes // TILE_BYTES)))
+        tiles = zip(*(x_BSD.split(size) for x_BSD in self.states), strict=True)
+        return ((slice(index * size, (index + 1) * size), tile) for index, tile in enumerate(tiles))
+
+
+class Floats(threading.local):
+    """States in fp32, in a place of each thread's own, which the next overwrite."""
+
+    def __init__(self) -> None:
+        self.rooms = Rooms()
+
+    def of(self, states: Sequence[Tensor]) -> Tensor:
+        """x_LBSD."""
+        first = states[0]
+        if len(states) == 1 and first.dtype == torch.float32:
+            return first[None]
+        shape = len(states), *first.shape
+        came_LBSD = self.rooms.room(str(first.dtype), shape, first.device, first.dtype)
+        torch.stack(list(states), out=came_LBSD)
+        if first.dtype == torch.float32:
+            return came_LBSD
+        return self.rooms.room("states", shape, first.device).copy_(came_LBSD)
 
 
 class Earlier:
-    """States of earlier layers of a pass: small ones in fp32, each stretch side by side; large ones as they came, so
-    that nobody may write to them before they are forgotten."""
+    """States of earlier layers of a pass, as they came, so that nobody may write to them before they are forgotten."""
 
-    def __init__(self, rooms: Rooms, floats: Floats) -> None:
-        self.rooms, self.floats = rooms, floats
-        self.kept: dict[int, Kept] = {}
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, int]] = {}
 
-    def __contains__(self, layer: int) -> bool:
-        return layer in self.kept
+    def keep(self, stretch: Stretch) -> None:
+        self.kept |= zip(stretch.layers, zip(stretch.states, stretch.versions, strict=True), strict=True)
 
-    def keep(self, stretch: Stretch) -> Tensor:
-        """x_LBSD of the stretch, fp32."""
-        first = stretch.states[0]
-        if stretch.capacity == 1 or first.device.type != "cpu":
-            self.keep_as_they_came(stretch)
-            return self.floats.of("states", stretch.states)
-        used = {kept.room for kept in self.kept.values()}
-        room = next(name for name in map(str, itertools.count()) if name not in used)
-        x_LBSD = self.rooms.room(room, (len(stretch.states), *first.shape), first)
-        for index, (layer, x_BSD) in enumerate(zip(stretch.layers, stretch.states, strict=True)):
-            x_LBSD[index] = x_BSD
-            self.kept[layer] = Kept(x_LBSD, index, room=room)
-        return x_LBSD
-
-    def keep_as_they_came(self, stretch: Stretch) -> None:
-        for layer, x_BSD, version in zip(stretch.layers, stretch.states, stretch.versions, strict=True):
-            self.kept[layer] = Kept(x_BSD[None], 0, version=version)
-
-    def before(self, n: int, layers: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-        """Which of `layers` have their states n layers before side by side, and these, fp32: all that are kept. Each is
-        valid until the next."""
-        end = 0
-        while end < len(layers):
-            start, end = end, end + 1
-            if layers[start] - n not in self.kept:
-                continue
-            kept = self.kept[layers[start] - n]
-            while end < len(layers) and self._is_beside(layers[end] - n, kept, end - start):
-                end += 1
-            x_LBSD = kept.block_LBSD[kept.index : kept.index + end - start]
-            if kept.room is None:
-                x_LBSD = self.floats.of("before", [unchanged(x_LBSD[0], kept.version)])
-            yield slice(start, end), x_LBSD
-
-    def _is_beside(self, layer: int, kept: Kept, num: int) -> bool:
-        other = self.kept.get(layer)
-        return other is not None and other.block_LBSD is kept.block_LBSD and other.index == kept.index + num
+    def beside(self, stretch: Stretch, wanted: Mapping[int, Sequence[int]]) -> Block:
+        """The stretch, before it those of the layers n before wanted[n] that are kept, and which pairs they make."""
+        found = {layer - n for n, layers in wanted.items() for layer in layers} & self.kept.keys()
+        before = sorted(found - set(stretch.layers))
+        layers = before + stretch.layers
+        at = {layer: index for index, layer in enumerate(layers)}
+        pairs = []
+        for n, its in wanted.items():
+            both = [(at[layer], at[layer - n]) for layer in its if layer - n in at]
+            pairs += [(n, *places) for places in side_by_side(both)]
+        return Block(layers, [unchanged(*self.kept[layer]) for layer in before] + stretch.states, pairs)
 
     def forget(self, layer: int | None = None) -> None:
         """The states of this layer and of those before; all."""
@@ -140,3 +123,12 @@ class Earlier:
 def unchanged(x: Tensor, version: int) -> Tensor:
     assert version_of(x) == version, "a state was written to after it was shown"
     return x
+
+
+def side_by_side(both: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, slice]]:
+    """Pairs of places, as stretches in which both go on by one."""
+    start = 0
+    for end in range(1, len(both) + 1):
+        if end == len(both) or both[end] != (both[end - 1][0] + 1, both[end - 1][1] + 1):
+            yield slice(both[start][0], both[end - 1][0] + 1), slice(both[start][1], both[end - 1][1] + 1)
+            start = end
