@@ -191,16 +191,15 @@ class Pass:
         def follows(variant: str, made_LB2D: Tensor, there_LB2: Tensor | None = None) -> None:
             at = plan.at(variant)
             norms_LBR[..., at] = vector_norm(made_LB2D, dim=-1)
-            dots_LBQ[..., at.start // 2 + 1] = dot(made_LB2D[:, :, 0], made_LB2D[:, :, 1])
+            dots_LBQ[..., plan.pair_at(variant)] = dot(made_LB2D[:, :, 0], made_LB2D[:, :, 1])
             if there_LB2 is not None:
                 has_LBR[..., at] = there_LB2
 
         if "nosink" in plan.variants and self.places.any_sink:
             follows("nosink", means_LBKD[:, :, -2:])
         elif "nosink" in plan.variants:
-            at = plan.at("nosink")
-            norms_LBR[..., at] = norms_LBR[..., :2]
-            dots_LBQ[..., at.start // 2 + 1] = dots_LBQ[..., 0]
+            norms_LBR[..., plan.at("nosink")] = norms_LBR[..., :2]
+            dots_LBQ[..., plan.pair_at("nosink")] = dots_LBQ[..., 0]
         if "nomassive" in plan.variants:
             follows("nomassive", self.means["nomassive"][rows])
         if "scaled" in plan.variants:

@@ -54,6 +54,10 @@ class Plan:
         start = self.views.index(f"P.{variant}")
         return slice(start, start + 2)
 
+    def pair_at(self, variant: str) -> int:
+        """Where the pair of these two is."""
+        return self.pairs.index((f"P.{variant}", f"T.{variant}"))
+
     @property
     def num_by_role(self) -> int:
         return len(VIEWS) if "nosink" in self.variants else len(ROLE_VIEWS)
