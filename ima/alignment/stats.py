@@ -8,7 +8,7 @@ vectors have cosine 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ima.alignment.lanes import Lanes
 from ima.alignment.passes import STEPS, Pass, Places, Seen, cosine
 from ima.alignment.scales import NUM_BINS, Scales, norm_bins
-from ima.alignment.stretches import Floats, Rooms, Stretch
+from ima.alignment.stretches import Floats, Rooms, Stretch, side_by_side
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
 from ima.llm.sites import version_of
 from ima.types import Site
@@ -211,7 +211,7 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
     stats.nonzero_LGR.index_add_(0, layers, onehot_GB @ (seen.norms_LBR > 0).float())
     inverse_LBR = torch.where(seen.norms_LBR > 0, 1 / seen.norms_LBR.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
     for at, means_LBRD in seen.means:
-        for indices, rows in runs(seen.layers):
+        for indices, rows in side_by_side(list(enumerate(seen.layers))):
             sum_LGRD = stats.unit_sum_LGRD[rows, :, at]
             add_units(sum_LGRD, means_LBRD[indices], inverse_LBR[indices, :, at], places)
 
@@ -229,15 +229,6 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
             where = torch.tensor(starts, device=layers.device)
             stats.step_sum_LGR[n].index_add_(0, where, torch.matmul(onehot_GB, summed_LBR))
     return matched_LBQ.where(both_LBQ > 0, torch.nan)
-
-
-def runs(layers: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Stretches of layers that follow each other: where they are in `layers`, and the layers."""
-    start = 0
-    for end in range(1, len(layers) + 1):
-        if end == len(layers) or layers[end] != layers[end - 1] + 1:
-            yield slice(start, end), slice(layers[start], layers[end - 1] + 1)
-            start = end
 
 
 def add_units(sum_LGRD: Tensor, means_LBRD: Tensor, inverse_LBR: Tensor, places: Places) -> None:
