@@ -27,16 +27,16 @@ help:  ## list the targets
 setup:  ## make .venv with the pinned packages and fetch the embedded models and pictures
 	@command -v $(PYTHON) >/dev/null || { echo "setup: '$(PYTHON)' not found: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: $$($(PYTHON) -V) found, Python 3.11 or newer needed: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@$(PYTHON) -m ima.install
+	@$(PYTHON) -m ima.cli.install
 
 demo: setup  ## train the demo (minutes) and print the path of its page
-	@$(PY) -m ima.demo demo $(ARGS)
+	@$(PY) -m ima demo demo $(ARGS)
 
 demo-control: setup  ## train the demo and its twin on noise, print the difference with its interval
-	@$(PY) -m ima.demo control $(ARGS)
+	@$(PY) -m ima demo control $(ARGS)
 
 twin: setup  ## an experiment and its twin on noise, and their difference: make twin EXPERIMENT=st_video_qa
-	@$(PY) -m ima.demo twin experiment=$(EXPERIMENT) $(ARGS)
+	@$(PY) -m ima demo twin experiment=$(EXPERIMENT) $(ARGS)
 
 test: setup  ## run all tests
 	@IMA_REQUIRE_REAL=1 $(PY) -m pytest $(TEST_ARGS)
@@ -67,40 +67,40 @@ sweep-demo: setup  ## five small trainings, two of them controls, and one page a
 bench: bench-train bench-align bench-skip bench-prune bench-report bench-mt  ## all benchmarks, into outputs/bench/
 
 bench-train: setup  ## step time against the bare LLM and a plain loop on stock parts
-	@$(PY) -m ima.bench train $(ARGS)
+	@$(PY) -m ima bench train $(ARGS)
 
 bench-align: setup  ## what looking inside costs: IMA and the full suite over a bare pass, streaming over dumps
-	@$(PY) -m ima.bench align $(ARGS)
+	@$(PY) -m ima bench align $(ARGS)
 
 bench-skip: setup  ## what skipping saves: measured, in FLOPs, and against hand-written passes without the skipped parts
-	@$(PY) -m ima.bench skip $(ARGS)
+	@$(PY) -m ima bench skip $(ARGS)
 
 bench-prune: setup  ## what making a mask costs: sequential Wanda over a plain forward pass, bits per weight of its file
-	@$(PY) -m ima.bench prune $(ARGS)
+	@$(PY) -m ima bench prune $(ARGS)
 
 bench-mt: setup  ## multi-task steps against stock LLaVA in a transformers Trainer: time and memory
-	@$(PY) -m ima.bench mt $(ARGS)
+	@$(PY) -m ima bench mt $(ARGS)
 
 bench-report: setup  ## a thousand finished runs: seconds to collect and to draw them, size of the page
-	@$(PY) -m ima.bench report $(ARGS)
+	@$(PY) -m ima bench report $(ARGS)
 
 export-data: setup  ## write a source in official formats: make export-data DATA=stamps_single OUT=folder
-	@$(PY) -m ima.data.export $(DATA) --out $(OUT) $(ARGS)
+	@$(PY) -m ima export-data $(DATA) --out $(OUT) $(ARGS)
 
 report: setup  ## write the page of a run again: make report RUN=outputs/demo
-	@$(PY) -m ima.report $(RUN)
+	@$(PY) -m ima report $(RUN)
 
 collect: setup  ## one table of all runs below a folder, CSV and Parquet: make collect RUN=outputs
-	@$(PY) -m ima.collect $(RUN) $(ARGS)
+	@$(PY) -m ima collect $(RUN) $(ARGS)
 
 dashboard: setup  ## the W&B dashboard, pushed where there is a key (WANDB_ENTITY), else as JSON
-	@$(PY) -m ima.workspace push $(ARGS)
+	@$(PY) -m ima wandb push $(ARGS)
 
 sync: setup  ## upload offline W&B runs: make sync RUN=outputs/demo
-	@$(PY) -m ima.workspace sync $(RUN)
+	@$(PY) -m ima wandb sync $(RUN)
 
 doctor: setup  ## will a config run here: make doctor ARGS="llm=vicuna trainer=gpu"
-	@$(PY) -m ima.doctor $(ARGS)
+	@$(PY) -m ima doctor $(ARGS)
 
 clean:  ## remove tool caches and build leftovers; .venv and outputs stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info

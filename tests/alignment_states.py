@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ima.types import Role, Site
+from ima.core.types import Role, Site
 
 P, Q, A, S0, PAD = Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD
 NUM_LAYERS, WIDTH = 4, 12

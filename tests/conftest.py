@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     as the demo does there."""
     if not any("real" in item.keywords for item in items):
         return
-    from ima.assets import missing
+    from ima.core.assets.registry import missing
 
     reasons = {line.split(":", 1)[0]: line for line in missing()}
     absent = {name: reasons.pop(name) for name in ("stamps", "scratch") if name in reasons}

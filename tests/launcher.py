@@ -126,11 +126,11 @@ def child(request: dict[str, Any]) -> int:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv = [str(ROOT / f"{request['script']}.py"), *request["argv"]]
-    import ima.run
-    from ima.cli import run_script
+    import ima.pipeline.run
+    from ima.cli.scripts import run_script
 
     if not request["report"]:
-        ima.run.write_report = lambda folders: folders[0] / "report.html"  # type: ignore[assignment]
+        ima.pipeline.run.write_report = lambda folders: folders[0] / "report.html"  # type: ignore[assignment]
     if request["die"]:
         die_at(request["die"], request["call"])
     if request["patch"]:
@@ -146,7 +146,7 @@ def serve() -> None:
     import transformers
     import wandb  # noqa: F401
 
-    import ima.run  # noqa: F401
+    import ima.pipeline.run  # noqa: F401
 
     _ = transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast
     for line in sys.stdin:

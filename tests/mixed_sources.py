@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from ima.core.types import Sample
 from ima.data.shapes import Shapes
-from ima.types import Sample
 
 
 class SoundShapes(Shapes):

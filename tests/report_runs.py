@@ -11,8 +11,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ima.results import RowWriter, write_json
-from ima.types import Row
+from ima.core.files import write_json
+from ima.core.types import Row
+from ima.runs.results import RowWriter
 
 NUM_LAYERS, NUM_EPOCHS, NUM_STEPS = 30, 6, 190
 NOUNS = ("cow", "frog", "fire truck", "orange", "guitar", "rocket")
@@ -67,8 +68,8 @@ def make_run(
                "ima/mean": 0.35 + 0.3 * skill + rng.gauss(0, 0.01), "ima/mean/low": 0.55, "ima/mean/high": 0.61,
                "train/loss": 0.52, "val/loss": 0.75}  # fmt: skip
     config = {
-        "encoder": {"_target_": "ima.encoders.embedded.EfficientNetLite0", "name": encoder, "layer": -1},
-        "adapter": {"_target_": "ima.adapters.Pool", "_partial_": True, "hidden": 1024},
+        "encoder": {"_target_": "ima.models.encoders.embedded.EfficientNetLite0", "name": encoder, "layer": -1},
+        "adapter": {"_target_": "ima.models.adapters.base.Pool", "_partial_": True, "hidden": 1024},
         "llm": {"name": "smollm2-135m"},
         "trainer": {"max_epochs": epochs, "seed": seed},
         "name": name,

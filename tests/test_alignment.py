@@ -9,13 +9,13 @@ import torch
 
 from ima.alignment.rows import alignment_rows
 from ima.alignment.scores import consecutive, norm_quantiles, similarity
-from ima.alignment.stats import AlignmentStats
+from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.tap import Tap
 from ima.alignment.views import NUM_GROUPS, PAIRS, VIEWS, group_of, view_masks
-from ima.llm.frozen import FrozenLLM
-from ima.llm.sites import SiteTable, check_sites
-from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
-from ima.types import Role, Site
+from ima.core.types import Role, Site
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.sites import SiteTable, check_sites
+from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
 P, Q, A, S0, PAD = Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD
 
@@ -248,7 +248,7 @@ def test_what_enters_a_block_changed_is_looked_at_itself_also_beside_what_is_bor
 @pytest.mark.parametrize("constant", ["MAX_BYTES", "TILE_BYTES"])
 def test_any_length_of_stretches_and_any_tile_gives_the_same(monkeypatch, constant, num_bytes, dtype):
     slow = two_sites(1, dtype=dtype, changed=(4,))
-    monkeypatch.setattr(f"ima.alignment.stretches.{constant}", num_bytes)
+    monkeypatch.setattr(f"ima.alignment.streaming.chunks.{constant}", num_bytes)
     found = two_sites(1, dtype=dtype, changed=(4,))
     for site, stats in slow.sites.items():
         for name, value in stats.tensors().items():

@@ -7,11 +7,12 @@ import torch
 from alignment_states import NUM_LAYERS, examples, feed
 from test_alignment_variants import average, brute_means, cosine, scales_of
 
-from ima.alignment.cones import cone_rows, main
-from ima.alignment.stats import AlignmentStats
-from ima.alignment.sums import NAME, read_sums, write_sums
+from ima.alignment.cone_file import NAME, read_sums, write_sums
+from ima.alignment.cones import cone_rows
+from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.views import Plan
-from ima.errors import UserError
+from ima.cli.cones import main
+from ima.core.errors import UserError
 
 FACTS = {"llm": "tiny", "llm_width": 12, "llm_blocks": 3}
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ima.alignment.proxy import auroc, correlate, main
+from ima.cli.correlate import main
+from ima.report.correlation import auroc, correlate
 
 
 def linked(n, seed=0, noise=1.0):

@@ -7,13 +7,13 @@ import torch.multiprocessing
 from alignment_states import NUM_LAYERS, examples, feed
 from test_alignment_variants import subset_of
 
+from ima.alignment.reference_pass import Scales
 from ima.alignment.reservoir import Reservoir, Tokens
 from ima.alignment.reservoir_rows import reservoir_rows
 from ima.alignment.rows import alignment_rows, example_lines
-from ima.alignment.scales import Scales
-from ima.alignment.stats import AlignmentStats
+from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.views import VARIANTS, Plan
-from ima.types import Site
+from ima.core.types import Site
 
 SITES = (Site.RESID_POST, Site.SA)
 

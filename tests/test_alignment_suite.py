@@ -8,18 +8,18 @@ import pytest
 import torch
 from test_ima_of_a_run import Features, Source
 
-from ima.adapters import PoolAdapter
-from ima.alignment.suite import Suite, evenly, write_suite
-from ima.alignment.sums import read_sums
+from ima.alignment.cone_file import read_sums
+from ima.alignment.measurement import Suite, evenly, write_suite
 from ima.alignment.tap import Tap
-from ima.callbacks import AlignmentLogger, Recorder
-from ima.compose import compose
-from ima.errors import UserError
-from ima.evaluation import Evaluator
-from ima.lit import MappingModule
-from ima.llm.load import tiny
-from ima.results import RowWriter, read_rows
-from ima.settings import Alignment
+from ima.config.compose import compose
+from ima.config.settings import Alignment
+from ima.core.errors import UserError
+from ima.models.adapters.base import PoolAdapter
+from ima.models.llm.load import tiny
+from ima.pipeline.callbacks import AlignmentLogger, Recorder
+from ima.pipeline.evaluator import Evaluator
+from ima.pipeline.lightning_module import MappingModule
+from ima.runs.results import RowWriter, read_rows
 from ima.tasks.caption import CaptionTask
 
 BASE = {"run": "r", "dataset_a": "made", "modality_a": "image", "dataset_b": "made", "modality_b": "text"}

@@ -4,12 +4,12 @@ import pytest
 import torch
 from alignment_states import NUM_LAYERS, WIDTH, examples, feed, tokens
 
+from ima.alignment.reference_pass import Scales
 from ima.alignment.rows import alignment_rows
-from ima.alignment.scales import Scales
 from ima.alignment.scores import cone, similarity
-from ima.alignment.stats import AlignmentStats
+from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.views import MASSIVE, VARIANTS, Plan, lowest
-from ima.types import Site
+from ima.core.types import Site
 
 SPLITS = [(1, False, 0), (7, True, 0), (20, True, 3), (5, False, 4)]
 POST = Site.RESID_POST

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from ima.alignment.logit_lens import Head, js, kl, look, mean_log, translation, vocabulary_rows
 from ima.alignment.reservoir import Reservoir, Tokens
 from ima.alignment.tap import Tap
-from ima.alignment.vocabulary import Head, js, kl, look, mean_log, translation, vocabulary_rows
-from ima.llm.frozen import FrozenLLM
-from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
-from ima.types import Role
+from ima.core.types import Role
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
 FAMILIES = [name for name in FAMILY_NAMES if name != "opt_350m"]  # has no pre-norm sites
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ima import assets
-from ima.assets import ASSETS, Asset, locate, verify
-from ima.cache import build_folder, cache_dir
-from ima.debian import obtain_deb
-from ima.errors import UserError
+from ima.core.assets import registry as assets
+from ima.core.assets.debian import obtain_deb
+from ima.core.assets.registry import ASSETS, Asset, locate, verify
+from ima.core.cache import build_folder, cache_dir
+from ima.core.errors import UserError
 
 INSIDE = "usr/share/tuxpaint/stamps"
 FILES = {
@@ -282,7 +282,7 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
 
 
 def test_listing_says_what_is_missing_and_imports_no_torch(own_cache: Path) -> None:
-    code = "import sys; from ima.assets import main; main(['list']); print('torch' in sys.modules)"
+    code = "import sys; from ima.core.assets.registry import main; main(['list']); print('torch' in sys.modules)"
     output, _ = run_python(code, own_cache).communicate()
     lines = output.splitlines()
     assert lines[-1] == "False"

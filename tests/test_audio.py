@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from sounds import SECOND, UNKNOWN, VERBS, make_sounds
 
-from ima.assets import UserError
+from ima.core.assets.registry import UserError
+from ima.core.types import Sample
 from ima.data.stampworld.audio import StampAudio, held_pair
 from ima.data.stampworld.audio_qa import StampAudioQa, root
 from ima.data.stampworld.mixing import SECONDS
 from ima.data.stampworld.sounds import LEVEL, RATE, SoundCatalog, active_rms, read_sounds, say_once
-from ima.samples import still
+from ima.pipeline.predictions import still
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
 from ima.tasks.metrics.judge import judge
 from ima.tasks.metrics.nouns import reader
 from ima.tasks.metrics.vocabulary import load_nouns
-from ima.types import Sample
 
 NUMS: dict[str, Any] = {"num_train": 60, "num_val": 20, "num_t0": 60, "num_t1": 30, "num_t2": 30}
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ima.encoders.audio import BLOCK, HOP, RATE, WINDOW, AisFx, LogMel, MelPreprocess, heard, mel_bands
-from ima.encoders.base import check_features
-from ima.encoders.ct2 import read_ct2, whisper_encoder_weights
-from ima.encoders.weights import aisfx_weights
-from ima.encoders.whisper import WhisperTiny
-from ima.errors import UserError
-from ima.media import Sound
+from ima.core.errors import UserError
+from ima.core.media import Sound
+from ima.models.encoders.audio import BLOCK, HOP, RATE, WINDOW, AisFx, LogMel, MelPreprocess, heard, mel_bands
+from ima.models.encoders.base import check_features
+from ima.models.encoders.weights import aisfx_weights
+from ima.models.encoders.whisper import WhisperTiny
+from ima.models.formats.ctranslate2 import read_ct2, whisper_encoder_weights
 
 
 def sine(hertz: float, seconds: float = 1.0, rate: int = RATE, level: float = 0.1) -> Sound:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ima.assets import locate
+from ima.core.assets.registry import locate
+from ima.core.media import Sound
 from ima.data.stampworld.audio import StampAudio
 from ima.data.stampworld.sounds import LEVEL, RATE, SOUND_TABLE, SoundCatalog, active_rms, resampled
-from ima.encoders.audio import AisFx, LogMel
-from ima.encoders.base import Encoder
-from ima.encoders.whisper import WhisperTiny
-from ima.media import Sound
+from ima.models.encoders.audio import AisFx, LogMel
+from ima.models.encoders.base import Encoder
+from ima.models.encoders.whisper import WhisperTiny
 from ima.tasks.metrics.vocabulary import load_nouns
 
 pytestmark = pytest.mark.real

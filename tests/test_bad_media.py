@@ -14,10 +14,10 @@ from PIL import Image
 from test_corpora import source_of
 from test_data import Means
 
-from ima.data.features import FeatureStore
+from ima.data.feature_cache import FeatureStore
 from ima.data.source import MediumError
-from ima.ready import Look
-from ima.results import read_result
+from ima.pipeline.prepare import Look
+from ima.runs.results import read_result
 
 NUM = 12
 BAD = {2: "gone", 5: "cut", 7: "empty"}

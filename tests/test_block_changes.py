@@ -12,19 +12,19 @@ from test_interventions import hooks_of, parts_of
 from test_skipping import DEEP, FAMILIES, PAD, ROLES, S0, A, P, Q, hearing, states
 from torch import Tensor
 
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.types import Role
 from ima.interventions import Intervention, stack
 from ima.interventions.drop import Drop
-from ima.interventions.entropy import Entropy
-from ima.interventions.exit import Exit
 from ima.interventions.isolate import Isolate
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
-from ima.interventions.skip import Skip
-from ima.llm.fast import accelerate
-from ima.llm.frozen import FrozenLLM, Generation
-from ima.llm.tiny import tiny_model, tiny_tokenizer
-from ima.types import Role
+from ima.interventions.skip.entropy import Entropy
+from ima.interventions.skip.exit import Exit
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 G = int(Role.GENERATED)
 # Nats, of at most log 259 = 5.56: some tokens are below and some above at each block.
@@ -341,7 +341,7 @@ def test_a_mask_of_the_first_blocks_is_not_taken_for_that_of_later_ones() -> Non
     skips = [Skip("block", ("percept",), start=0, ratio=0.34, select="first")]
     with stack(llm, [Isolate(1), *skips]):
         lean = llm(x, roles, ["a"])
-    from ima.interventions.engine import Engine
+    from ima.interventions.skip.engine import Engine
 
     with Isolate(1).apply(llm), Engine(llm, skips, lean=False):
         torch.testing.assert_close(llm(x, roles, ["a"]), lean, rtol=1e-5, atol=1e-5)

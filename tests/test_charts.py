@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from report_runs import ENTRIES, make_mixture
 
-from ima.charts import Charts
-from ima.dashboard import scalar_name
-from ima.results import read_rows
-from ima.types import Row
+from ima.core.types import Row
+from ima.pipeline.loggers.wandb import scalar_name
+from ima.pipeline.loggers.wandb_charts import Charts
+from ima.runs.results import read_rows
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import ima.results
-from ima.adapters import LinearAdapter, MlpAdapter
-from ima.checkpoint import (
+import ima.runs.results
+from ima.core.errors import UserError
+from ima.models.adapters.base import LinearAdapter, MlpAdapter
+from ima.pipeline.checkpoint import (
     SafetensorsIO,
     load_adapter,
     load_checkpoint,
@@ -25,7 +26,6 @@ from ima.checkpoint import (
     save_checkpoint,
     unpack,
 )
-from ima.errors import UserError
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8)
 tensors = st.builds(
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_old_file_whole_and_no_temporary(
     save_checkpoint({"x": torch.arange(3)}, path)
     old = path.read_bytes()
     if where == "fsync":
-        monkeypatch.setattr(ima.results.os, "fsync", full_disk)
+        monkeypatch.setattr(ima.runs.results.os, "fsync", full_disk)
     else:
         # The library reports even a full disk as its own kind of error.
         from safetensors import SafetensorError

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ima.adapters import LinearAdapter
+from ima.core.errors import UserError
+from ima.core.types import Sample
 from ima.data.collate import NoPercepts
 from ima.data.corpora.choices import ScienceQa, SeedBench
-from ima.errors import UserError
-from ima.evaluation import Evaluator
-from ima.lit import MappingModule
-from ima.llm.load import tiny
+from ima.models.adapters.base import LinearAdapter
+from ima.models.llm.load import tiny
+from ima.pipeline.evaluator import Evaluator
+from ima.pipeline.lightning_module import MappingModule
 from ima.tasks.base import Prediction
 from ima.tasks.choice import ChoiceTask
-from ima.types import Sample
 
 
 def sample(index: int = 1, **more: Any) -> Sample:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from ima.cli import compose_sweep, dispatch, help_text, run_script
-from ima.compose import compose
-from ima.errors import UserError
+from ima.cli.scripts import compose_sweep, dispatch, help_text, run_script
+from ima.config.compose import compose
+from ima.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = """
@@ -373,7 +373,7 @@ def test_defaults_of_the_environment_yield_to_what_is_set(monkeypatch: pytest.Mo
 def test_dispatch_composes_before_anything_is_imported() -> None:
     code = """
         import sys
-        from ima.cli import run_script
+        from ima.cli.scripts import run_script
         code = run_script("train", sys.argv[1:])
         heavy = [name for name in ("torch", "transformers", "lightning", "timm", "wandb") if name in sys.modules]
         sys.exit(f"imported: {heavy}" if heavy else code)

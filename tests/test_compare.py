@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-import ima.demo
-from ima.compare import compare, lines_of, main, read_predictions
-from ima.compose import compose
-from ima.errors import UserError
-from ima.results import write_json
+import ima.cli.demo
+from ima.cli.compare import main
+from ima.config.compose import compose
+from ima.core.errors import UserError
+from ima.core.files import write_json
+from ima.runs.compare import compare, lines_of, read_predictions
 
 
 def run_of(folder: Path, right: Sequence[bool], track: str = "T0", names: Sequence[str] | None = None) -> Path:
@@ -109,7 +110,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 
 def test_predictions_of_a_run_tell_the_blind_row_from_its_track(tmp_path: Path) -> None:
     from ima.data.shapes import Shapes
-    from ima.samples import write_samples
+    from ima.pipeline.predictions import write_samples
     from ima.tasks.base import Prediction
     from ima.tasks.caption import CaptionTask
 
@@ -151,18 +152,18 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
     def train(overrides: Sequence[str]) -> int:
         calls.append(list(overrides))
-        run_of(ima.demo.folder_of(overrides), [len(calls) == 1] * 4)
+        run_of(ima.cli.demo.folder_of(overrides), [len(calls) == 1] * 4)
         return 0
 
-    monkeypatch.setattr(ima.demo, "train", train)
+    monkeypatch.setattr(ima.cli.demo, "train", train)
     return calls
 
 
 def test_the_demo_prints_its_times_and_last_its_page(
     trained: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ima.demo, "stamps_missing", lambda: "")
-    assert ima.demo.main(["demo"]) == 0
+    monkeypatch.setattr(ima.cli.demo, "stamps_missing", lambda: "")
+    assert ima.cli.demo.main(["demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert trained == [["experiment=demo"]]
     assert [cell.split()[0] for cell in lines[-2].split(" | ")] == ["download", "install", "run"]
@@ -173,7 +174,7 @@ def test_without_the_stamps_the_demo_runs_on_shapes_under_another_name_and_says_
     trained: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("IMA_STAMPS", str(tmp_path / "nowhere"))
-    assert ima.demo.main(["demo"]) == 0
+    assert ima.cli.demo.main(["demo"]) == 0
     out = capsys.readouterr().out
     assert trained == [["experiment=demo_shapes"]]
     assert out.splitlines()[0].startswith("StampWorld is not available") and out.count("StampWorld") == 1
@@ -182,13 +183,13 @@ def test_without_the_stamps_the_demo_runs_on_shapes_under_another_name_and_says_
 
 
 def test_a_choice_of_data_is_not_overruled(trained: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ima.demo, "stamps_missing", lambda: "not there")
-    assert ima.demo.main(["demo", "data=stamps_single", "name=mine"]) == 0
+    monkeypatch.setattr(ima.cli.demo, "stamps_missing", lambda: "not there")
+    assert ima.cli.demo.main(["demo", "data=stamps_single", "name=mine"]) == 0
     assert trained == [["experiment=demo", "data=stamps_single", "name=mine"]]
 
 
 def test_a_name_that_is_given_is_the_demos_and_its_twin_gets_a_tail() -> None:
-    assert ima.demo.calls_of("control", False, ["name=x", "seed=1"]) == [
+    assert ima.cli.demo.calls_of("control", False, ["name=x", "seed=1"]) == [
         ["experiment=demo_shapes", "name=x", "seed=1"],
         ["experiment=demo_shapes_control", "name=x-control", "seed=1"],
     ]
@@ -197,8 +198,8 @@ def test_a_name_that_is_given_is_the_demos_and_its_twin_gets_a_tail() -> None:
 def test_the_control_trains_both_and_prints_the_difference_and_both_pages(
     trained: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ima.demo, "stamps_missing", lambda: "")
-    assert ima.demo.main(["control"]) == 0
+    monkeypatch.setattr(ima.cli.demo, "stamps_missing", lambda: "")
+    assert ima.cli.demo.main(["control"]) == 0
     out = capsys.readouterr().out
     assert trained == [["experiment=demo"], ["experiment=demo_control"]]
     assert "difference +1.000" in out
@@ -210,24 +211,24 @@ def test_the_control_trains_both_and_prints_the_difference_and_both_pages(
 def test_a_mistake_is_refused_before_anything_is_trained(
     trained: list[list[str]], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ima.demo.main(arguments) == 2
+    assert ima.cli.demo.main(arguments) == 2
     assert trained == [] and capsys.readouterr().err.count("\n") == 1
 
 
 def test_every_experiment_with_a_twin_is_trained_with_it_and_no_other_is() -> None:
-    assert ima.demo.calls_of("twin", True, ["experiment=st_video_qa", "seed=1", "name=x"]) == [
+    assert ima.cli.demo.calls_of("twin", True, ["experiment=st_video_qa", "seed=1", "name=x"]) == [
         ["experiment=st_video_qa", "seed=1", "name=x"],
         ["experiment=st_video_qa_control", "seed=1", "name=x-control"],
     ]
     for given in ([], ["experiment=smoke"], ["experiment=st_video_qa_control"]):
         with pytest.raises(UserError, match="with a twin are: demo, .*st_audio_caption"):
-            ima.demo.calls_of("twin", True, given)
+            ima.cli.demo.calls_of("twin", True, given)
 
 
 def test_a_failed_training_ends_the_demo_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ima.demo, "stamps_missing", lambda: "")
-    monkeypatch.setattr(ima.demo, "train", lambda overrides: 130)
-    assert ima.demo.main(["control"]) == 130
+    monkeypatch.setattr(ima.cli.demo, "stamps_missing", lambda: "")
+    monkeypatch.setattr(ima.cli.demo, "train", lambda overrides: 130)
+    assert ima.cli.demo.main(["control"]) == 130
 
 
 def test_right_is_named_by_the_headline_of_the_task(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ima.cli import compose_sweep, describe
-from ima.compose import CONF, choices_of, compose, default_groups
-from ima.config import STACKED
-from ima.results import write_json
-from ima.schema import signature
+from ima.cli.scripts import compose_sweep, describe
+from ima.config.compose import CONF, choices_of, compose, default_groups
+from ima.config.roots import STACKED
+from ima.config.signatures import signature
+from ima.core.files import write_json
 
 NEEDED = {("encoder", "timm"): ["encoder.name=resnet18"], ("llm", "hf"): ["llm.path=somewhere"]}
 NEEDED |= {("intervention", "mask"): ["intervention.mask.path=somewhere"]}

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ima.core.errors import UserError
+from ima.core.types import MEDIUM, Role, Sample
 from ima.data.collate import Collate, NoPercepts
 from ima.data.corpora.conversations import Conversations
-from ima.errors import UserError
-from ima.llm.chat import TEMPLATES, ChatFormat
-from ima.llm.frozen import FrozenLLM
-from ima.llm.load import tiny
+from ima.models.llm.chat import TEMPLATES, ChatFormat
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.load import tiny
 from ima.tasks.caption import CaptionTask
 from ima.tasks.conversation import ConversationTask
-from ima.types import MEDIUM, Role, Sample
 
 FORMATS = sorted(TEMPLATES)
 LLMS: dict[str, FrozenLLM] = {}
@@ -160,7 +160,7 @@ def test_a_long_conversation_is_cut_and_refused_where_no_answer_is_left() -> Non
     ],
 )
 def test_a_template_that_will_not_do_is_refused(template: str, said: str) -> None:
-    from ima.llm.tiny import tiny_tokenizer
+    from ima.models.llm.tiny import tiny_tokenizer
 
     with pytest.raises(UserError, match=said):
         ChatFormat(tiny_tokenizer(), template)
@@ -247,7 +247,7 @@ def test_a_record_that_is_not_as_the_format_says_is_named(tmp_path: Path, change
 def test_the_embedded_models_own_template_supervises_what_is_in_brackets() -> None:
     from transformers import PreTrainedTokenizerFast
 
-    from ima.llm.embedded import convert_smollm2
+    from ima.models.llm.embedded import convert_smollm2
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(convert_smollm2(), local_files_only=True)
     chat = ChatFormat(tokenizer, "tokenizer")

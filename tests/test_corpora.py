@@ -14,16 +14,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ima.compose import compose
+from ima.config.compose import compose
+from ima.core.errors import UserError
+from ima.core.media import Clip, Frames, Sound, spaced
+from ima.core.types import MEDIUM, Sample
+from ima.data.corpora.controls import Spoilt
 from ima.data.corpora.questions import soft_weights
-from ima.data.corpora.spoilt import Spoilt
 from ima.data.source import Source
 from ima.data.stampworld.video import StampVideo
-from ima.errors import UserError
-from ima.media import Clip, Frames, Sound, spaced
 from ima.tasks.base import Prediction
 from ima.tasks.qa import QaTask
-from ima.types import MEDIUM, Sample
 
 CHOICES = sorted(corpora_files.CORPORA)
 SPLITS = {"nocaps": ("val", "in-domain", "near-domain", "out-domain")} | dict.fromkeys(
@@ -88,7 +88,7 @@ def test_no_medium_is_opened_to_list_the_samples(
     def refuse(*_: object) -> None:
         raise AssertionError("opened")
 
-    monkeypatch.setattr("ima.data.files.opened", refuse)
+    monkeypatch.setattr("ima.data.decode.opened", refuse)
     source = source_of(name, folders[name])
     assert all(source.samples(split) for split in source.splits)
 

@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 from test_corpora import source_of
 
-from ima.errors import UserError
+from ima.core.errors import UserError
 
 COCO, GQA = "dataset_coco.json", "train_balanced_questions.json"
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
@@ -302,7 +302,9 @@ def test_a_fault_is_one_line_that_names_it(fault: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         try:
             source = source_of(name, folder, *(line.replace("{}", str(folder)) for line in more))
-        except Exception as error:  # what a constructor refuses comes wrapped; a run unwraps it (ima.parts.build)
+        except (
+            Exception
+        ) as error:  # what a constructor refuses comes wrapped; a run unwraps it (ima.pipeline.assemble.build)
             raise error.__cause__ or error from None
         for sample in source.samples("val" if name == "nocaps" else split):
             medium = source.medium(sample)

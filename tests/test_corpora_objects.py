@@ -12,8 +12,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ima.compose import compose
-from ima.errors import UserError
+from ima.config.compose import compose
+from ima.core.errors import UserError
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
 

@@ -14,19 +14,19 @@ from test_skipping import FAMILIES, S0, P, Q, make, states
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ima.core.types import Role
 from ima.interventions import Intervention, stack
-from ima.interventions.cost import Flops, decode, prefill
 from ima.interventions.drop import Drop
-from ima.interventions.entropy import Entropy
-from ima.interventions.exit import Exit
+from ima.interventions.flops import Flops, decode, prefill
 from ima.interventions.isolate import Isolate
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
 from ima.interventions.plan import mean_tokens, plan_facts, plan_table
-from ima.interventions.skip import Skip
-from ima.llm.frozen import FrozenLLM, Generation
-from ima.llm.tiny import tiny_model, tiny_tokenizer
-from ima.types import Role
+from ima.interventions.skip.entropy import Entropy
+from ima.interventions.skip.exit import Exit
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 TOKENS = {"percept": 8, "special": 1, "prompt": 4}
 PLANS: dict[str, Callable[[], list[Any]]] = {

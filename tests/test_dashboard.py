@@ -14,9 +14,9 @@ import pytest
 from launcher import ROOT, Launcher
 from test_training import CACHED, NOISE
 
-from ima.dashboard import INIT_SECONDS, TABLE_FIELDS, scalar_name
-from ima.results import read_result, read_rows
-from ima.types import Row
+from ima.core.types import Row
+from ima.pipeline.loggers.wandb import INIT_SECONDS, TABLE_FIELDS, scalar_name
+from ima.runs.results import read_result, read_rows
 
 MIRRORED = [item for item in NOISE if item != "logger=none"] + ["trainer.epochs=2", "trainer.generate_samples=3"]
 DRAWN = ["sim", "resid_post", "P", "T", "raw"]
@@ -97,7 +97,7 @@ def assert_charted(folder: Path, rows: list[dict[str, Any]], charts: list[dict[s
 @pytest.mark.slow
 def test_an_offline_run_holds_what_the_rows_hold_also_when_it_was_killed(launcher: Launcher, tmp_path: Path) -> None:
     argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}", "name=run"]
-    killed = launcher.run("train", argv, die="ima.callbacks.StepRecorder.on_train_batch_end", call=6)
+    killed = launcher.run("train", argv, die="ima.pipeline.callbacks.StepRecorder.on_train_batch_end", call=6)
     assert killed.code == -9
     done = launcher.run("train", argv, patch=REFUSE)
     assert done.code == 0 and done.stderr == "", done.stderr
@@ -130,7 +130,8 @@ def test_a_run_that_fails_is_a_failed_one_in_its_group_and_an_evaluation_is_mirr
 
 @pytest.mark.slow
 def test_an_offline_mixture_holds_the_curves_of_every_entry(launcher: Launcher, tmp_path: Path) -> None:
-    shapes = "{_target_: ima.settings.Entry, data: {_target_: ima.data.shapes.Shapes, num_train: 8, num_test: 4}, " \
+    shapes = "{_target_: ima.config.settings.Entry, " \
+             "data: {_target_: ima.data.shapes.Shapes, num_train: 8, num_test: 4}, " \
              "task: {_target_: ima.tasks.caption.CaptionTask, max_new_tokens: 3}}"  # fmt: skip
     argv = [*MIRRORED, f"mixture={{a: {shapes}, b: {shapes}}}", "logger=offline", f"output_dir={tmp_path}", "name=run"]
     done = launcher.run("train", argv, patch=REFUSE)

@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-import ima.data.features
+import ima.data.feature_cache
+from ima.core.errors import UserError
+from ima.core.types import Batch, Role, Sample
 from ima.data.collate import CachedPercepts, Collate, LivePercepts, NoisePercepts, NoPercepts
-from ima.data.features import FeatureStore
+from ima.data.feature_cache import FeatureStore
 from ima.data.loader import TrainLoader, eval_loader, schedule
-from ima.encoders.base import Encoder, fingerprint_of
-from ima.encoders.controls import NoiseEncoder
-from ima.errors import UserError
-from ima.llm.load import tiny
+from ima.models.encoders.base import Encoder, fingerprint_of
+from ima.models.encoders.controls import NoiseEncoder
+from ima.models.llm.load import tiny
 from ima.tasks.caption import CaptionTask
-from ima.types import Batch, Role, Sample
 
 P, Q, A, S0, PAD = (int(role) for role in (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD))
 
@@ -102,8 +102,8 @@ def test_loss_on_text_supervises_the_prompt_too(llm) -> None:  # type: ignore[no
 
 
 def test_a_bos_is_special_and_never_supervised(llm) -> None:  # type: ignore[no-untyped-def]
-    from ima.llm.frozen import FrozenLLM
-    from ima.llm.tiny import tiny_model, tiny_tokenizer
+    from ima.models.llm.frozen import FrozenLLM
+    from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
     with_bos = FrozenLLM(tiny_model(), tiny_tokenizer(), bos="always")
     batch = collate(with_bos, loss_on="text")([(Grey(1).samples("train")[0], 0)])
@@ -251,7 +251,7 @@ def test_evaluation_shows_each_sample_once_over_all_ranks(llm, world: int, num: 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ima.data.features, "SHARD_SIZE", 4)
+    monkeypatch.setattr(ima.data.feature_cache, "SHARD_SIZE", 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

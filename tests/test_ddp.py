@@ -12,8 +12,8 @@ from launcher import Launcher
 from safetensors.torch import load_file
 from test_training import NOISE, rows_of
 
-from ima.results import read_result, read_rows
-from ima.run import is_main
+from ima.pipeline.run import is_main
+from ima.runs.results import read_result, read_rows
 
 # 21 samples in batches of 6: the last batch of an epoch is 2 samples of one rank and 1 of the other, which is 2
 # micro-batches and 1; val, T0 and T1 have 7 samples, 4 and 3 of them a rank.
@@ -82,7 +82,7 @@ def test_two_ranks_give_the_rows_metrics_and_weights_of_one(launcher: Launcher, 
 
 def test_two_ranks_killed_in_an_epoch_resume_together(launcher: Launcher, alone: Path, tmp_path: Path) -> None:
     argv = [*RUN, *TWO, f"output_dir={tmp_path}", "name=run"]
-    assert two_ranks(launcher, argv, die="ima.callbacks.StepRecorder.on_train_batch_end", call=6) == [-9, -9]
+    assert two_ranks(launcher, argv, die="ima.pipeline.callbacks.StepRecorder.on_train_batch_end", call=6) == [-9, -9]
     two_ranks(launcher, argv)
     assert_equal_up_to_rounding(tmp_path / "run", alone)
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ima import doctor
-from ima.compose import CONF, choices_of, compose
-from ima.doctor import EMBEDDED, Size, downloads, encoder_tokens, hub_folder, llm_size, needs, report
+from ima.cli import doctor
+from ima.cli.doctor import EMBEDDED, Size, downloads, encoder_tokens, hub_folder, llm_size, needs, report
+from ima.config.compose import CONF, choices_of, compose
 
 ROOT = Path(__file__).resolve().parent.parent
 # As published: billions of weights of the choices that state their dimensions.
@@ -42,9 +42,9 @@ def test_a_local_config_is_better_than_a_line(tmp_path: Path) -> None:
     facts = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 100, "num_attention_heads": 8,
              "num_key_value_heads": 2, "vocab_size": 500}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(facts))
-    assert llm_size({"_target_": "ima.llm.load.hf", "path": str(tmp_path)}, "hf") == Size(3, 64, 100, 500, 0.25)
+    assert llm_size({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path)}, "hf") == Size(3, 64, 100, 500, 0.25)
     (tmp_path / "config.json").write_text(json.dumps({"text_config": facts}))
-    assert llm_size({"_target_": "ima.llm.load.hf", "path": str(tmp_path)}, "hf") == Size(3, 64, 100, 500, 0.25)
+    assert llm_size({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path)}, "hf") == Size(3, 64, 100, 500, 0.25)
 
 
 def test_a_model_in_the_hub_cache_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,5 +90,5 @@ def test_encoders_state_tokens_and_width(choice: str) -> None:
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys, ima.doctor; ima.doctor.main(['data=shapes']); sys.exit('torch' in sys.modules)"
+    code = "import sys, ima.cli.doctor; ima.cli.doctor.main(['data=shapes']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ima.errors import UserError
-from ima.llm.embedded import convert_llama, llama_key, load_llama, load_smollm2, unpermute
-from ima.llm.gguf import FORMATS, Gguf, GgufTensor
+from ima.core.errors import UserError
+from ima.models.formats.gguf import FORMATS, Gguf, GgufTensor
+from ima.models.llm.embedded import convert_llama, llama_key, load_llama, load_smollm2, unpermute
 
 NUM_HEADS, NUM_KV, WIDTH, INNER, NUM_BLOCKS = 4, 2, 32, 24, 2
 BYTES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abc012Ċ.", "Ġ", "ab", "ĊĊ", "01"]

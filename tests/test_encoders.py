@@ -11,11 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ima.compose import CONF, compose
-from ima.encoders import EfficientNetLite, Encoder, FocusViT, ImagePreprocess, NoiseEncoder, TimmImage, check_features
-from ima.encoders.base import fingerprint_of, seeded
-from ima.encoders.weights import lite_key
-from ima.errors import UserError
+from ima.config.compose import CONF, compose
+from ima.core.errors import UserError
+from ima.models.encoders import (
+    EfficientNetLite,
+    Encoder,
+    FocusViT,
+    ImagePreprocess,
+    NoiseEncoder,
+    TimmImage,
+    check_features,
+)
+from ima.models.encoders.base import fingerprint_of, seeded
+from ima.models.encoders.weights import lite_key
 
 
 class Toy(Encoder):
@@ -182,7 +190,7 @@ def test_every_timm_encoder_of_conf_is_one_that_timm_has_weights_for(path: Path)
     import yaml
 
     node = yaml.safe_load(path.read_text())
-    if node.get("_target_") == "ima.encoders.image.TimmImage" and node["name"] != "???":
+    if node.get("_target_") == "ima.models.encoders.image.TimmImage" and node["name"] != "???":
         assert node["name"] in timm.list_pretrained(), node["name"]
 
 
@@ -303,7 +311,7 @@ STAMPS = ("gorilla", "strawberry", "basketball")  # their file names are words o
 
 
 def stamp(word: str) -> Image.Image:
-    from ima.assets import locate
+    from ima.core.assets.registry import locate
 
     path = min(path for path in locate("stamps").rglob("*.png") if path.stem.lower() == word)
     picture = Image.open(path).convert("RGBA")
@@ -326,7 +334,7 @@ def test_lite_equals_timm_with_the_strictly_loaded_weights_and_knows_stamps(
 ) -> None:
     import timm
 
-    from ima.assets import locate
+    from ima.core.assets.registry import locate
 
     lite = EfficientNetLite(variant)
     assert (lite.num_tokens, lite.dim) == shape
@@ -366,9 +374,9 @@ def test_real_weights_and_their_random_twin_have_other_fingerprints(
 
 @pytest.mark.real
 def test_all_dinov2_weights_are_found_in_the_onnx_file() -> None:
-    from ima.assets import locate
-    from ima.encoders.onnx import read_onnx
-    from ima.encoders.weights import dinov2_weights
+    from ima.core.assets.registry import locate
+    from ima.models.encoders.weights import dinov2_weights
+    from ima.models.formats.onnx import read_onnx
 
     weights = dinov2_weights(read_onnx(locate("focus_vit")))
     assert sum(tensor.numel() for tensor in weights.values()) == 22_056_192

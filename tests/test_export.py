@@ -13,8 +13,11 @@ from sounds import make_sounds
 from stamps import draw_stamps
 from test_corpora import source_of
 
+from ima.cli.export_data import export, main
+from ima.core.errors import UserError
+from ima.core.media import Clip, Frames, Medium, Sound
+from ima.core.types import Sample
 from ima.data.corpora.captions import Clotho
-from ima.data.export import export, main
 from ima.data.shapes import Shapes
 from ima.data.source import Source
 from ima.data.stampworld.audio import StampAudio
@@ -25,9 +28,6 @@ from ima.data.stampworld.single import StampSingle
 from ima.data.stampworld.video import StampVideo
 from ima.data.stampworld.video_qa import StampVideoQa
 from ima.data.stampworld.vqa import StampVqa
-from ima.errors import UserError
-from ima.media import Clip, Frames, Medium, Sound
-from ima.types import Sample
 
 
 class Small(Source):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ima.llm.fast import accelerate
-from ima.llm.tiny import tiny_model
+from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.tiny import tiny_model
 
 KNOWN = ("llama", "mistral", "qwen2", "smollm3")
 
@@ -186,7 +186,7 @@ def test_recorded_hidden_states_and_attentions_are_the_stock_ones() -> None:
 
 
 def test_recording_once_does_not_switch_the_fast_path_off_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ima.llm.fast as module
+    import ima.models.llm.acceleration.blocks as module
 
     model = tiny_model("llama")
     given = inputs(model)
@@ -292,7 +292,7 @@ def test_too_large_a_model_stays_stock() -> None:
 def test_smollm2_keeps_its_numbers_and_its_bf16_error() -> None:
     """Running text: on a few random tokens gradients are so ill-conditioned that stock bf16 itself is off by 100 %.
     Medians over examples, since single ones differ by more than the two ways of computing do."""
-    from ima.llm.embedded import load_smollm2
+    from ima.models.llm.embedded import load_smollm2
 
     exact, tokenizer = load_smollm2(torch.float32)
     exact.eval().requires_grad_(False)
@@ -333,7 +333,7 @@ def test_smollm2_keeps_its_numbers_and_its_bf16_error() -> None:
 def test_long_sequences_in_spans_of_queries_give_the_stock_models_numbers(
     monkeypatch: pytest.MonkeyPatch, padding: str
 ) -> None:
-    import ima.llm.fast_block as fast_block
+    import ima.models.llm.acceleration.nodes as fast_block
 
     monkeypatch.setattr(fast_block, "SPAN", 4)  # 11 positions are three spans, the last a short one
     model = tiny_model("llama")
@@ -341,7 +341,7 @@ def test_long_sequences_in_spans_of_queries_give_the_stock_models_numbers(
 
 
 def test_spans_leave_out_the_keys_that_nobody_sees() -> None:
-    from ima.llm.fast_block import SPAN, spans_of
+    from ima.models.llm.acceleration.nodes import SPAN, spans_of
 
     length, window = 3 * SPAN - 5, SPAN
     place = torch.arange(length)
@@ -356,7 +356,7 @@ def test_spans_leave_out_the_keys_that_nobody_sees() -> None:
 
 
 def test_bf16_weights_are_used_in_place_but_for_queries_keys_and_values() -> None:
-    from ima.llm.fast_weights import Weights, block_shape
+    from ima.models.llm.acceleration.weights import Weights, block_shape
 
     layer = tiny_model("llama").bfloat16().model.layers[0]
     weights = Weights(layer, block_shape(layer))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import ima.llm.fast as fast_module
+import ima.models.llm.acceleration.blocks as fast_module
 from ima.alignment.tap import Tap
-from ima.llm.fast import accelerate
-from ima.llm.frozen import FrozenLLM
-from ima.llm.tiny import tiny_model, tiny_tokenizer
-from ima.types import Role, Site
+from ima.core.types import Role, Site
+from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "smollm3")
 LENGTH = 9

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from ima.data.files import VideoFile, read_image, read_sound
+from ima.core.media import Clip
+from ima.data.decode import VideoFile, read_image, read_sound
 from ima.data.source import MediumError
-from ima.media import Clip
 
 # container, codec, pixel format, frames out of order
 KINDS = {

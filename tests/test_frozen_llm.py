@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ima.checkpoint import weight_sum
-from ima.llm.frozen import FrozenLLM, Generation, contiguous_head
-from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
-from ima.types import Role
+from ima.core.tensor_file import weight_sum
+from ima.core.types import Role
+from ima.models.llm.frozen import FrozenLLM, Generation, contiguous_head
+from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
 families = pytest.mark.parametrize("family", FAMILY_NAMES)
 P, Q, A = int(Role.PERCEPT), int(Role.PROMPT), int(Role.ANSWER)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ima.assets import ASSETS
-from ima.compose import compose
-from ima.errors import UserError
-from ima.llm import gemma
-from ima.llm.frozen import FrozenLLM, Generation
-from ima.llm.gemma import GEMMA, GEMMA_KEYS, convert_gemma, load_gemma, load_gemma3_270m, merges_of
-from ima.llm.gguf import FORMATS, Gguf, GgufTensor
-from ima.types import Role
+from ima.config.compose import compose
+from ima.core.assets.registry import ASSETS
+from ima.core.errors import UserError
+from ima.core.types import Role
+from ima.models.formats.gguf import FORMATS, Gguf, GgufTensor
+from ima.models.llm import gemma
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.gemma import GEMMA, GEMMA_KEYS, convert_gemma, load_gemma, load_gemma3_270m, merges_of
 
 NUM_BLOCKS = 7  # the sixth sees everything, the others a window
 BYTES = [f"<0x{i:02X}>" for i in range(256)]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ima.encoders.onnx import read_onnx
-from ima.errors import UserError
-from ima.llm.gguf import FORMATS, read_gguf
+from ima.core.errors import UserError
+from ima.models.formats.gguf import FORMATS, read_gguf
+from ima.models.formats.onnx import read_onnx
 
 
 def half(value: float) -> bytes:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ima.cli import compose_sweep
-from ima.errors import UserError
+from ima.cli.scripts import compose_sweep
+from ima.core.errors import UserError
 
 POINTS = "points=[['adapter=pool','adapter.hidden=8'],['adapter=pool','adapter.hidden=16'],['adapter=mlp']]"
 

@@ -14,13 +14,13 @@ from hydra.utils import instantiate
 from PIL import Image
 from tiny_encoders import AUDIO, MEAN, STD, VIDEO, audiomae_folder, tiny_config, tiny_folder
 
-from ima.compose import CONF, compose
-from ima.encoders import check_features
-from ima.encoders.base import Encoder
-from ima.encoders.hf_audio import AudioMAE, AudioTransformer
-from ima.encoders.hf_video import VideoTransformer
-from ima.errors import UserError
-from ima.media import Frames, Sound
+from ima.config.compose import CONF, compose
+from ima.core.errors import UserError
+from ima.core.media import Frames, Sound
+from ima.models.encoders import check_features
+from ima.models.encoders.base import Encoder
+from ima.models.encoders.hf_audio import AudioMAE, AudioTransformer
+from ima.models.encoders.hf_video import VideoTransformer
 
 KINDS = (*VIDEO, *AUDIO, "audiomae")
 # N, E of the output and of layer 2
@@ -86,7 +86,7 @@ def test_its_config_composes_and_gives_the_class_from_a_local_folder(kind: str, 
 
 def test_every_encoder_of_conf_that_the_hub_holds_is_tried_here() -> None:
     texts = {path.stem: path.read_text() for path in CONF.glob("encoder/*.yaml")}
-    assert {name for name, text in texts.items() if "ima.encoders.hf_" in text} == set(KINDS)
+    assert {name for name, text in texts.items() if "ima.models.encoders.hf_" in text} == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

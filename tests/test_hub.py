@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ima.core.errors import UserError
+from ima.core.media import Clip, Sound
 from ima.data.corpora.hub import HubCaptions, HubQuestions
 from ima.data.source import MediumError
-from ima.errors import UserError
-from ima.media import Clip, Sound
 
 NUM = 4
 

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from ima.adapters import PoolAdapter
 from ima.alignment.rows import alignment_rows
-from ima.evaluation import Evaluator
-from ima.lit import MappingModule
-from ima.settings import Alignment
+from ima.config.settings import Alignment
+from ima.core.types import Role, Sample
+from ima.models.adapters.base import PoolAdapter
+from ima.pipeline.evaluator import Evaluator
+from ima.pipeline.lightning_module import MappingModule
 from ima.tasks.caption import CaptionTask
-from ima.types import Role, Sample
 
 NUM_SAMPLES = 24
 
@@ -107,7 +107,7 @@ def compare(llm, num_tokens, dim, batch_size, accelerated):
     module = MappingModule(adapter, llm)
     evaluator = Evaluator(module, CaptionTask(), source, percepts, batch_size)
     if accelerated:
-        from ima.llm.fast import accelerate
+        from ima.models.llm.acceleration.blocks import accelerate
 
         with accelerate(llm.model):
             _, suite = evaluator.teacher_forced(samples, Alignment())
@@ -128,13 +128,13 @@ def compare(llm, num_tokens, dim, batch_size, accelerated):
 @pytest.mark.parametrize("accelerated", [False, True])
 @pytest.mark.parametrize("batch_size", [5, 24])
 def test_streamed_ima_of_a_pass_equals_the_double_loop(batch_size, accelerated):
-    from ima.llm.load import tiny
+    from ima.models.llm.load import tiny
 
     compare(tiny(), num_tokens=9, dim=12, batch_size=batch_size, accelerated=accelerated)
 
 
 @pytest.mark.real
 def test_streamed_ima_of_smollm2_equals_the_double_loop():
-    from ima.llm.load import smollm2
+    from ima.models.llm.load import smollm2
 
     compare(smollm2(dtype="float32"), num_tokens=9, dim=12, batch_size=8, accelerated=True)

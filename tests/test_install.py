@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ima import install
+from ima.cli import install
 
 UV = """Resolved 129 packages in 1.77s
 Downloading torch (506.0MiB)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.types import Role
 from ima.interventions import stack
-from ima.interventions.skip import Skip
-from ima.llm.frozen import FrozenLLM, Generation
-from ima.llm.tiny import tiny_model, tiny_tokenizer
-from ima.types import Role
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 PARTS = ("ffn", "attn", "block")
 P, Q, A, S0, PAD = (int(role) for role in (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD))

@@ -11,17 +11,18 @@ import torch
 from launcher import Launcher
 from test_mixture import TINY
 
-from ima.adapters import LinearAdapter, MlpAdapter, QueryAdapter
-from ima.checkpoint import load_adapter
-from ima.encoders.controls import NoiseEncoder
-from ima.encoders.image import FocusViT
-from ima.encoders.llava import LlavaTower
-from ima.errors import UserError
-from ima.lit import MappingModule
-from ima.llava import foreign_adapter, llava_of, model_card
-from ima.llm.load import hf, tiny
-from ima.llm.tiny import tiny_tokenizer
-from ima.types import Batch, MediaGroup, Role, Sample
+from ima.cli.export_llava import model_card
+from ima.core.errors import UserError
+from ima.core.types import Batch, MediaGroup, Role, Sample
+from ima.models.adapters.base import LinearAdapter, MlpAdapter, QueryAdapter
+from ima.models.encoders.controls import NoiseEncoder
+from ima.models.encoders.image import FocusViT
+from ima.models.encoders.llava import LlavaTower
+from ima.models.llava import foreign_adapter, llava_of
+from ima.models.llm.load import hf, tiny
+from ima.models.llm.tiny import tiny_tokenizer
+from ima.pipeline.checkpoint import load_adapter
+from ima.pipeline.lightning_module import MappingModule
 
 
 def batch_of(ids: torch.Tensor, pixels: torch.Tensor, place: int) -> Batch:

@@ -11,12 +11,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ima.compose import CONF, compose
-from ima.errors import UserError
-from ima.llm.frozen import FrozenLLM, Generation
-from ima.llm.load import hf
-from ima.llm.tiny import tiny_model, tiny_tokenizer
-from ima.types import Role
+from ima.config.compose import CONF, compose
+from ima.core.errors import UserError
+from ima.core.types import Role
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.load import hf
+from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 # conf/llm -> the tiny family of the same class
 FAMILY = {

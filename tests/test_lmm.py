@@ -14,15 +14,15 @@ from PIL import Image
 from tiny_lmms import KINDS, write_lmm
 
 from ima.alignment.tap import Tap
+from ima.config.settings import Alignment
+from ima.core.errors import UserError
+from ima.core.types import Role, Sample, Site
 from ima.data.shapes import Shapes
-from ima.errors import UserError
-from ima.llm.frozen import Generation
-from ima.lmm import Lmm, LmmCollate, LmmEvaluator, hf
+from ima.models.hf_multimodal import Lmm, LmmCollate, LmmEvaluator, hf
+from ima.models.llm.frozen import Generation
 from ima.report.build import write_report
-from ima.results import read_result
-from ima.settings import Alignment
+from ima.runs.results import read_result
 from ima.tasks.caption import CaptionTask
-from ima.types import Role, Sample, Site
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_a_model_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
-    from ima.llm.tiny import tiny_model, tiny_tokenizer
+    from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
     tiny_model("llama").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)

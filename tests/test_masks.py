@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ima.errors import UserError
-from ima.masks.bits import Mask, intersection, place_of, union
-from ima.masks.compare import density_by_chance, overlap, overlaps
-from ima.masks.groups import (
+from ima.core.errors import UserError
+from ima.interventions.prune.compare import density_by_chance, overlap, overlaps
+from ima.interventions.prune.mask import Mask, intersection, place_of, union
+from ima.interventions.prune.recipe import Recipe
+from ima.interventions.prune.select import (
     keep,
     keep_by,
     keep_global,
@@ -26,7 +27,6 @@ from ima.masks.groups import (
     ranks,
     shares,
 )
-from ima.masks.recipe import Recipe
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (6, 10),

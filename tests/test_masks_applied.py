@@ -11,32 +11,32 @@ import pytest
 import torch
 from test_masks_calibration import Inputs, equal, examples
 
-from ima.checkpoint import weight_sum
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.tensor_file import weight_sum
 from ima.interventions import stack
-from ima.interventions.mask import MaskWeights, Prune
-from ima.interventions.skip import Skip
-from ima.llm.fast import accelerate
-from ima.llm.frozen import FrozenLLM, Generation
-from ima.llm.load import tiny
-from ima.masks import subnet
-from ima.masks.apply import masked
-from ima.masks.bits import Mask
-from ima.masks.calibration import one_shot
-from ima.masks.compare import density_by_chance
-from ima.masks.export import complaint_sparse, export, semi_structured
-from ima.masks.groups import keep_by
-from ima.masks.making import Maker
-from ima.masks.recipe import Recipe
-from ima.masks.scores import linears_of, wanda
-from ima.masks.sums import ROLE_SETS, Sums
-from ima.masks.tasks import CalibrationTask
+from ima.interventions.prune import subnet
+from ima.interventions.prune.apply import masked
+from ima.interventions.prune.builder import Maker
+from ima.interventions.prune.calibration import one_shot
+from ima.interventions.prune.compare import density_by_chance
+from ima.interventions.prune.export import complaint_sparse, export, semi_structured
+from ima.interventions.prune.intervention import MaskWeights, Prune
+from ima.interventions.prune.mask import Mask
+from ima.interventions.prune.recipe import Recipe
+from ima.interventions.prune.scores import linears_of, wanda
+from ima.interventions.prune.select import keep_by
+from ima.interventions.prune.sums import ROLE_SETS, Sums
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.load import tiny
+from ima.pipeline.calibration import CalibrationTask
 
 FAMILIES = ("opt", "llama", "gemma3", "phi3", "gpt_neox")
 
 
 def any_mask(llm: FrozenLLM, ratio: float = 0.5, seed: int = 0) -> Mask:
-    return Maker(llm, {"_target_": "ima.llm.load.tiny"}).make(Recipe("random", ratio, seed=seed), None, [])
+    return Maker(llm, {"_target_": "ima.models.llm.load.tiny"}).make(Recipe("random", ratio, seed=seed), None, [])
 
 
 def batch(llm: FrozenLLM) -> Inputs:
@@ -207,9 +207,9 @@ class MadeUp(CalibrationTask):
 @pytest.fixture
 def maker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Maker:
     monkeypatch.setenv("IMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("ima.masks.making.CalibrationTask", MadeUp)
+    monkeypatch.setattr("ima.interventions.prune.builder.CalibrationTask", MadeUp)
     MadeUp.passes = 0
-    return Maker(tiny("llama"), {"_target_": "ima.llm.load.tiny", "family": "llama"})
+    return Maker(tiny("llama"), {"_target_": "ima.models.llm.load.tiny", "family": "llama"})
 
 
 RUNS = ("task0", "task1", "task2")

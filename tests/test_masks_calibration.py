@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ima.checkpoint import weight_sum
-from ima.errors import UserError
-from ima.llm.frozen import FrozenLLM
-from ima.llm.load import tiny
-from ima.masks.calibration import one_shot, sequential
-from ima.masks.groups import keep_by
-from ima.masks.scores import linears_of, wanda
-from ima.masks.sums import ROLE_SETS, Sums, chosen_roles
-from ima.types import Role
+from ima.core.errors import UserError
+from ima.core.tensor_file import weight_sum
+from ima.core.types import Role
+from ima.interventions.prune.calibration import one_shot, sequential
+from ima.interventions.prune.scores import linears_of, wanda
+from ima.interventions.prune.select import keep_by
+from ima.interventions.prune.sums import ROLE_SETS, Sums, chosen_roles
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.load import tiny
 
 FAMILIES = ("opt", "llama", "gemma3", "phi3", "gpt_neox")
 P, Q, A, S, PAD = (int(role) for role in (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD))
@@ -240,7 +240,7 @@ def test_roles_without_a_token_are_refused() -> None:
 def test_text_masks_of_a_real_model_are_those_of_the_original_procedure() -> None:
     """Wanda as published: batch size 1, running mean of squared norms, stable sort, pruned block by block, the second
     pass through the pruned block. All tokens count, no padding."""
-    from ima.llm.load import smollm2
+    from ima.models.llm.load import smollm2
 
     llm = smollm2(dtype="float32")
     texts = [

@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 from launcher import Launcher
 
-from ima.errors import UserError
-from ima.masks.__main__ import main as masks_main
-from ima.masks.bits import Mask
-from ima.masks.compare import overlap
-from ima.masks.rows import compare_runs, named, write_comparison
+from ima.cli.masks import main as masks_main
+from ima.core.errors import UserError
+from ima.core.files import write_json
+from ima.interventions.prune.compare import overlap
+from ima.interventions.prune.mask import Mask
+from ima.interventions.prune.rows import compare_runs, named, write_comparison
 from ima.report import write_report
-from ima.report.figures_masks import mask_rows, overlap_figures
-from ima.report.figures_retained import retained_of
-from ima.report.figures_skip import skip_figures
+from ima.report.figures.masks import mask_rows, overlap_figures
+from ima.report.figures.retained import retained_of
+from ima.report.figures.skip import skip_figures
 from ima.report.load import load_run, load_runs
-from ima.results import read_result, write_json
+from ima.runs.results import read_result
 from ima.sweep import page
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "data.size=32", "adapter=linear",

@@ -9,7 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.types import Sample
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
 from ima.tasks.metrics.cider import Frequencies, cider_d
@@ -17,7 +18,6 @@ from ima.tasks.metrics.judge import judge
 from ima.tasks.metrics.nouns import reader
 from ima.tasks.metrics.ptb import tokenize
 from ima.tasks.metrics.vocabulary import load_nouns, pluralise, with_article
-from ima.types import Sample
 
 WORDS = ("a", "the", "cow", "dog", "red", "big", "on", "left", "and", "two", "three", "sits", "runs", "house", "tree")
 

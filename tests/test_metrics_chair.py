@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import ima.tasks.metrics
+from ima.core.types import Sample
 from ima.tasks.base import Metric, Prediction
 from ima.tasks.caption import CaptionTask
 from ima.tasks.metrics.chair import chair, coco_classes, coco_names, coco_objects
-from ima.types import Sample
 
 COCO = {"vocabulary": "coco", "nouns": ("person", "dog")}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ima.tasks.metrics.intervals import macro_mean, mean, of_sums, paired_difference, ratio
+from ima.core.resampling import macro_mean, mean, of_sums, paired_difference, ratio
 
 
 def clustered(seed: int, num_clusters: int = 40, per_cluster: int = 6) -> tuple[np.ndarray, list[int]]:

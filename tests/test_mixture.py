@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from launcher import Launcher
 from omegaconf import OmegaConf
 
-from ima.adapters import AdapterSet, LinearAdapter
-from ima.compose import compose
+from ima.config.compose import compose
+from ima.core.errors import UserError
+from ima.core.types import Batch, MediaGroup, Role, Sample
 from ima.data.mixture import Mixture, apportion
-from ima.errors import UserError
-from ima.fitting import train
-from ima.lit import MappingModule
-from ima.llm.load import tiny
+from ima.models.adapters.base import AdapterSet, LinearAdapter
+from ima.models.llm.load import tiny
+from ima.pipeline.fit import train
+from ima.pipeline.lightning_module import MappingModule
+from ima.pipeline.run import quiet
 from ima.report import write_report
-from ima.results import read_result, read_rows
-from ima.run import quiet
-from ima.types import Batch, MediaGroup, Role, Sample
+from ima.runs.results import read_result, read_rows
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
         "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none",
@@ -40,13 +40,12 @@ CAPTION = "{_target_: ima.tasks.caption.CaptionTask, max_new_tokens: 4}"
 
 def entry(data: str = SHAPES, task: str = CAPTION, **more: Any) -> str:
     rest = "".join(f", {key}: {value}" for key, value in more.items())
-    return f"{{_target_: ima.settings.Entry, data: {data}, task: {task}{rest}}}"
+    return f"{{_target_: ima.config.settings.Entry, data: {data}, task: {task}{rest}}}"
 
 
 def noise(modality: str, num_tokens: int, dim: int = 8) -> str:
-    return (
-        f"{{_target_: ima.encoders.controls.NoiseEncoder, modality: {modality}, dim: {dim}, num_tokens: {num_tokens}}}"
-    )
+    target = "ima.models.encoders.controls.NoiseEncoder"
+    return f"{{_target_: {target}, modality: {modality}, dim: {dim}, num_tokens: {num_tokens}}}"
 
 
 def config_of(*overrides: str) -> dict[str, Any]:
@@ -224,7 +223,7 @@ def test_a_batch_of_all_kinds_has_the_loss_and_the_gradient_of_its_samples_one_b
 
 
 def test_the_common_case_and_the_general_one_give_the_same_sequences() -> None:
-    from ima.splice import anywhere, in_front
+    from ima.models.splice import anywhere, in_front
 
     module, batch = random_batch()
     p_BKD = torch.randn(4, 3, 32)
@@ -278,8 +277,8 @@ def test_a_mixture_of_modalities_and_albums_is_measured_entry_by_entry(whole: Pa
     assert {key.split(".")[0] for key in load_file(whole / "adapter.safetensors")} == {"main", "sounds"}
 
 
-STEP = "ima.callbacks.StepRecorder.on_train_batch_end"
-SAVE = "ima.callbacks.Checkpointer.on_train_batch_end"
+STEP = "ima.pipeline.callbacks.StepRecorder.on_train_batch_end"
+SAVE = "ima.pipeline.callbacks.Checkpointer.on_train_batch_end"
 
 
 @pytest.mark.parametrize(("die", "call"), [(STEP, 5), (SAVE, 8), (STEP, 10)])
@@ -375,7 +374,7 @@ def test_a_split_that_no_entry_has_is_refused_in_an_evaluation_too(
 
 
 def test_a_name_that_would_leave_the_run_folder_is_no_name_of_an_entry() -> None:
-    from ima.config import check_mixture
+    from ima.config.roots import check_mixture
 
     for name in ("../x", "a/b", "a.b", "", " "):
         with pytest.raises(UserError, match="no name of an entry"):
@@ -388,8 +387,8 @@ def test_two_ranks_train_a_mixture_as_one_does(launcher: Launcher, tmp_path: Pat
     from safetensors.torch import load_file
     from test_ddp import TWO, two_ranks
 
-    stages = "stage={first: {_target_: ima.settings.Stage, entries: [pictures, sounds], epochs: 1}, " \
-             "second: {_target_: ima.settings.Stage}}"  # fmt: skip
+    stages = "stage={first: {_target_: ima.config.settings.Stage, entries: [pictures, sounds], epochs: 1}, " \
+             "second: {_target_: ima.config.settings.Stage}}"  # fmt: skip
     argv = [*MIXED, stages, "trainer.batch_size=2", "trainer.eval_batch_size=3", "trainer.epochs=1", "alignment=none",
             "mixture.albums.limit=8", f"output_dir={tmp_path}"]  # fmt: skip
     done = launcher.run("train", [*argv, "name=one"])
@@ -406,8 +405,8 @@ def test_two_ranks_train_a_mixture_as_one_does(launcher: Launcher, tmp_path: Pat
 
 
 def test_stages_follow_each_other_and_each_is_resumed(launcher: Launcher, tmp_path: Path, outputs: Path) -> None:
-    stages = "stage={pretrain: {_target_: ima.settings.Stage, entries: [pictures], epochs: 1}, " \
-             "instruct: {_target_: ima.settings.Stage}}"  # fmt: skip
+    stages = "stage={pretrain: {_target_: ima.config.settings.Stage, entries: [pictures], epochs: 1}, " \
+             "instruct: {_target_: ima.config.settings.Stage}}"  # fmt: skip
     argv = [*MIXED, stages, f"output_dir={outputs}"]
     done = launcher.run("train", [*argv, "name=staged"])
     assert done.code == 0, done.stderr

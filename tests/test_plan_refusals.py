@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from ima import parts
-from ima.cli import run_script
-from ima.compose import compose
-from ima.llm.frozen import FrozenLLM
-from ima.llm.known import Known, known
-from ima.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+from ima.cli.scripts import run_script
+from ima.config.compose import compose
+from ima.models.llm.facts import Known, known
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+from ima.pipeline import assemble as parts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,13 +112,13 @@ def test_what_a_family_lacks_is_refused_before_anything_is_loaded(
 ) -> None:  # fmt: skip
     llm = ["llm=tiny", f"llm.family={family}"]
     arguments = [*llm, f"intervention={name}", *(f"intervention.{name}.{setting}" for setting in settings)]
-    monkeypatch.setattr("ima.llm.load.tiny", lambda **_: pytest.fail("was loaded"))
+    monkeypatch.setattr("ima.models.llm.load.tiny", lambda **_: pytest.fail("was loaded"))
     assert named in line_of(capsys, arguments, parts.assemble)
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_what_is_known_of_a_model_before_it_is_loaded_is_so(family: str) -> None:
-    node = {"_target_": "ima.llm.load.tiny", "family": family, "num_blocks": 4}
+    node = {"_target_": "ima.models.llm.load.tiny", "family": family, "num_blocks": 4}
     llm = FrozenLLM(tiny_model(family, num_blocks=4), tiny_tokenizer(), name=f"tiny-{family}")
     before, loaded = known(node), llm.known
     assert before is not None
@@ -131,15 +131,15 @@ def test_what_is_known_of_a_model_before_it_is_loaded_is_so(family: str) -> None
 
 def test_a_checkpoint_is_known_by_its_config_file(tmp_path: Path) -> None:
     tiny_model("qwen3", num_blocks=5).config.save_pretrained(tmp_path)
-    found = known({"_target_": "ima.llm.load.hf", "path": str(tmp_path)})
+    found = known({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path)})
     assert found is not None and (found.model_type, found.num_blocks, found.num_heads) == ("qwen3", 5, 4)
-    assert known({"_target_": "ima.llm.load.hf", "path": str(tmp_path / "nothing")}) is None
+    assert known({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path / "nothing")}) is None
     assert known({"_target_": "somebody.else"}) is None
 
 
 @pytest.mark.real
 def test_what_is_known_of_the_embedded_llm_is_so() -> None:
-    from ima.llm.load import smollm2
+    from ima.models.llm.load import smollm2
 
     config = compose(["llm=smollm2"])
     loaded = smollm2("float32").known

@@ -7,13 +7,13 @@ import math
 import torch
 from test_interventions import hooks_of
 
-from ima.adapters import LinearAdapter
-from ima.interventions.latency import plan_seconds
-from ima.interventions.skip import Skip
-from ima.lit import MappingModule
-from ima.llm.frozen import Generation
-from ima.llm.load import tiny
-from ima.types import Batch, Role, Sample
+from ima.core.types import Batch, Role, Sample
+from ima.interventions.skip.plan import Skip
+from ima.models.adapters.base import LinearAdapter
+from ima.models.llm.frozen import Generation
+from ima.models.llm.load import tiny
+from ima.pipeline.lightning_module import MappingModule
+from ima.pipeline.plan_seconds import plan_seconds
 
 
 def test_both_ways_are_timed_and_the_model_is_left_as_it_was() -> None:

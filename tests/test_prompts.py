@@ -13,9 +13,9 @@ import pytest
 import yaml
 from hydra.utils import instantiate
 
+from ima.core.types import Role, Sample
 from ima.data.collate import Collate, NoPercepts
-from ima.llm.load import tiny
-from ima.types import Role, Sample
+from ima.models.llm.load import tiny
 
 CONF = Path(__file__).parents[1] / "conf" / "task"
 COW = Sample("s/0", "train", "train", "image", ("a brown cow",))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.types import Sample
 from ima.tasks.base import Metric, Prediction
-from ima.tasks.probe import ProbeTask, says_yes
+from ima.tasks.pope import ProbeTask, says_yes
 from ima.tasks.qa import QaTask
-from ima.types import Sample
 
 
 def question(number: int, references: tuple[str, ...], **options: Any) -> Sample:

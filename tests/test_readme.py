@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ima.compose import CONF, choices_of, compose, default_groups
-from ima.results import write_json
+from ima.config.compose import CONF, choices_of, compose, default_groups
+from ima.core.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    from ima.results import read_result
+    from ima.runs.results import read_result
 
     result = read_result(tmp_path / "outputs" / "mine")
     assert result["status"] == "ok" and result["config"]["adapter"]["every"] == 3
@@ -76,7 +76,7 @@ def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [line for line in commands() if "evaluate.py" not in line])
 def test_its_commands_compose(command: str, tmp_path: Path) -> None:
-    from ima.cli import compose_sweep
+    from ima.cli.scripts import compose_sweep
 
     script, *arguments = shlex.split(command)[1:]
     if any(text.startswith("checkpoint=") for text in arguments):  # a run that the reader has by then

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from report_runs import make_run
 
-from ima.errors import UserError
+from ima.cli.report import main
+from ima.core.errors import UserError
 from ima.report import write_report
-from ima.report.__main__ import main
-from ima.report.figures import figures_of
+from ima.report.figures.all import figures_of
 from ima.report.load import load_run
-from ima.report.page import page
+from ima.report.page.page import page
 
 FIGURES = ("ima_by_layer", "ima_heatmap", "training", "ima_by_epoch", "ima_gap", "ima_variants", "norms", "consecutive",
            "tasks")  # fmt: skip
@@ -102,7 +102,7 @@ def test_page_svg_takes_its_colours_from_variables_that_the_page_defines(demo: P
 
 
 def test_shortening_coordinates_leaves_tick_labels_alone() -> None:
-    from ima.report.style import clean_svg
+    from ima.report.figures.style import clean_svg
 
     svg = clean_svg(b'<svg><path d="M 1.23456 2.98765"/><text x="1.23456" y="2">0.12345</text></svg>', "p")
     assert svg == '<svg><path d="M 1.23 2.98"/><text x="1.23" y="2">0.12345</text></svg>'
@@ -244,7 +244,7 @@ def test_picture_outside_the_run_folder_is_not_read(tmp_path: Path) -> None:
 def test_large_picture_is_shrunk(tmp_path: Path) -> None:
     from PIL import Image
 
-    from ima.report.samples import MAX_SIDE, shrunk
+    from ima.report.page.samples import MAX_SIDE, shrunk
 
     Image.effect_noise((900, 600), 90).convert("RGBA").save(tmp_path / "large.png")
     kind, data = shrunk((tmp_path / "large.png").read_bytes())
@@ -294,7 +294,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_loads_no_drawing_code_and_the_page_no_torch(tmp_path: Path) -> None:
     folder = small_run(tmp_path / "run", samples=1)
     code = (
-        "import sys\nfrom ima.report.__main__ import main\n"
+        "import sys\nfrom ima.cli.report import main\n"
         "assert 'matplotlib' not in sys.modules and 'numpy' not in sys.modules\nassert main(sys.argv[1:]) == 0\n"
         "print([name for name in ('torch', 'lightning', 'hydra', 'omegaconf', 'wandb', 'transformers', 'pandas')"
         " if name in sys.modules])"
@@ -351,7 +351,7 @@ def test_what_stands_beside_the_tracks_comes_last_and_is_said_in_words(tmp_path:
 
 
 def card_of(folder: Path, **fields: Any) -> str:
-    from ima.report.samples import card
+    from ima.report.page.samples import card
 
     return card(folder, [{"references": ["two"], "prediction": "2", "epoch": 1, **fields}])
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from report_runs import make_run
 
-from ima.media import Frames, Sound
+from ima.core.media import Frames, Sound
+from ima.pipeline.predictions import media_files
 from ima.report import write_report
-from ima.samples import media_files
 
 BINARY = chromium.find()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="no Chromium found")]

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from report_runs import make_run
 
-from ima.collect import main
+from ima.cli.collect import main
+from ima.core.types import ROW_FIELDS
 from ima.report import collect, write_csv, write_report
+from ima.report.curves import alignment_rows, by_layer, training
 from ima.report.load import load_runs, run_names
-from ima.report.series import alignment_rows, by_layer, training
-from ima.types import ROW_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -154,7 +154,7 @@ def test_the_table_is_the_same_as_csv_and_parquet_and_needs_no_torch(tmp_path: P
     result_only(tmp_path / "a", metrics={"x": 0.1, "n": 3}, config={"seed": 1, "on": True, "mixed": 2})
     result_only(tmp_path / "b", metrics={"x": None}, config={"seed": 2, "on": False, "mixed": "two"}, status="failed")
     code = (
-        "import sys\nfrom ima.collect import main\n"
+        "import sys\nfrom ima.cli.collect import main\n"
         f"code = main([{str(tmp_path)!r}, '--out', {str(tmp_path / 'out.csv')!r}])\n"
         "sys.exit(code or ('torch' in sys.modules))"
     )

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from report_runs import make_run
 
-from ima.report.drawing import Figure, csv_text
-from ima.report.figures import figures_of, full_figures
-from ima.report.figures_cones import compared_cones
+from ima.report.figures.all import figures_of, full_figures
+from ima.report.figures.cones import compared_cones
+from ima.report.figures.drawing import Figure, csv_text
 from ima.report.load import load_run, load_runs
-from ima.report.page import page
+from ima.report.page.page import page
 
 LAYERS, RESERVOIR = 4, (0, 2, 4)
 SITES = ("resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post")

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ima.report.figures_task import task_parts
-from ima.types import Row
+from ima.core.types import Row
+from ima.report.figures.task import task_parts
 
 
 def rows(score: str, track: str, value: float, epoch: int = 1) -> dict[str, Any]:

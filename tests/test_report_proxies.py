@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ima.alignment.proxy import correlate
 from ima.report import write_report
+from ima.report.correlation import correlate
 from ima.report.load import Run, load_runs
+from ima.report.page.tables import overview_columns
 from ima.report.proxies import correlation_table, places, relation_text
 from ima.report.relations import Point, is_control, permutation_p, points_of, relations, resampled, targets
-from ima.report.tables import overview_columns
 
 
 def point(x: float, y: float, group: str = "", control: bool = False) -> Point:
@@ -71,7 +71,7 @@ def test_too_few_or_too_alike_is_said(points: list[Point]) -> None:
 @pytest.mark.parametrize(
     ("config", "control"),
     [
-        ({"encoder": {"_target_": "ima.encoders.controls.NoiseEncoder"}}, True),
+        ({"encoder": {"_target_": "ima.models.encoders.controls.NoiseEncoder"}}, True),
         ({"encoder": {"_target_": "x.EfficientNetLite", "pretrained": False}}, True),
         ({"encoder": {"_target_": "x.VideoFrames", "image": {"_target_": "x.y", "pretrained": False}}}, True),
         ({"encoder": {"_target_": "x.EfficientNetLite", "pretrained": True}}, False),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ima.report.figures_skip import skip_figures, skip_tradeoff
+from ima.core.files import write_json
+from ima.report.figures.skip import skip_figures, skip_tradeoff
 from ima.report.load import Run, load_run
 from ima.report.plans import points_of
-from ima.results import write_json
 
 
 def write(folder: Path, value: float, left: float | None = None, evaluated: Path | None = None, **skip: Any) -> Run:

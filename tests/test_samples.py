@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ima.samples import write_samples
+from ima.core.types import Sample
+from ima.pipeline.predictions import write_samples
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
 from ima.tasks.metrics.cider import Frequencies, cider_d
 from ima.tasks.qa import QaTask
-from ima.types import Sample
 
 
 class Few:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ima.errors import UserError
-from ima.interventions.auto import SkipAuto, changes, resolved
-from ima.interventions.cost import prefill
-from ima.interventions.skip import Skip
-from ima.llm.load import tiny
-from ima.results import RowWriter
-from ima.types import Row
+from ima.core.errors import UserError
+from ima.core.types import Row
+from ima.interventions.flops import prefill
+from ima.interventions.skip.auto import SkipAuto, changes, resolved
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.load import tiny
+from ima.runs.results import RowWriter
 
 TOKENS = {"percept": 8, "prompt": 3, "answer": 2}
 SIMILAR = [0.1, 0.9, 0.5, 0.8, 0.3, 0.7]

@@ -13,15 +13,15 @@ from test_interventions import hooks_of, parts_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.types import Role
 from ima.interventions import stack
-from ima.interventions.engine import Decision, Engine, replay
-from ima.interventions.lean import run_block
-from ima.interventions.skip import Skip
-from ima.llm.frozen import FrozenLLM, Generation
-from ima.llm.projections import projections_of
-from ima.llm.tiny import tiny_model, tiny_tokenizer
-from ima.types import Role
+from ima.interventions.skip.engine import Decision, Engine, replay
+from ima.interventions.skip.fast_path import run_block
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.projections import projections_of
+from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 P, Q, A, S0, PAD = (int(role) for role in (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD))
 ROLES = torch.tensor(
@@ -294,7 +294,7 @@ def test_lean_blocks_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
         num += 1
         return run_block(*args)
 
-    monkeypatch.setattr("ima.interventions.lean.run_block", counted)
+    monkeypatch.setattr("ima.interventions.skip.fast_path.run_block", counted)
     with stack(llm, [Skip("block", start=1)]):
         num = 0
         llm(states(llm), ROLES)

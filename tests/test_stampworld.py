@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from stamps import draw_stamps
 
-from ima.data.draws import Draws
+from ima.core.errors import UserError
+from ima.core.keyed_random import Draws
 from ima.data.source import Source
 from ima.data.stampworld.catalog import Catalog, as_phrase, read_table
 from ima.data.stampworld.render import KINDS, MIN_CONTRAST, RANGES, Placed, background, compose, contrast_of
@@ -21,7 +22,6 @@ from ima.data.stampworld.scenery import themes
 from ima.data.stampworld.scenes import StampScenes
 from ima.data.stampworld.single import StampSingle
 from ima.data.stampworld.words import SINGLE, scene_references
-from ima.errors import UserError
 from ima.tasks.metrics.judge import judge
 from ima.tasks.metrics.vocabulary import Noun, load_nouns
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from stamps import draw_stamps
 
+from ima.core.errors import UserError
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.pairs import COUNTS, MOVES
@@ -20,9 +22,7 @@ from ima.data.stampworld.scenery import Scenery, held_cell, held_pair
 from ima.data.stampworld.scenes import StampScenes
 from ima.data.stampworld.vqa import StampVqa
 from ima.data.stampworld.words import exists, is_are, the
-from ima.errors import UserError
 from ima.tasks.metrics.vocabulary import load_nouns
-from ima.types import Sample
 
 
 @pytest.fixture(scope="module")

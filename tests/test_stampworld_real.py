@@ -7,12 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ima.core.types import Sample
 from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.pope import StampPope
 from ima.data.stampworld.scenes import StampScenes
 from ima.data.stampworld.single import StampSingle
 from ima.data.stampworld.vqa import StampVqa
-from ima.types import Sample
 
 pytestmark = [pytest.mark.real, pytest.mark.stamps]
 

@@ -18,10 +18,10 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from ima.cli import compose_sweep
-from ima.compose import compose
-from ima.errors import UserError
-from ima.results import write_json
+from ima.cli.scripts import compose_sweep
+from ima.config.compose import compose
+from ima.core.errors import UserError
+from ima.core.files import write_json
 from ima.sweep import job as job_module
 from ima.sweep import pool, run_jobs
 from ima.sweep.job import Job, last_words, quoted
@@ -255,7 +255,7 @@ def test_an_interrupted_sweep_ends_its_jobs_and_goes_on_later(fake: Path, number
 
 
 def test_the_parent_imports_no_torch() -> None:
-    code = "import sys, ima.sweep, ima.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, ima.sweep, ima.cli.scripts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ}).returncode == 0
 
 
@@ -271,7 +271,7 @@ def test_the_reason_is_the_last_error_line_of_this_start(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["plain/name-1.x", "with space", "a,b", "it's", "back\\slash", "a=b", "{x}", "[1]"])
 def test_quoted_values_come_back_as_they_were(text: str) -> None:
-    from ima.compose import PARSER
+    from ima.config.compose import PARSER
 
     assert str(PARSER.parse_override(f"name={quoted(text)}").value()) == text
 

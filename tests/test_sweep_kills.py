@@ -109,12 +109,12 @@ def test_a_job_that_raises_one_out_of_memory_and_one_refused_are_a_failed_row_ea
     (faults / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         "if 'seed=1' in sys.argv:\n"
-        "    import ima.results\n"
-        "    ima.results.RowWriter.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    import ima.runs.results\n"
+        "    ima.runs.results.RowWriter.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "if 'seed=2' in sys.argv:\n"
-        "    import ima.results\n"
+        "    import ima.runs.results\n"
         "    def broken(*_): raise RuntimeError('a broken part')\n"
-        "    ima.results.RowWriter.write = broken\n"
+        "    ima.runs.results.RowWriter.write = broken\n"
     )
     out = tmp_path / "out"
     sweep = start(out, "seed=0,1,2,-3", "trainer.epochs=1", python_path=f"{faults}{os.pathsep}{ROOT}")

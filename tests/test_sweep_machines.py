@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ima.errors import UserError
-from ima.folders import finished, refuse_run, refuse_sweep
-from ima.results import read_result
-from ima.sweep import alone_in, refuse_ranks, run_jobs, submit
+from ima.cli import submit
+from ima.core.errors import UserError
+from ima.runs.folders import finished, refuse_run, refuse_sweep
+from ima.runs.results import read_result
+from ima.sweep import alone_in, refuse_ranks, run_jobs
 from ima.sweep.job import Job
 from ima.sweep.pool import Pool
 from ima.sweep.view import View, total_left

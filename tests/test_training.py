@@ -18,15 +18,16 @@ from launcher import Launcher
 from omegaconf import OmegaConf
 from stamps import draw_stamps
 
-from ima.checkpoint import load_adapter, weight_sum
-from ima.compose import compose
+from ima.config.compose import compose
+from ima.core.tensor_file import weight_sum
+from ima.core.types import ROW_FIELDS, ROW_SCHEMA
 from ima.data.collate import Collate
 from ima.data.loader import schedule
-from ima.fitting import start, train
-from ima.parts import assemble
-from ima.results import read_result, read_rows
-from ima.run import quiet
-from ima.types import ROW_FIELDS, ROW_SCHEMA
+from ima.pipeline.assemble import assemble
+from ima.pipeline.checkpoint import load_adapter
+from ima.pipeline.fit import start, train
+from ima.pipeline.run import quiet
+from ima.runs.results import read_result, read_rows
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
         "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none"]  # fmt: skip
@@ -142,7 +143,7 @@ def test_only_the_adapter_learns() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_changed_llm_is_noticed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ima.callbacks import StepRecorder
+    from ima.pipeline.callbacks import StepRecorder
 
     def flip(self: Any, trainer: Any, module: Any, *_: Any) -> None:
         weight = next(module.llm.parameters()).data
@@ -195,10 +196,13 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert leftovers == []
 
 
-STEP, SAVE = "ima.callbacks.StepRecorder.on_train_batch_end", "ima.callbacks.Checkpointer.on_train_batch_end"
-MEASURE, PREDICT = "ima.evaluation.Evaluator.teacher_forced", "ima.evaluation.Evaluator.predict"
+STEP, SAVE = (
+    "ima.pipeline.callbacks.StepRecorder.on_train_batch_end",
+    "ima.pipeline.callbacks.Checkpointer.on_train_batch_end",
+)
+MEASURE, PREDICT = "ima.pipeline.evaluator.Evaluator.teacher_forced", "ima.pipeline.evaluator.Evaluator.predict"
 DEATHS = {
-    "while loading": ("ima.fitting.assemble", 1),
+    "while loading": ("ima.pipeline.fit.assemble", 1),
     "in the first measurement": (MEASURE, 1),
     "before the first checkpoint": (STEP, 2),
     "just before a checkpoint": (SAVE, 3),
@@ -208,9 +212,9 @@ DEATHS = {
     "while scoring at a border": (PREDICT, 2),
     "in the last epoch": (STEP, 11),
     "in the last measurement": (PREDICT, 6),
-    "while writing what is shown": ("ima.fitting.write_all_samples", 1),
-    "while writing the export": ("ima.checkpoint.write_tensors", 9),
-    "while a file takes its place": ("ima.results.os.replace", 7),
+    "while writing what is shown": ("ima.pipeline.fit.write_all_samples", 1),
+    "while writing the export": ("ima.core.tensor_file.write_tensors", 9),
+    "while a file takes its place": ("ima.runs.results.os.replace", 7),
 }
 
 
@@ -266,7 +270,7 @@ def test_a_cached_run_killed_while_encoding_goes_on_with_the_same_features(
     clean = launcher.run("train", [*argv, "name=cached"], env={"IMA_CACHE": str(tmp_path / "a")})
     assert clean.code == 0, clean.stderr
     env = {"IMA_CACHE": str(tmp_path / "b")}
-    killed = launcher.run("train", [*argv, "name=cached-k"], env=env, die="ima.data.features.FeatureStore._write")
+    killed = launcher.run("train", [*argv, "name=cached-k"], env=env, die="ima.data.feature_cache.FeatureStore._write")
     assert killed.code == -9
     assert launcher.run("train", [*argv, "name=cached-k"], env=env).code == 0
     assert_same_run(outputs / "cached-k", outputs / "cached")

@@ -14,16 +14,16 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from test_mixture import RUN, TINY, config_of, curve
 
-from ima.checkpoint import weight_sum
+from ima.core.errors import UserError
+from ima.core.tensor_file import weight_sum
+from ima.core.types import Role
 from ima.data.collate import Collate
-from ima.errors import UserError
-from ima.llm.frozen import FrozenLLM
-from ima.llm.load import tiny
-from ima.llm.lora import Fused, LoraMap
-from ima.llm.tuning import load_tensors, make_trainable, trained_names, trained_tensors
-from ima.parts import assemble
-from ima.results import read_result
-from ima.types import Role
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.load import tiny
+from ima.models.llm.lora import Fused, LoraMap
+from ima.models.llm.tuning import load_tensors, make_trainable, trained_names, trained_tensors
+from ima.pipeline.assemble import assemble
+from ima.runs.results import read_result
 
 
 @pytest.fixture
@@ -97,7 +97,9 @@ def test_a_tuned_run_is_resumed_evaluated_and_measured_under_an_intervention(
     argv = [*TUNED, f"llm.train={train}", f"output_dir={tmp_path}"]
     done = launcher.run("train", [*argv, "name=whole"])
     assert done.code == 0, done.stderr
-    killed = launcher.run("train", [*argv, "name=killed"], die="ima.callbacks.StepRecorder.on_train_batch_end", call=6)
+    killed = launcher.run(
+        "train", [*argv, "name=killed"], die="ima.pipeline.callbacks.StepRecorder.on_train_batch_end", call=6
+    )
     assert killed.code == -9
     again = launcher.run("train", [*argv, "name=killed"])
     assert again.code == 0, again.stderr
@@ -213,7 +215,7 @@ def test_attention_of_blocks_that_learn_in_bf16_is_the_same_through_plain_produc
 
     exact = gradient(copy.deepcopy(llm).float())
     plain = gradient(llm)
-    monkeypatch.setattr("ima.llm.frozen.MAX_PLAIN_LENGTH", 0)
+    monkeypatch.setattr("ima.models.llm.frozen.MAX_PLAIN_LENGTH", 0)
     stock = gradient(llm)
     assert kinds == ["sdpa", "eager", "sdpa"] and llm.model.config._attn_implementation == "sdpa"
     assert 0 < float((plain - exact).norm()) < 1.5 * float((stock - exact).norm()) < 0.1 * float(exact.norm())

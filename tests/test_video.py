@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from stamps import draw_stamps
 
-from ima.data.draws import Draws
+from ima.core.errors import UserError
+from ima.core.keyed_random import Draws
+from ima.core.media import Clip
+from ima.core.types import Sample
 from ima.data.stampworld.motions import TILT, Pose, control_order, middle, path
 from ima.data.stampworld.video import StampVideo, held
 from ima.data.stampworld.video_qa import TYPES, StampVideoQa
 from ima.data.stampworld.video_words import ask_direction, ask_whether, sentence
-from ima.errors import UserError
-from ima.media import Clip
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
 from ima.tasks.metrics.motions import MOTIONS, SAID, STILL, motion_of, phrase, read_motions
 from ima.tasks.metrics.vocabulary import load_nouns
-from ima.types import Sample
 
 SMALL = {"num_train": 60, "num_val": 20, "num_t0": 30, "num_t1": 30, "num_t2": 20}
 

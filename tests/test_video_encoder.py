@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ima.adapters_video import VideoAdapter, trend
-from ima.encoders.base import Encoder, check_features, fingerprint_of
-from ima.encoders.image import ImagePreprocess
-from ima.encoders.video import CODE_WIDTH, VideoFrames, time_code
-from ima.errors import UserError
-from ima.media import Frames
-from ima.parts import build
+from ima.core.errors import UserError
+from ima.core.media import Frames
+from ima.models.adapters.video import VideoAdapter, trend
+from ima.models.encoders.base import Encoder, check_features, fingerprint_of
+from ima.models.encoders.image import ImagePreprocess
+from ima.models.encoders.video import CODE_WIDTH, VideoFrames, time_code
+from ima.pipeline.assemble import build
 
 E, SIDE = 6, 4
 
@@ -87,7 +87,7 @@ def test_features_do_not_depend_on_the_batch_or_on_who_asks_again(monkeypatch: p
     whole = encode(encoder, *(clip(seed) for seed in range(5)))
     alone = torch.cat([encode(encoder, clip(seed)) for seed in range(5)])
     torch.testing.assert_close(whole, alone)
-    monkeypatch.setattr("ima.encoders.video.FRAMES_AT_ONCE", 3)
+    monkeypatch.setattr("ima.models.encoders.video.FRAMES_AT_ONCE", 3)
     torch.testing.assert_close(encode(encoder, *(clip(seed) for seed in range(5))), whole)
 
 
@@ -156,8 +156,8 @@ def test_mistakes_are_named(image: Any, options: dict[str, Any], words: str) -> 
 
 
 def test_a_config_nests_any_image_encoder() -> None:
-    image = {"_target_": "ima.encoders.image.TimmImage", "name": "resnet10t", "pretrained": False}
-    node = {"_target_": "ima.encoders.video.VideoFrames", "image": image, "size": 64, "grid": 2, "num_frames": 2}
+    image = {"_target_": "ima.models.encoders.image.TimmImage", "name": "resnet10t", "pretrained": False}
+    node = {"_target_": "ima.models.encoders.video.VideoFrames", "image": image, "size": 64, "grid": 2, "num_frames": 2}
     encoder = build({"encoder": node}, "encoder")
     first, second = encode(encoder, clip(0), clip(1))
     assert encoder.modality == "video" and first.shape == (8, encoder.dim) and not torch.equal(first, second)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from report_runs import make_run
 
-from ima.dashboard import scalar_name
-from ima.errors import UserError
-from ima.results import read_rows
-from ima.types import Row
-from ima.workspace import SCORES, TRACKS, main, offline_runs, sync, workspace
+from ima.cli.wandb_workspace import SCORES, TRACKS, main, offline_runs, sync, workspace
+from ima.core.errors import UserError
+from ima.core.types import Row
+from ima.pipeline.loggers.wandb import scalar_name
+from ima.runs.results import read_rows
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ima.llm.tiny import tiny_tokenizer
+from ima.models.llm.tiny import tiny_tokenizer
 
 KINDS = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 TEXT = {

@@ -30,7 +30,7 @@ def pull_the_plug() -> None:
 
 
 def fail_at_step_6() -> None:
-    before("ima.callbacks.StepRecorder.on_train_batch_end", 6, pull_the_plug)
+    before("ima.pipeline.callbacks.StepRecorder.on_train_batch_end", 6, pull_the_plug)
 
 
 def press_control_c() -> None:
@@ -38,7 +38,7 @@ def press_control_c() -> None:
 
 
 def interrupt_at_step_6() -> None:
-    before("ima.callbacks.StepRecorder.on_train_batch_end", 6, press_control_c)
+    before("ima.pipeline.callbacks.StepRecorder.on_train_batch_end", 6, press_control_c)
 
 
 def fill_the_disk() -> None:
@@ -47,18 +47,18 @@ def fill_the_disk() -> None:
 
 def fill_the_disk_at_the_second_checkpoint() -> None:
     """Once: what is written afterwards (that the run failed) finds room again."""
-    import ima.checkpoint
+    import ima.pipeline.checkpoint
 
-    original, num = ima.checkpoint.save_checkpoint, 0
+    original, num = ima.pipeline.checkpoint.save_checkpoint, 0
 
     def save(checkpoint: Any, path: Any) -> None:
         nonlocal num
         num += 1
         if num == 2:
-            before("ima.results.os.fsync", 1, fill_the_disk)
+            before("ima.runs.results.os.fsync", 1, fill_the_disk)
         original(checkpoint, path)
 
-    ima.checkpoint.save_checkpoint = save
+    ima.pipeline.checkpoint.save_checkpoint = save
 
 
 def refuse_the_network() -> None:

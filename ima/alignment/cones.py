@@ -1,4 +1,4 @@
-"""`python -m ima.alignment.cones DIR DIR...`: how near the cones of datasets and modalities are, layer by layer.
+"""`python -m ima cones DIR DIR...`: how near the cones of datasets and modalities are, layer by layer.
 
 Reads the `alignment.safetensors` of evaluations of ONE LLM and needs no model. Rows of score `cone`: P with P and T
 with T within each dataset (distinct pairs) and across datasets, P with T of every two; `cone_mean` is the mean over
@@ -7,20 +7,15 @@ layers 1..L, `note` names the runs. The rows go to a file that the report reads;
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import json
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from ima.alignment.cone_file import Sums, across, within
 from ima.alignment.rows import layer_rows, make
 from ima.alignment.scores import Curve
-from ima.alignment.sums import Sums, across, read_sums, within
-from ima.errors import UserError
-from ima.results import to_json, write_atomic
-from ima.types import Row, Site
+from ima.core.errors import UserError
+from ima.core.types import Row, Site
 
 ALIKE = ("llm", "llm_width", "llm_blocks")
 
@@ -64,26 +59,3 @@ def both(curve: Curve, one: Sums, other: Sums, role_a: str, role_b: str, variant
     who = f"{one.facts['run']} ~ {other.facts['run']}"  # two runs may be of one dataset
     for row in (*layer_rows("cone", curve, 0, base), pooled):
         yield dataclasses.replace(row, note=who if row.note is None else f"{who}: {row.note}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ima.alignment.cones", description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="evaluations that have an alignment.safetensors")
-    parser.add_argument("--rows", type=Path, default=Path("outputs/cones/rows.jsonl"), help="where the rows go")
-    arguments = parser.parse_args(argv)
-    try:
-        rows = list(cone_rows([read_sums(folder) for folder in arguments.folders], arguments.rows.parent.name))
-        write_atomic(arguments.rows, "".join(json.dumps(to_json(row)) + "\n" for row in rows))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for row in rows:
-        if row.score == "cone_mean" and row.variant == "raw":
-            sides = f"{row.role_a} {row.dataset_a} ({row.modality_a})  {row.role_b} {row.dataset_b} ({row.modality_b})"
-            print(f"{row.value:7.3f} +- {1.96 * (row.se or 0):.3f}  {sides}  {row.note}")
-    print(arguments.rows)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

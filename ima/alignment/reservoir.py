@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ima.alignment.scales import Scale, Scales, centred
+from ima.alignment.reference_pass import Scale, Scales, centred
 from ima.alignment.views import draw_of
-from ima.types import Role, Site
+from ima.core.types import Role, Site
 
 KEPT_ROLES = (Role.PERCEPT, Role.PROMPT, Role.ANSWER)
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ima.alignment import geometry
-from ima.alignment.lanes import Lanes
 from ima.alignment.reservoir import Tokens
 from ima.alignment.rows import NOTHING, Base
 from ima.alignment.scores import mean_with_error
+from ima.alignment.streaming.work_queue import Lanes
 from ima.alignment.token_pairs import SCORES, pair_scores, within_and_across
-from ima.types import Row, Site
+from ima.core.types import Row, Site
 
 Value = tuple[float, float, int]
 GEOMETRY = {

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ima.alignment.scores import QUANTILES, Curve, Sides, average, cone, consecutive, norm_quantiles, similarity
-from ima.alignment.stats import AlignmentStats, SiteStats
+from ima.alignment.streaming.statistics import AlignmentStats, SiteStats
 from ima.alignment.views import MATCHED_ONLY, split_view
-from ima.types import Row, Site
+from ima.core.types import Row, Site
 
 NOTHING = "no tokens of this role, or no pair of examples"
 STREAM = {

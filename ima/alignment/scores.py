@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ima.alignment.passes import dot
-from ima.alignment.scales import quantiles_of
-from ima.alignment.stats import SiteStats
+from ima.alignment.reference_pass import quantiles_of
+from ima.alignment.streaming.layer_pass import dot
+from ima.alignment.streaming.statistics import SiteStats
 from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, NUM_GROUPS, group_of, split_view
 
 QUANTILES = (0.25, 0.5, 0.75)

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ima.errors import UserError
-from ima.llm.frozen import FrozenLLM
-from ima.llm.sites import Place, observe
-from ima.types import Site
+from ima.core.errors import UserError
+from ima.core.types import Site
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.sites import Place, observe
 
 
 class Sink(Protocol):

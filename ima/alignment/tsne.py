@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ima.alignment.reservoir import Tokens
 from ima.alignment.rows import Base
-from ima.types import Row, Site
+from ima.core.types import Row, Site
 
 MAX_TOKENS = 200
 PERPLEXITY = 30.0

@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ima.types import Role
+from ima.core.types import Role
 
 ROLE_VIEWS = ("P", "T", "T.answer", "T.prompt")
 VARIANTS = ("nosink", "nomassive", "scaled", "centred", "update")

@@ -14,14 +14,14 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ima.data.features import FeatureStore
+from ima.core.errors import UserError
+from ima.core.types import Batch, MediaGroup, Role, Sample
+from ima.data.feature_cache import FeatureStore
 from ima.data.source import Source
-from ima.encoders.base import Encoder
-from ima.encoders.controls import NoiseEncoder
-from ima.errors import UserError
-from ima.llm.frozen import FrozenLLM
+from ima.models.encoders.base import Encoder
+from ima.models.encoders.controls import NoiseEncoder
+from ima.models.llm.frozen import FrozenLLM
 from ima.tasks.base import Task
-from ima.types import Batch, MediaGroup, Role, Sample
 
 LossOn = Literal["answer", "text"]
 

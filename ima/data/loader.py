@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
+from ima.core.errors import UserError
+from ima.core.types import Batch, Sample
 from ima.data.collate import Collate, MixedCollate
 from ima.data.mixture import Mixture
-from ima.errors import UserError
-from ima.types import Batch, Sample
 
 
 def schedule(num_samples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ima.errors import UserError
+from ima.core.errors import UserError
 
 Batches = Literal["mixed", "homogeneous"]
 WINDOW = 16  # batches within which samples are put together by length

@@ -13,15 +13,15 @@ import math
 import PIL
 from PIL import Image, ImageDraw
 
-from ima.data.draws import Draws, hash_unit
+from ima.core.errors import UserError
+from ima.core.errors import nearest as nearest_name
+from ima.core.keyed_random import Draws, hash_unit
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld.layout import ANCHORS, nearest
 from ima.data.stampworld.render import Placed, compose, pose
 from ima.data.stampworld.words import PLACE_PHRASES
-from ima.errors import UserError
-from ima.errors import nearest as nearest_name
 from ima.tasks.metrics.vocabulary import load_nouns, with_article
-from ima.types import Sample
 
 VERSION = "shapes-1"
 COLOURS = {

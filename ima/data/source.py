@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ima.errors import UserError
-from ima.media import Medium
-from ima.types import Sample
+from ima.core.errors import UserError
+from ima.core.media import Medium
+from ima.core.types import Sample
 
 
 class MediumError(UserError):

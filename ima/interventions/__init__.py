@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
-from ima.interventions.skip import Skip
-from ima.llm.frozen import FrozenLLM
-from ima.llm.known import Known
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.facts import Known
+from ima.models.llm.frozen import FrozenLLM
 
 
 class Intervention(Protocol):
@@ -33,7 +33,7 @@ class Intervention(Protocol):
 
 @contextmanager
 def stack(llm: FrozenLLM, interventions: Sequence[Intervention]) -> Iterator[None]:
-    from ima.interventions.engine import Engine
+    from ima.interventions.skip.engine import Engine
 
     skips = [intervention for intervention in interventions if isinstance(intervention, Skip)]
     with ExitStack() as entered:

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ima.errors import UserError
-from ima.interventions.blocks import described, shadow, which_blocks
-from ima.llm.frozen import FrozenLLM
-from ima.llm.known import Known
+from ima.core.errors import UserError
+from ima.interventions.hooks import described, shadow, which_blocks
+from ima.models.llm.facts import Known
+from ima.models.llm.frozen import FrozenLLM
 
 
 class Drop:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.errors import UserError
-from ima.interventions.blocks import Args, Kwargs, before, described
-from ima.llm.frozen import FrozenLLM, Running
-from ima.llm.known import Known
-from ima.types import Role
+from ima.core.errors import UserError
+from ima.core.types import Role
+from ima.interventions.hooks import Args, Kwargs, before, described
+from ima.models.llm.facts import Known
+from ima.models.llm.frozen import FrozenLLM, Running
 
 
 class Isolate:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.errors import UserError
-from ima.interventions.blocks import (
+from ima.core.errors import UserError
+from ima.interventions.hooks import (
     Args,
     Kwargs,
     Phase,
@@ -27,9 +27,9 @@ from ima.interventions.blocks import (
     which_blocks,
     with_states,
 )
-from ima.llm.frozen import FrozenLLM
-from ima.llm.known import Known
-from ima.llm.sites import first_tensor
+from ima.models.llm.facts import Known
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.sites import first_tensor
 
 
 class Merge:

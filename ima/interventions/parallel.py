@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ima.errors import UserError
-from ima.interventions.blocks import (
+from ima.core.errors import UserError
+from ima.core.types import Site
+from ima.interventions.hooks import (
     Args,
     Kwargs,
     Phase,
@@ -26,10 +27,9 @@ from ima.interventions.blocks import (
     which_blocks,
     with_states,
 )
-from ima.llm.frozen import FrozenLLM
-from ima.llm.known import Known
-from ima.llm.projections import projections_of
-from ima.types import Site
+from ima.models.llm.facts import Known
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.projections import projections_of
 
 Norm = Literal["own", "ln1"]
 

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
+from ima.core.types import Role
 from ima.interventions import Intervention
-from ima.interventions.cost import Flops, Tokens, count, decisions, decode, decoded_share, prefill, sequence
 from ima.interventions.drop import Drop
-from ima.interventions.entropy import Entropy
+from ima.interventions.flops import Flops, Tokens, count, decisions, decode, decoded_share, prefill, sequence
 from ima.interventions.isolate import Isolate
-from ima.interventions.mask import MaskWeights
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
-from ima.interventions.skip import Skip
-from ima.llm.frozen import FrozenLLM
-from ima.types import Role
+from ima.interventions.prune.intervention import MaskWeights
+from ima.interventions.skip.entropy import Entropy
+from ima.interventions.skip.plan import Skip
+from ima.models.llm.frozen import FrozenLLM
 
 GIGA = 1e9
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ima.errors import UserError
+from ima.core.errors import UserError
 from ima.report.load import Run, load_runs
 
 MAX_DETAILED = 16
@@ -41,13 +41,13 @@ def default_place(paths: list[Path], runs: list[Run]) -> Path:
 
 
 def write_files(runs: list[Run], target: Path) -> Path:
-    from ima.entries import csv_of
+    from ima.core.files import write_atomic
     from ima.report.collect import csv_table, table_rows, write_table
-    from ima.report.figures import comparison_figures, figures_of
+    from ima.report.entry_table import csv_of
+    from ima.report.figures.all import comparison_figures, figures_of
     from ima.report.mixture import run_lines
-    from ima.report.page import page
+    from ima.report.page.page import page
     from ima.report.proxies import correlation_table
-    from ima.results import write_atomic
 
     figures = figures_of(runs[0]) if len(runs) == 1 else comparison_figures(runs)
     proxies = correlation_table(runs) if len(runs) > 1 else []

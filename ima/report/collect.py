@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ima.core.files import replace_atomic, write_atomic
 from ima.report.load import Run, flatten, load_runs, text
-from ima.results import replace_atomic, write_atomic
 
 FIRST = ("run", "status", "reason", "wall_seconds", "commit", "dirty", "command", "folder")
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ima.errors import UserError
+from ima.core.errors import UserError
 from ima.report.labels import name_jobs
-from ima.results import read_result, read_rows
+from ima.runs.results import read_result, read_rows
 
 NOT_RUNS = {"wandb", "media", "figures", "checkpoints", "masks", "__pycache__"}
 PLAIN_DICTS = ("config", "metrics", "versions", "git", "facts")

@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from ima.errors import UserError
-from ima.folders import refuse_run
-from ima.results import write_json
+from ima.core.errors import UserError
+from ima.core.files import write_json
+from ima.runs.folders import refuse_run
 from ima.sweep.job import Job, jobs_of
 from ima.sweep.pool import Pool, sigterm_interrupts
 from ima.sweep.table import finish_table
@@ -72,7 +72,7 @@ def page(folder: Path, jobs: list[Job]) -> None:
     from ima.report import write_report
 
     if folders := [job.folder for job in jobs if job.result() is not None]:
-        from ima.masks.rows import compare_runs
+        from ima.interventions.prune.rows import compare_runs
 
         compare_runs(folders, folder / "masks")
         print(f"page: {write_report(folders, folder / 'report.html')}")

@@ -18,16 +18,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ima.compose import compose
-from ima.errors import UserError
-from ima.folders import owned
-from ima.provenance import provenance
-from ima.results import read_result, write_json
+from ima.config.compose import compose
+from ima.core.errors import UserError
+from ima.core.files import write_json
+from ima.core.provenance import provenance
+from ima.runs.folders import owned
+from ima.runs.results import read_result
 
-SCRIPTS = Path(__file__).resolve().parent.parent.parent
+SCRIPTS = Path(__file__).resolve().parents[2]
 PLAIN = re.compile(r"[\w./-]+")
 ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Exit|Interrupt)\b")
-REFUSED = "another process is writing there"  # what ima.folders says
+REFUSED = "another process is writing there"  # what ima.runs.folders says
 Spot = tuple[float, int]  # (time, epoch)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ima.entries import entry_lines
 from ima.report import collect
 from ima.report.collect import write_table
+from ima.report.curves import BESIDE
+from ima.report.entry_table import entry_lines
 from ima.report.load import number
-from ima.report.series import BESIDE
 from ima.sweep.job import Job
 from ima.sweep.view import MEANING, seconds_text
 

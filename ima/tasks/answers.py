@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.types import Sample
 from ima.tasks.base import Prediction
-from ima.types import Sample
 
 PLACE = "{question}"
 OCR = "{ocr}"  # where words that were read in the picture stand: facts["ocr"], as TextVQA has them

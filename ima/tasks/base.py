@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ima.tasks.metrics.intervals import Interval
-from ima.types import MEDIUM, Sample, Turn
+from ima.core.resampling import Interval
+from ima.core.types import MEDIUM, Sample, Turn
 
 
 @dataclass(frozen=True)

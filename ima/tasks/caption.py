@@ -16,16 +16,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ima.errors import UserError, nearest
+from ima.core.errors import UserError, nearest
+from ima.core.resampling import mean, of_sums, ratio
+from ima.core.types import Sample
 from ima.tasks.answers import check_generation
 from ima.tasks.base import Metric, Prediction, Task
 from ima.tasks.metrics.chair import COCO, Chair, chair
 from ima.tasks.metrics.cider import MAX_N, Frequencies, cider_d
-from ima.tasks.metrics.intervals import mean, of_sums, ratio
 from ima.tasks.metrics.judge import SLOTS, Judgement, judge
 from ima.tasks.metrics.motions import judge_motion
 from ima.tasks.metrics.overlap import bleu_of, bleu_parts, rouge_l
-from ima.types import Sample
 
 LEAD_IN = re.compile(r"^(?:(?:a|the) (?:picture|photo|image) of|an? (?:image|picture) (?:that shows|with)|this is|here "
                      r"(?:is|are)|there (?:is|are)|we can see)\s+")  # fmt: skip

@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ima.errors import UserError, nearest
+from ima.core.errors import UserError, nearest
+from ima.core.resampling import mean
+from ima.core.types import Sample
 from ima.tasks.answers import asked, check_generation, check_prompt, described, first_line, joined
 from ima.tasks.base import Metric, Prediction, Task
-from ima.tasks.guess import guesses
-from ima.tasks.metrics.intervals import mean
+from ima.tasks.prior import guesses
 from ima.tasks.qa import by_kind
-from ima.types import Sample
 
 CHOICES = "{choices}"
 LETTER = re.compile(r"(?:the )?(?:answer is|answer:)?\s*\(?([A-Z])(?:[.:,)]|$)", re.IGNORECASE)

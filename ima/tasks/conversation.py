@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ima.errors import UserError
+from ima.core.errors import UserError
+from ima.core.resampling import mean
+from ima.core.types import MEDIUM, Sample, Turn
 from ima.tasks.answers import check_generation, described
 from ima.tasks.base import Metric, Prediction, Task
-from ima.tasks.metrics.intervals import mean
 from ima.tasks.metrics.overlap import rouge_l
-from ima.types import MEDIUM, Sample, Turn
 
 
 class ConversationTask(Task):

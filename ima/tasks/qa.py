@@ -11,22 +11,13 @@ from collections.abc import Hashable, Sequence
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
-from ima.errors import UserError, nearest
-from ima.tasks.answers import (
-    asked,
-    check_generation,
-    check_prompt,
-    described,
-    first_line,
-    first_sentence,
-    joined,
-    slug,
-)
+from ima.core.errors import UserError, nearest
+from ima.core.resampling import macro_mean, mean
+from ima.core.types import Sample
+from ima.tasks.answers import asked, check_generation, check_prompt, described, first_line, first_sentence, joined, slug
 from ima.tasks.base import Metric, Prediction, Task
-from ima.tasks.guess import answer_of, guesses, shares
-from ima.tasks.metrics.intervals import macro_mean, mean
 from ima.tasks.metrics.vqa import Mode, exact_match, soft_score, vqa_accuracy
-from ima.types import Sample
+from ima.tasks.prior import answer_of, guesses, shares
 
 Rule = Literal["vqa", "exact", "soft"]
 

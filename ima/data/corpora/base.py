@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ima.core.errors import UserError, nearest
+from ima.core.media import Clip, Medium
+from ima.core.types import Sample
+from ima.data.corpora.controls import CONTROLS, Spoilt, spoil
 from ima.data.corpora.reading import Record, find_file, read_object
-from ima.data.corpora.spoilt import CONTROLS, Spoilt, spoil
-from ima.data.files import READERS
+from ima.data.decode import READERS
 from ima.data.source import Source
-from ima.errors import UserError, nearest
-from ima.media import Clip, Medium
-from ima.types import Sample
 
 VERSION = "corpora-2"  # 2: pictures upright
 BadMedium = Literal["error", "skip"]

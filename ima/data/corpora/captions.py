@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ima.core.errors import UserError, nearest
+from ima.core.types import Sample
 from ima.data.corpora.base import BadMedium, Corpus, Table, plain
 from ima.data.corpora.reading import Record, read_list, read_object, read_table
-from ima.errors import UserError, nearest
 from ima.tasks.metrics.chair import COCO, coco_classes, coco_names
-from ima.types import Sample
 
 
 class CaptionCorpus(Corpus):

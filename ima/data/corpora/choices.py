@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ima.core.errors import UserError, nearest
+from ima.core.types import Sample
 from ima.data.corpora.base import Corpus, Table
 from ima.data.corpora.reading import Record, find_file, read_lines, read_object
-from ima.errors import UserError, nearest
-from ima.types import Sample
 
 LETTERS = "ABCD"
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from ima.core.errors import UserError, nearest
+from ima.core.media import Medium
+from ima.core.types import MEDIUM, Sample, Turn
 from ima.data.corpora.base import BadMedium, Corpus, Table
 from ima.data.corpora.reading import Record, find_file, kind_of, read_list
-from ima.data.files import READERS
-from ima.errors import UserError, nearest
-from ima.media import Medium
-from ima.types import MEDIUM, Sample, Turn
+from ima.data.decode import READERS
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 

@@ -1,12 +1,12 @@
-"""A folder that `python -m ima.data.export` wrote, read back by the reader of its format."""
+"""A folder that `python -m ima export-data` wrote, read back by the reader of its format."""
 
 from __future__ import annotations
 
+from ima.core.errors import UserError, nearest
 from ima.data.corpora.base import BadMedium, Corpus, find_folder
 from ima.data.corpora.captions import AudioCaps, Karpathy, MsrVtt
 from ima.data.corpora.questions import ClothoAqa, VideoQa, VqaQuestions
 from ima.data.corpora.reading import find_file, read_object
-from ima.errors import UserError, nearest
 
 READERS: dict[str, type[Corpus]] = {
     "image": Karpathy,

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ima.core.errors import UserError, nearest
+from ima.core.media import Clip, Medium
+from ima.core.types import Sample
 from ima.data.corpora.base import BadMedium, plain
+from ima.data.corpora.controls import CONTROLS, Spoilt, spoil
 from ima.data.corpora.questions import soft_weights
 from ima.data.corpora.reading import Record, kind_of
-from ima.data.corpora.spoilt import CONTROLS, Spoilt, spoil
 from ima.data.corpora.tables import (
     FORMATS,
     check_column,
@@ -27,11 +30,8 @@ from ima.data.corpora.tables import (
     pick,
     undecoded,
 )
-from ima.data.files import READERS
+from ima.data.decode import READERS
 from ima.data.source import MediumError, Source
-from ima.errors import UserError, nearest
-from ima.media import Clip, Medium
-from ima.types import Sample
 
 VERSION = "hub-2"
 Modality = Literal["image", "video", "audio"]

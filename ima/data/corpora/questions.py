@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ima.core.errors import UserError
+from ima.core.types import Sample
 from ima.data.corpora.base import BadMedium, Corpus, Table
 from ima.data.corpora.captions import unique
 from ima.data.corpora.reading import Record, find_file, read_list, read_object, read_table, read_text
-from ima.errors import UserError
-from ima.types import Sample
 
 ENOUGH = 3  # annotators that make an answer fully right
 

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ima.core.errors import UserError, nearest
 from ima.data.corpora.reading import Record
-from ima.errors import UserError, nearest
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".tar": "webdataset"}
 NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}

@@ -1,5 +1,5 @@
 """A source's samples in the official file formats: COCO (Karpathy), VQAv2, MSR-VTT, MSRVTT-QA, AudioCaps and Clotho,
-Clotho-AQA. The formats as such; media and folders are `ima.data.export`'s.
+Clotho-AQA. The formats as such; media and folders are `ima.cli.export_data`'s.
 
 Each function takes all splits at once, {split: [(sample, path of its medium, number of its medium)]}, and gives the
 content of each file and the table of splits that reads them back.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any
 
-from ima.types import Sample
+from ima.core.types import Sample
 
 Placed = tuple[Sample, str, int]
 Splits = dict[str, list[Placed]]

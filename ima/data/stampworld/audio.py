@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from ima.data.draws import Draws, hash_unit
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws, hash_unit
+from ima.core.media import Sound
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld.mixing import layers_of, shuffled
 from ima.data.stampworld.sound_words import sound_references
 from ima.data.stampworld.sounds import RATE, Recording, SoundCatalog
-from ima.errors import UserError, nearest
-from ima.media import Sound
 from ima.tasks.metrics.nouns import NounReader
-from ima.types import Sample
 
 VERSION = "stampworld-audio-1"
 KINDS = {"single": 0.4, "together": 0.25, "sequence": 0.35}

@@ -13,12 +13,12 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ima.data.draws import Draws, hash_unit
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws, hash_unit
+from ima.core.media import Sound
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld.audio import VERSION, Mix, StampAudio
-from ima.errors import UserError, nearest
-from ima.media import Sound
-from ima.types import Sample
 
 TYPES = ("number", "relation", "category", "first_category", "which", "other", "first", "last", "before", "presence")
 ALONE_TYPES = ("category", "which", "presence")

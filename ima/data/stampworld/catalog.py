@@ -19,8 +19,8 @@ from typing import Any
 
 from PIL import Image
 
-from ima.assets import locate
-from ima.errors import UserError, nearest
+from ima.core.assets.registry import locate
+from ima.core.errors import UserError, nearest
 from ima.tasks.metrics.vocabulary import Noun, load_nouns
 
 TABLE = Path(__file__).parent / "stamps.tsv"

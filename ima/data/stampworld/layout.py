@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ima.data.draws import Draws
+from ima.core.keyed_random import Draws
 from ima.data.stampworld.catalog import Stamp
 
 ANCHORS = {"left": (0.2, 0.5), "right": (0.8, 0.5), "top": (0.5, 0.18), "bottom": (0.5, 0.82), "middle": (0.5, 0.5)}

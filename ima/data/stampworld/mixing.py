@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ima.data.draws import Draws
+from ima.core.keyed_random import Draws
 from ima.data.stampworld.sounds import LEVEL, RATE
 
 SECONDS = 5.0

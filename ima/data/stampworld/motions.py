@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ima.data.draws import Draws
+from ima.core.keyed_random import Draws
 from ima.tasks.metrics.motions import STILL
 
 TILT = 30.0  # nothing is turned further than this, unless it rotates: some things must not stand on their head

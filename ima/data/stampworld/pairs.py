@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ima.data.draws import Draws
+from ima.core.errors import UserError
+from ima.core.keyed_random import Draws
 from ima.data.stampworld.catalog import Stamp
 from ima.data.stampworld.layout import ANCHORS, MAX_SHARED, Box, Group, clamp, lay_out, nearest, shared
 from ima.data.stampworld.scenery import COPY_WEIGHTS, KIND_WEIGHTS, NUM_COPIES, Scenery, draw_ground, themes
-from ima.errors import UserError
 
 Edit = Literal["noun", "kind", "move", "count"]
 MOVES = tuple(itertools.permutations(ANCHORS, 2))

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Sequence
 import PIL
 from PIL import Image
 
-from ima.data.draws import Draws
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.layout import lay_out
@@ -24,8 +26,6 @@ from ima.data.stampworld.scenery import KIND_WEIGHTS, NUM_KINDS, Scenery, draw_g
 from ima.data.stampworld.scenes import StampScenes
 from ima.data.stampworld.single import VERSION
 from ima.data.stampworld.words import exists
-from ima.errors import UserError, nearest
-from ima.types import Sample
 
 TYPES = ("random", "popular", "adversarial")
 NUM_COUNTED = 4000  # training scenes that the frequencies come from

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ima.data.draws import Draws
+from ima.core.keyed_random import Draws
 from ima.data.stampworld.layout import ANCHORS
 from ima.data.stampworld.pairs import Pair, Scene, Thing, kind_of, kinds_of
 from ima.data.stampworld.scenery import Scenery

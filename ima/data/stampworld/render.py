@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ima.data.draws import Draws
+from ima.core.keyed_random import Draws
 
 KINDS = ("plain", "gradient", "horizon", "striped", "checked", "cloudy")
 MIN_CONTRAST = 12.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from ima.data.draws import Draws, hash_unit
+from ima.core.keyed_random import Draws, hash_unit
 from ima.data.stampworld.catalog import Catalog, Stamp
 from ima.data.stampworld.layout import ANCHORS, Box, Group
 from ima.data.stampworld.render import KINDS, Placed, compose

@@ -13,15 +13,15 @@ from collections.abc import Iterable
 import PIL
 from PIL import Image
 
-from ima.data.draws import Draws
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld import words
 from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.layout import lay_out
 from ima.data.stampworld.scenery import KIND_WEIGHTS, NUM_KINDS, Scenery, draw_ground, held_cell, held_pair
 from ima.data.stampworld.single import VERSION
-from ima.errors import UserError, nearest
-from ima.types import Sample
 
 
 class StampScenes(Source):

@@ -15,13 +15,13 @@ from collections.abc import Iterable
 import PIL
 from PIL import Image
 
-from ima.data.draws import Draws, hash_unit
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws, hash_unit
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld import words
 from ima.data.stampworld.catalog import Catalog, Stamp
 from ima.data.stampworld.render import Placed, compose, pose
-from ima.errors import UserError, nearest
-from ima.types import Sample
 
 VERSION = "stampworld-1"
 STAMP_SPLITS = {"train": ("train",), "T0": ("train",), "T1": ("T1",), "T2": ("T2",)}

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ima.assets import locate
+from ima.core.assets.registry import locate
+from ima.core.errors import UserError
 from ima.data.source import MediumError
 from ima.data.stampworld.catalog import read_checked
-from ima.errors import UserError
 from ima.tasks.metrics.vocabulary import Noun, load_nouns
 
 SOUND_TABLE = Path(__file__).parent / "sounds.tsv"

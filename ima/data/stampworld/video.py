@@ -16,17 +16,17 @@ from typing import Any
 import PIL
 from PIL import Image
 
-from ima.data.draws import Draws, hash_unit
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws, hash_unit
+from ima.core.media import Frames
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld.catalog import Catalog, Stamp
 from ima.data.stampworld.motions import Pose, control_order, middle, path, zones
 from ima.data.stampworld.render import KINDS, Placed, ground_for, pose
 from ima.data.stampworld.video_words import clip_references
-from ima.errors import UserError, nearest
-from ima.media import Frames
 from ima.tasks.metrics.motions import MOTIONS, STILL
 from ima.tasks.metrics.nouns import NounReader
-from ima.types import Sample
 
 VERSION = "stampworld-video-1"
 SPLIT_OF = {"train": "train", "V0": "train", "T0": "train", "V1": "V1", "T1": "T1", "T2": "T2"}

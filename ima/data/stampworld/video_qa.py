@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ima.data.draws import Draws
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws
+from ima.core.types import Sample
 from ima.data.stampworld.video import VERSION, StampVideo
 from ima.data.stampworld.video_words import COUNTS, ask_direction, ask_what, ask_whether
-from ima.errors import UserError, nearest
 from ima.tasks.metrics.motions import DIRECTIONS, MOTIONS, STILL
-from ima.types import Sample
 
 TYPES = ("direction", "what", "whether", "count")
 BLOCKS = 3  # of ten clips: the period in which counts are balanced

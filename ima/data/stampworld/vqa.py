@@ -14,15 +14,15 @@ from collections.abc import Iterable
 import PIL
 from PIL import Image
 
-from ima.data.draws import Draws
+from ima.core.errors import UserError, nearest
+from ima.core.keyed_random import Draws
+from ima.core.types import Sample
 from ima.data.source import Source
 from ima.data.stampworld.catalog import Catalog
 from ima.data.stampworld.pairs import Edit, Pair, Scene, draw_pair, feasible
 from ima.data.stampworld.questions import MAIN, TYPES, Asker, Question, Type, options, present
 from ima.data.stampworld.render import Placed, ground_for, paste
 from ima.data.stampworld.scenery import NUM_KINDS, Scenery
-from ima.errors import UserError, nearest
-from ima.types import Sample
 
 VERSION = "stampworld-vqa-1"
 # Shares of the edits: about 38 % of the questions are yes/no, 18 % object, 15 % each of the others.

@@ -12,7 +12,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from ima.errors import UserError, nearest
+from ima.core.errors import UserError, nearest
 
 TABLES = {"stamps": "nouns.tsv", "shapes": "shapes.tsv", "sounds": "sounds.tsv"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -1,0 +1,101 @@
+"""The sums of an evaluation as a file, so that cones across datasets and modalities need no model (methods 3).
+
+`alignment.safetensors` holds, at the block outputs, the sum of unit mean tokens per layer, jackknife group and view,
+and how many examples they are of; its header says of which LLM, dataset and modality. Only views that mean the same in
+every run are kept: not those that are measured against the run's own scales.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ima.alignment.scores import Curve, Side, positive, products, with_leave_outs
+from ima.alignment.streaming.statistics import AlignmentStats
+from ima.alignment.views import split_view
+from ima.core.errors import UserError
+from ima.core.tensor_file import write_tensors
+from ima.core.types import Site
+
+NAME = "alignment.safetensors"
+FORMAT = "ima-alignment-1"
+KEPT_VARIANTS = ("raw", "nosink", "nomassive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """One evaluation. sum_LGD, count_LG, nonzero_LG by view; facts: run, dataset, modality, llm, split, epoch."""
+
+    sum_LGD: dict[str, Tensor]
+    count_LG: dict[str, Tensor]
+    nonzero_LG: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def kept_views(views: tuple[str, ...]) -> list[str]:
+    split = ((view, *split_view(view)) for view in views)
+    return [view for view, role, variant in split if role in ("P", "T") and variant in KEPT_VARIANTS]
+
+
+def write_sums(folder: Path, stats: AlignmentStats, facts: dict[str, Any]) -> Path | None:
+    """None where the block outputs were not looked at."""
+    site = stats.sites.get(Site.RESID_POST)
+    if site is None:
+        return None
+    tensors = {}
+    for view in kept_views(site.plan.views):
+        r = site.plan.views.index(view)
+        tensors[f"sum/{view}"] = site.unit_sum_LGRD[:, :, r].float().cpu().contiguous()
+        tensors[f"count/{view}"] = site.count_LGR[..., r].float().cpu().contiguous()
+        tensors[f"nonzero/{view}"] = site.nonzero_LGR[..., r].float().cpu().contiguous()
+    path = folder / NAME
+    write_tensors(path, tensors, {"format": FORMAT, "facts": json.dumps(facts)})
+    return path
+
+
+def read_sums(path: Path) -> Sums:
+    """`path`: the file or the folder that has it. Raises UserError where it is missing, damaged or of another kind."""
+    from safetensors import SafetensorError, safe_open
+
+    path = path / NAME if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: not found; python evaluate.py checkpoint=RUN alignment=full writes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).double() for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT}; measure again")
+        facts = json.loads(metadata["facts"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a readable file of alignment sums ({error}); measure again") from error
+
+    def part(kind: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
+
+    return Sums(part("sum"), part("count"), part("nonzero"), facts)
+
+
+def across(a: Sums, view_a: str, b: Sums, view_b: str) -> Curve:
+    """Mean cosine over all pairs of an example of `a` and one of `b`. Groups are left out of both."""
+    count_a_LG, count_b_LG = a.count_LG[view_a], b.count_LG[view_b]
+    used_G = (count_a_LG + count_b_LG).sum(0) > 0
+    counts = with_leave_outs(count_a_LG, used_G) * with_leave_outs(count_b_LG, used_G)
+    value = products(Side.of(a.sum_LGD[view_a]), Side.of(b.sum_LGD[view_b]), used_G) / positive(counts)
+    return Curve(value[0], value[1:], torch.minimum(count_a_LG.sum(1), count_b_LG.sum(1)))
+
+
+def within(a: Sums, view: str) -> Curve:
+    """Mean cosine over the distinct pairs of one dataset, as `scores.cone`."""
+    used_G = a.count_LG[view].sum(0) > 0
+    count = with_leave_outs(a.count_LG[view], used_G)
+    own = with_leave_outs(a.nonzero_LG[view], used_G)
+    side = Side.of(a.sum_LGD[view])
+    square = products(side, side, used_G)
+    value = (square - own) / positive(count * (count - 1))
+    return Curve(value[0], value[1:], count[0])

@@ -1,0 +1,129 @@
+"""From the config group `alignment` to what a pass streams, and from that to all rows.
+
+`Suite` is what one measurement needs: the tap's sinks with their layers, and the earlier pass if a variant asks for
+one. `suite_rows` turns what came of it into rows; whatever does not factorise over examples is only computed there, on
+the reservoir, after the pass.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ima.alignment.cone_file import write_sums
+from ima.alignment.logit_lens import Lens, look, translation, translation_rows, vocabulary_rows
+from ima.alignment.reference_pass import Scales
+from ima.alignment.reservoir import Reservoir, Tokens
+from ima.alignment.reservoir_rows import reservoir_rows
+from ima.alignment.rows import Base, alignment_rows, example_lines
+from ima.alignment.streaming.statistics import AlignmentStats
+from ima.alignment.tap import Sink, Tap
+from ima.alignment.tsne import tsne_rows
+from ima.alignment.views import Plan, lowest
+from ima.config.settings import Alignment
+from ima.core.errors import UserError
+from ima.core.files import write_atomic
+from ima.core.progress import progress
+from ima.core.types import Row, Site
+from ima.models.llm.frozen import FrozenLLM
+
+NUM_RESERVOIR_LAYERS = 9
+
+
+def evenly(layers: Sequence[int], num: int) -> tuple[int, ...]:
+    """`num` of the layers, the first and the last among them; all where there are fewer. One: the last."""
+    if num >= len(layers):
+        return tuple(layers)
+    if num < 2:
+        return tuple(layers[-num:] if num else ())
+    return tuple(layers[round(index * (len(layers) - 1) / (num - 1))] for index in range(num))
+
+
+class Suite:
+    """Raises UserError for a reservoir at layers or sites that are not looked at."""
+
+    def __init__(self, alignment: Alignment, llm: FrozenLLM, sample_ids: Sequence[str]) -> None:
+        self.alignment, self.llm = alignment, llm
+        self.plan = Plan(tuple(alignment.variants))
+        self.sites = tuple(Site(site) for site in alignment.sites)
+        num_layers = llm.num_blocks + 1
+        self.scales: Scales | None = None
+        if self.plan.needs_scales:
+            self.scales = Scales(lowest(sample_ids, alignment.num_scale_samples, alignment.seed, "scales"))
+        self.stats = AlignmentStats(num_layers, alignment.consecutive, self.plan, self.scales, alignment.examples)
+        self.reservoir: Reservoir | None = None
+        if alignment.num_reservoir:
+            self.reservoir = Reservoir(alignment.num_reservoir, self._reservoir_layers(num_layers), alignment.seed)
+
+    def _reservoir_layers(self, num_layers: int) -> tuple[int, ...]:
+        seen = sorted(set(range(num_layers) if self.alignment.layers is None else self.alignment.layers))
+        if Site.RESID_POST not in self.sites:
+            raise UserError("alignment.num_reservoir: the reservoir is of resid_post; add that to alignment.sites")
+        if self.alignment.reservoir_layers is None:
+            return evenly(seen, NUM_RESERVOIR_LAYERS)
+        for layer in self.alignment.reservoir_layers:
+            if layer not in seen:
+                raise UserError(f"alignment.reservoir_layers: {layer} is not looked at; choose among {seen}")
+        return self.alignment.reservoir_layers
+
+    def tap(self) -> Tap:
+        sinks: list[Sink] = [self.stats]
+        if self.reservoir is not None:
+            sinks.append(self.reservoir)
+        return Tap(self.llm, sinks, self.sites, self.alignment.layers)
+
+    def first_tap(self) -> Tap | None:
+        """Of the earlier pass over the samples `scales.sample_ids`."""
+        return Tap(self.llm, [self.scales], self.sites, self.alignment.layers) if self.scales else None
+
+    def reduce(self) -> None:
+        """The statistics of all ranks, on every rank."""
+        self.stats.reduce()
+        if self.reservoir is not None:
+            self.reservoir.reduce()
+
+    def rows(self, base: Base, seconds: dict[str, float]) -> tuple[list[Row], Lens | None]:
+        """Everything, and what the lens showed; the time each part took is added to `seconds`."""
+        rows = list(alignment_rows(self.stats, base))
+        if self.reservoir is None:
+            return rows, None
+        tokens, lens = Tokens(self.reservoir, self.scales), None
+        alignment = self.alignment
+        with progress(3, "reservoir", "part") as advance:
+            start = time.perf_counter()
+            rows += reservoir_rows(tokens, base)
+            advance(1)
+            start = spent(seconds, "reservoir", start)
+            if alignment.num_vocabulary_layers and tokens.kept:
+                lens = look(tokens, self.llm, evenly(tokens.layers, alignment.num_vocabulary_layers))
+                rows += vocabulary_rows(lens, base)
+                if 0 in tokens.layers:
+                    rows += translation_rows(translation(tokens, self.llm), tokens.ids, base)
+            advance(1)
+            start = spent(seconds, "vocabulary", start)
+            if alignment.num_tsne_layers and tokens.kept:
+                inner = [layer for layer in tokens.layers if layer > 0]
+                rows += tsne_rows(tokens, evenly(inner, alignment.num_tsne_layers), alignment.seed, base)
+            advance(1)
+            spent(seconds, "tsne", start)
+        return rows, lens
+
+
+def spent(seconds: dict[str, float], what: str, start: float) -> float:
+    now = time.perf_counter()
+    seconds[what] = seconds.get(what, 0.0) + now - start
+    return now
+
+
+def write_suite(folder: Path, suite: Suite, lens: Lens | None, facts: dict[str, Any]) -> None:
+    """`alignment.safetensors` for the cones, `alignment.json` with the words that perceptual tokens decode to,
+    `examples.jsonl` with each example's own alignment."""
+    write_sums(folder, suite.stats, facts)
+    if suite.stats.examples is not None:
+        lines = "".join(json.dumps(line) + "\n" for line in example_lines(suite.stats))
+        write_atomic(folder / "examples.jsonl", lines)
+    if lens is not None:
+        write_atomic(folder / "alignment.json", json.dumps(facts | {"top_tokens": lens.shown}) + "\n")

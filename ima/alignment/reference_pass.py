@@ -1,0 +1,157 @@
+"""The fixed earlier pass: what must be known of a layer before its statistics can stream.
+
+`Scales` is a tap's sink. Over a seeded subset of the split it keeps, per layer and site, a histogram of token norms
+(for the median), sums per dimension (for the standard deviation) and the sum of mean tokens per role (for centres),
+in fp64. Sums add up over batches and ranks in any split; tokens are those of P and T, each once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ima.alignment.views import MASSIVE, view_masks
+from ima.core.types import Site
+
+# Norms go to a histogram of log-spaced bins: quantiles are exact to half a bin, 0.5 %.
+BIN_WIDTH = 0.01
+LOG_LOW, LOG_HIGH = math.log(1e-6), math.log(1e8)
+NUM_BINS = round((LOG_HIGH - LOG_LOW) / BIN_WIDTH) + 2
+
+
+def norm_bins(norms: Tensor) -> Tensor:
+    return ((norms.clamp_min(1e-30).log() - LOG_LOW) / BIN_WIDTH + 1).long().clamp(0, NUM_BINS - 1)
+
+
+def quantiles_of(hist_XH: Tensor, qs: Sequence[float]) -> Tensor:
+    """[Q, X] quantiles of histograms, within half a bin; NaN for an empty one."""
+    reached_XH = hist_XH.cpu().double().cumsum(-1)
+    total_X = reached_XH[..., -1]
+    wanted_XQ = total_X[..., None] * torch.tensor(qs, dtype=torch.float64)
+    index_XQ = torch.searchsorted(reached_XH, wanted_XQ)
+    value_XQ = torch.exp(LOG_LOW + (index_XQ - 0.5) * BIN_WIDTH)
+    return torch.where(total_X[..., None] > 0, value_XQ, torch.nan).movedim(-1, 0)
+
+
+@dataclasses.dataclass
+class Sums:
+    """State of one layer and site."""
+
+    hist_H: Tensor
+    sum_D: Tensor
+    square_D: Tensor
+    num_tokens: Tensor
+    mean_sum_2D: Tensor  # of the mean tokens of P and T
+    count_2: Tensor
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device | str) -> Sums:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(zeros(NUM_BINS), zeros(width), zeros(width), zeros(1), zeros(2, width), zeros(2))
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What one layer and site is measured against, fp32. massive: the norm above which a token is massive. inverse_D:
+    1 / standard deviation; 0 for a dimension that never varies, which is thereby left out."""
+
+    massive: float
+    inverse_D: Tensor
+    mean_sum_2D: Tensor
+    count_2: Tensor
+
+
+def centred(scales: Sequence[Scale], means_LB2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The means minus those over the subset's examples other than the one itself (inside_B: it is of the subset), and
+    known_LB2: whether there is any; zero where there is none. `scales`: of each of the layers."""
+    sum_L2D = torch.stack([scale.mean_sum_2D for scale in scales])
+    count_L2 = torch.stack([scale.count_2 for scale in scales])
+    own_B1 = inside_B.to(count_L2)[:, None]
+    others_LB2 = count_L2[:, None] - own_B1
+    known_LB2 = others_LB2 > 0
+    factor_LB2 = known_LB2 / others_LB2.clamp_min(1)
+    # m - (sum - own m) / others
+    made_LB2D = torch.mul(means_LB2D, (known_LB2 + own_B1 * factor_LB2)[..., None])
+    return made_LB2D.addcmul_(factor_LB2[..., None], sum_L2D[:, None], value=-1), known_LB2
+
+
+class Scales:
+    """`sample_ids`: the subset, known beforehand and the same on all ranks."""
+
+    def __init__(self, sample_ids: Sequence[str]) -> None:
+        self.sample_ids = frozenset(sample_ids)
+        self.sums: dict[tuple[int, Site], Sums] = {}
+        self._scales: dict[tuple[int, Site], Scale] = {}
+        self._scratch: Tensor | None = None
+
+    def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
+        mask_BRS = view_masks(roles_BS)[:, :2]
+        count_BR = mask_BRS.sum(-1)
+        weight_RBS = (mask_BRS.double() / count_BR.clamp_min(1)[..., None]).transpose(0, 1)
+        any_BS = mask_BRS.any(1)
+        self._rows_N = any_BS.flatten().nonzero()[:, 0]
+        weight_RN = weight_RBS[:, any_BS]
+        self._weight_WN = torch.cat([weight_RN, torch.ones_like(weight_RN[:1])])  # means of P and T, then the sum
+        self._count_R = (count_BR > 0).sum(0)
+
+    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
+        key, width = (layer, site), x_BSD.shape[-1]
+        if key not in self.sums:
+            self.sums[key] = Sums.empty(width, x_BSD.device)
+        sums = self.sums[key]
+        tokens_ND = self._room(len(self._rows_N), width, x_BSD.device)
+        tokens_ND.copy_(x_BSD.reshape(-1, width).index_select(0, self._rows_N))
+        sums.hist_H += torch.bincount(norm_bins(torch.linalg.vector_norm(tokens_ND, dim=1)), minlength=NUM_BINS)
+        sum_WD = self._weight_WN @ tokens_ND
+        sums.mean_sum_2D += sum_WD[:2]
+        sums.sum_D += sum_WD[2]
+        sums.square_D += self._weight_WN[2] @ tokens_ND.square_()
+        sums.num_tokens += len(tokens_ND)
+        sums.count_2 += self._count_R
+
+    def _room(self, num: int, width: int, device: torch.device) -> Tensor:
+        """fp64, used again from state to state: fresh pages cost more than the arithmetic."""
+        if self._scratch is None or self._scratch.numel() < num * width:
+            self._scratch = torch.empty(num * width, dtype=torch.float64, device=device)
+        return self._scratch[: num * width].view(num, width)
+
+    def end(self) -> None:
+        self._scales, self._scratch = {}, None
+
+    def reduce(self) -> None:
+        """Sum over ranks, in place on every rank; nothing to do without torch.distributed."""
+        import torch.distributed as dist
+
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        widths: list[dict[tuple[int, Site], int]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(widths, {key: sums.sum_D.numel() for key, sums in self.sums.items()})
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+        for key, width in sorted({item for known in widths for item in known.items()}):
+            self.sums[key] = self.sums.pop(key, Sums.empty(width, device))
+            for value in self.sums[key].tensors():
+                dist.all_reduce(value)
+        self._scales = {}
+
+    def of(self, layer: int, site: Site) -> Scale:
+        key = layer, site
+        if key not in self._scales:
+            assert key in self.sums, "the earlier pass saw other layers or sites"
+            sums = self.sums[key]
+            num = sums.num_tokens.clamp_min(1)
+            variance_D = (sums.square_D / num - (sums.sum_D / num).square()).clamp_min(0)
+            # Below what rounding leaves of a dimension that is constant.
+            varies_D = variance_D > 1e-12 * sums.square_D / num
+            inverse_D = torch.where(varies_D, variance_D.clamp_min(1e-300).rsqrt(), 0.0)
+            massive = MASSIVE * float(quantiles_of(sums.hist_H, (0.5,)))
+            self._scales[key] = Scale(massive, inverse_D.float(), sums.mean_sum_2D.float(), sums.count_2.float())
+        return self._scales[key]

@@ -1,0 +1,1 @@
+"""The three scripts and one file a command."""

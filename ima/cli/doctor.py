@@ -1,0 +1,216 @@
+"""`python -m ima doctor [overrides]`: will this config run here? Versions, devices, memory and disk needed against what
+is there, what would have to be downloaded, what is missing. Seconds: no torch, no weights are loaded.
+
+Sizes are estimates from dimensions: of the model's own config.json where that is here, else of the numbers that the
+choice's line in conf/ states. They tell megabytes from gigabytes and which part is the large one, not the last tenth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ima.cli.scripts import describe
+from ima.config.compose import CONF, compose
+from ima.core.assets.registry import missing
+from ima.core.cache import cache_dir
+from ima.core.errors import UserError
+from ima.core.provenance import provenance
+
+GB = 1e9
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+VOCABULARY = 32_000  # where nothing is known
+TEXT_TOKENS = 48  # of a prompt with its answer
+STATES = 34  # activations a token and block keeps for the backward pass, in widths
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A language model's dimensions."""
+
+    blocks: int
+    width: int
+    inner: int
+    vocabulary: int
+    narrow: float = 1.0  # width of keys and values over that of queries
+
+    @property
+    def num_weights(self) -> float:
+        attention = (2 + 2 * self.narrow) * self.width**2
+        return self.blocks * (attention + 3 * self.width * self.inner) + self.vocabulary * self.width
+
+
+EMBEDDED = {
+    "smollm2": Size(30, 576, 1536, 49_152, 1 / 3),
+    "gemma3_270m": Size(18, 640, 2048, 262_144, 1 / 4),
+    "tiny": Size(2, 32, 64, 300),
+}
+
+
+def hub_folder(name: str) -> Path | None:
+    """The local copy of a hub model, or the folder that is named; None where there is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    home = (
+        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface") / "hub"
+    )
+    snapshots = Path(home) / f"models--{name.replace('/', '--')}" / "snapshots"
+    return next((path.parent for path in sorted(snapshots.glob("*/config.json"))), None)
+
+
+def llm_size(node: Mapping[str, Any], choice: str | None) -> Size | None:
+    """None where neither files nor the choice's line tell."""
+    function = str(node.get("_target_")).rpartition(".")[2]
+    if function in EMBEDDED:
+        return EMBEDDED[function]
+    folder = hub_folder(str(node.get("path") or ""))
+    if folder is not None and (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config") or config
+        width = int(config.get("hidden_size") or config.get("n_embd") or 0)
+        blocks = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+        inner = int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * width)
+        heads = int(config.get("num_attention_heads") or 1)
+        narrow = int(config.get("num_key_value_heads") or heads) / heads
+        return Size(blocks, width, inner, int(config.get("vocab_size") or VOCABULARY), narrow)
+    line = describe(CONF / "llm" / f"{choice}.yaml") if choice else ""
+    found = re.search(r"(\d+) blocks(?:,| of) width (\d+)", line)
+    if not found:
+        return None
+    blocks, width = int(found[1]), int(found[2])
+    return Size(blocks, width, round(8 * width / 3), VOCABULARY)
+
+
+def encoder_tokens(choice: str | None) -> tuple[int, int] | None:
+    """(tokens, width) of a medium, as the choice's line says it."""
+    found = re.search(r"(\d+) x (\d+)", describe(CONF / "encoder" / f"{choice}.yaml")) if choice else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def needs(config: Mapping[str, Any]) -> dict[str, float | None]:
+    """Estimated bytes by what they are for; None where nothing is known."""
+    choices, trainer = config.get("choices") or {}, config.get("trainer") or {}
+    llm = config.get("llm") or {}
+    size, shape = llm_size(llm, choices.get("llm")), encoder_tokens(choices.get("encoder"))
+    each = BYTES.get(str(llm.get("dtype")), 2 if trainer.get("accelerator") == "cuda" else 4)
+    adapter = config.get("adapter") or {}
+    percepts = int(adapter.get("num_tokens") or (10 if choices.get("adapter") == "pool" else (shape or (64, 0))[0]))
+    rows = int(trainer.get("micro_batch_size") or trainer.get("batch_size") or 16)
+    samples = dataset_size(config.get("data") or {})
+    dtype = BYTES.get(str(trainer.get("cache_dtype") or "float16"), 2)
+    cached = trainer.get("cache_features", True) and shape is not None and "Noise" not in str(config.get("encoder"))
+    return {
+        "LLM weights": size.num_weights * each if size else None,
+        "activations": rows * (percepts + TEXT_TOKENS) * size.blocks * size.width * STATES * each if size else None,
+        "feature cache": samples * shape[0] * shape[1] * dtype if cached and samples and shape else None,
+    }
+
+
+def dataset_size(node: Mapping[str, Any]) -> int | None:
+    """Media, as far as the config tells."""
+    counts = [value for name, value in node.items() if name == "limit" or name.startswith("num_")]
+    numbers = [value for value in counts if isinstance(value, int) and not isinstance(value, bool)]
+    return sum(numbers) or None
+
+
+def devices() -> list[tuple[str, float, float]]:
+    """(name, bytes in all, bytes free) of this machine's memory and of each GPU."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = (float(page * os.sysconf(name)) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    if Path("/proc/meminfo").is_file():  # what file caches hold can be had as well
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        free = float(available[1]) * 1024 if available else free
+    found = [("RAM", total, free)]
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=4)
+    except (OSError, subprocess.TimeoutExpired):
+        return found
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        name, *sizes = (cell.strip() for cell in line.split(","))
+        found.append((name, float(sizes[0]) * 2**20, float(sizes[1]) * 2**20))
+    return found
+
+
+def downloads(config: Mapping[str, Any]) -> list[str]:
+    """What the network would be asked for, each with the command that brings it."""
+    path = (config.get("llm") or {}).get("path")
+    out = [f"llm: hf download {path}"] if path and hub_folder(str(path)) is None else []
+    encoder, choice = config.get("encoder") or {}, (config.get("choices") or {}).get("encoder")
+    hub = choice is not None and "from the hub" in describe(CONF / "encoder" / f"{choice}.yaml")
+    if hub and not encoder.get("checkpoint") and encoder.get("pretrained", True):
+        name = encoder.get("path") or encoder.get("name")
+        if name is None or hub_folder(str(name)) is None:
+            out.append(f"encoder: weights of {name or choice} (set HF_HUB_OFFLINE=0 once, or encoder.checkpoint)")
+    return out
+
+
+def report(config: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Lines, and whether the config can run here as far as can be told."""
+    found = provenance()
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    cache = cache_dir()
+    disk = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists()))
+    places = devices()
+    lines = [f"versions   {versions}", f"machine    {found['machine']['platform']}, {os.cpu_count()} cores"]
+    lines += [f"memory     {name}: {text(free)} free of {text(total)}" for name, total, free in places]
+    lines.append(f"disk       {cache}: {text(disk.free)} free")
+    needed = needs(config)
+    lines += [f"needs      {name}: {'about ' if size else ''}{text(size)}" for name, size in needed.items()]
+    wants_gpu = str((config.get("trainer") or {}).get("accelerator")) == "cuda"
+    gpus = places[1:]
+    memory = (needed["LLM weights"] or 0) + (needed["activations"] or 0)
+    room = max(free for _, _, free in (gpus or places))
+    problems = []
+    if wants_gpu and not gpus:
+        problems.append("trainer.accelerator=cuda, but no GPU is seen here; write trainer=cpu")
+    if memory > room:
+        problems.append(f"about {text(memory)} of memory needed, {text(room)} free; a smaller llm or batch_size")
+    if (needed["feature cache"] or 0) > disk.free:
+        problems.append(f"the feature cache needs about {text(needed['feature cache'])}; trainer.cache_features=false")
+    problems += [f"not here: {line}" for line in downloads(config)]
+    problems += [f"not set up: {line}" for line in missing() if uses(config, line.split(":", 1)[0])]
+    lines += [f"problem    {line}" for line in problems]
+    return [*lines, "ready" if not problems else f"{len(problems)} problem(s)"], not problems
+
+
+USES = {"stamps": "Stamp", "scratch": "StampAudio", "smollm2": "smollm2", "focus_vit": "Focus", "aisfx": "AisFx",
+        "whisper_tiny": "WhisperTiny"}  # fmt: skip
+
+
+def uses(config: Mapping[str, Any], asset: str) -> bool:
+    """Whether a config names the part that needs an asset; unknown ones count as needed."""
+    parts = json.dumps([config.get(name) for name in ("encoder", "llm", "data")], default=str)
+    if asset.startswith("lite"):
+        return "EfficientNetLite" in parts and f'"variant": {asset[4:]}' in parts
+    return USES.get(asset, asset) in parts
+
+
+def text(size: float | None) -> str:
+    if size is None:
+        return "not known"
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 1e6:.0f} MB"
+
+
+def main(argv: Sequence[str]) -> int:
+    from omegaconf import OmegaConf
+
+    if argv and argv[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        config: Any = OmegaConf.to_container(compose(argv, "train"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    lines, ready = report(config)
+    print("\n".join(lines))
+    return 0 if ready else 1

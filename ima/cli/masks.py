@@ -1,0 +1,164 @@
+"""`python -m ima masks make|subnet|info|iou|export`: pruning masks from trained runs, and what they have in common."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ima.core.environment import prepare
+from ima.core.errors import UserError
+from ima.interventions.prune.mask import Mask
+from ima.interventions.prune.recipe import CALIBRATED, OF_A_SET, Recipe
+
+if TYPE_CHECKING:
+    from ima.interventions.prune.builder import Maker
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m ima masks", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="make|subnet|info|iou|export")
+
+    make = commands.add_parser("make", help="masks of one method: for Wanda one of each run and set of roles")
+    subnet = commands.add_parser("subnet", help="the subnet of all runs, and what it is compared with")
+    for command in (make, subnet):
+        command.add_argument("runs", nargs="+", metavar="RUN", help="trained runs (outputs/<run>) with one LLM")
+        command.add_argument("--num-examples", type=int, default=128, help="training samples of each run (128)")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--no-answers", action="store_true", help="answer tokens do not count among text")
+        command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the mask files go")
+    make.add_argument("--method", default="wanda", choices=["wanda", "magnitude", "random"])
+    make.add_argument("--ratio", type=float, nargs="+", default=[0.5], help="share of weights that is pruned")
+    make.add_argument("--roles", nargs="+", default=["both"], choices=["percept", "text", "both"])
+    make.add_argument("--group", choices=["row", "matrix", "global"])
+    make.add_argument("--pattern", default="unstructured", choices=["unstructured", "2:4", "4:8"])
+    make.add_argument("--order", default="one_shot", choices=["one_shot", "sequential"])
+    subnet.add_argument("--final-ratio", type=float, nargs="+", default=[0.5], help="sparsity of the subnet itself")
+    subnet.add_argument("--roles", nargs="+", default=["both"], choices=["percept", "text", "both"])
+
+    info = commands.add_parser("info", help="where a mask comes from and how dense it is")
+    info.add_argument("masks", nargs="+", metavar="MASK")
+    iou = commands.add_parser("iou", help="how much masks overlap, beside chance; rows and a page with --out")
+    iou.add_argument("masks", nargs="+", metavar="MASK")
+    iou.add_argument("--without", metavar="MASK", help="leave the weights that this one keeps out of a second set")
+    iou.add_argument("--out", type=Path, metavar="FOLDER")
+    export = commands.add_parser("export", help="a pruned checkpoint that plain transformers loads")
+    export.add_argument("mask", metavar="MASK")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    prepare()
+    try:
+        {"make": make, "subnet": subnet, "info": info, "iou": iou, "export": export}[options.command](options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def maker_of(runs: Iterable[str]) -> Maker:
+    """For the LLM that all runs share. Raises UserError where they do not."""
+    import torch
+
+    from ima.interventions.prune.builder import Maker
+    from ima.models.llm.frozen import FrozenLLM
+    from ima.pipeline.assemble import build
+    from ima.pipeline.checkpoint import load_llm
+    from ima.pipeline.stages import effective
+    from ima.runs.find import find_adapter, run_config, run_folder
+    from ima.runs.results import read_result
+
+    nodes: list[dict[str, Any]] = []
+    runs = list(runs)
+    for run in runs:
+        node = dict(effective(run_config(run), training=False)["llm"])
+        dtype = read_result(run_folder(run)).get("facts", {}).get("llm_dtype")
+        nodes.append(node | ({"dtype": dtype} if node.get("dtype", "auto") == "auto" and dtype else {}))
+        if nodes[-1] != nodes[0]:
+            raise UserError(f"{run}: trained with another LLM than the first run ({nodes[-1]} and {nodes[0]})")
+    llm: FrozenLLM = build({"llm": nodes[0]}, "llm")
+    if llm.trains != "none":
+        load_llm(find_adapter(next(iter(runs)))[1], llm)
+        llm.merge()
+    llm.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Maker(llm, nodes[0])
+
+
+def make(options: argparse.Namespace) -> None:
+    maker = maker_of(options.runs)
+    for ratio in options.ratio:
+        calibrated = options.method in CALIBRATED
+        for run in options.runs if calibrated else [None]:
+            for roles in options.roles if calibrated else options.roles[:1]:
+                recipe = Recipe(
+                    options.method, ratio, options.group, options.pattern, roles, not options.no_answers, options.order,
+                    options.num_examples, options.seed, run,
+                )  # fmt: skip
+                take(maker.path(recipe), options.out)
+
+
+def subnet(options: argparse.Namespace) -> None:
+    """The subnet; at its sparsity, overall and in every matrix: the union, each run's mask, magnitude, random."""
+    maker = maker_of(options.runs)
+    rest = {"answers": not options.no_answers, "num_examples": options.num_examples, "seed": options.seed}
+    for ratio in options.final_ratio:
+        for roles in options.roles:
+            shared = rest | {"ratio": ratio, "roles": roles, "runs": tuple(options.runs)}
+            take(maker.path(Recipe("subnet", **shared)), options.out)
+            for matched in ("overall", "matrix"):
+                for method in ("union", "magnitude", "random"):
+                    take(maker.path(Recipe(method, matched=matched, **shared)), options.out)
+                for run in options.runs:
+                    take(maker.path(Recipe("wanda", matched=matched, run=run, **shared)), options.out)
+
+
+def take(path: Path, folder: Path) -> None:
+    """A copy of a mask of the cache under its name, and a line about it."""
+    mask = Mask.load(path)
+    target = folder / f"{str(mask.facts['name']).replace(' ', '-').replace(':', 'of')}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    words = f"sparsity {1 - mask.density:.4f}"
+    if mask.facts.get("method") in OF_A_SET and mask.facts.get("task_ratio") is not None:
+        words += f" from {mask.facts['task_ratio']:.4f} per task (by chance {mask.facts['chance_sparsity']:.4f})"
+    print(f"{target}  {words}", flush=True)
+
+
+def info(options: argparse.Namespace) -> None:
+    for path in options.masks:
+        mask = Mask.load(path)
+        print(f"{path}: {mask.num_weights} weights in {len(mask.shapes)} matrices, sparsity {1 - mask.density:.4f}")
+        for name, value in mask.facts.items():
+            if name not in ("llm_node", "versions", "sparsity"):
+                print(f"  {name}: {value}")
+        for by in ("part", "kind", "block"):
+            values = mask.densities(by)
+            print(f"  kept by {by}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
+
+
+def iou(options: argparse.Namespace) -> None:
+    from ima.interventions.prune.rows import matrix_text, named, write_comparison
+
+    masks = named(options.masks)
+    if len(masks) < 2:
+        raise UserError("iou: the masks given are one and the same; give two")
+    without = Mask.load(options.without) if options.without else None
+    print("\n".join(matrix_text(masks)))
+    if options.out is not None:
+        from ima.report import write_report
+
+        command = shlex.join(["python", "-m", "ima", *sys.argv[1:]])
+        print(f"page: {write_report([write_comparison(masks, options.out, command, without)])}")
+
+
+def export(options: argparse.Namespace) -> None:
+    from ima.interventions.prune.export import export as write
+
+    print(write(Mask.load(options.mask), options.mask, options.out))

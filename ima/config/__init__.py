@@ -1,0 +1,1 @@
+"""What a person may write: typed roots, composition, signatures, validation; no torch."""

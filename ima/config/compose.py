@@ -1,0 +1,249 @@
+"""Command line and conf/ to one checked config, without importing what it names.
+
+Hydra composes the groups (defaults lists, experiments as deltas). The rest is done here, because Hydra's refusals are
+long and recommend to force the key: every mistake is one UserError with the nearest allowed names. A key is allowed
+when the constructor that it goes to has such a parameter, whether or not the yaml file writes it. Nothing that is
+composed imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ima.config.roots import INHERITED, MANAGEMENT, OF_LMM, ROOTS, STACKED, check_together, config_hash, groups_of
+from ima.config.signatures import signature
+from ima.config.validate import show
+from ima.config.values import MISSING, check_node, put
+from ima.core.errors import UserError, nearest
+from ima.runs.find import run_config
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+ROOT_TARGETS = {"train": "ima.config.roots.TrainConfig", "evaluate": "ima.config.roots.EvaluateConfig"}
+ROOT_TARGETS["sweep"] = "ima.config.roots.SweepConfig"
+PARSER = OverridesParser.create()
+
+
+def compose(
+    argv: Sequence[str], root: str = "train", conf: Path = CONF, *, trained: Mapping[str, Any] | None = None
+) -> DictConfig:
+    """The resolved and validated config of a script. Raises UserError, one line, for any mistake of a person.
+
+    trained: the config of the run that is evaluated, where that run has still to be made."""
+    overrides = [parse(text, root, conf) for text in argv]
+    groups = default_groups(root, conf)
+    values: list[tuple[str, Any]] = []
+    chosen: dict[str, str | list[str]] = {}
+    for override in overrides:
+        name = override.key_or_group
+        if name in groups and not (name in STACKED and isinstance(override.value(), dict)):
+            chosen[name] = choose(name, override.value(), conf)
+        elif (conf / name).is_dir() and name not in signature(ROOT_TARGETS[root]).parameters:
+            raise UserError(f"{name}: {root}.py has no such group; {nearest(name, groups)}")
+        elif (conf / name).is_dir() and name not in groups and not isinstance(override.value(), dict):
+            raise UserError(
+                f"{name}: not a choice of {root}.py, it comes with what is evaluated; write {name}.<key>=value to"
+                f" change one of its keys, or train.py {name}=<choice> for another run"
+            )
+        else:
+            values.append((name, override.value()))
+    config, choices = compose_groups(root, chosen, conf)
+    if root == "evaluate":
+        inherit(config, choices, values, chosen, trained)
+    names = signature(ROOT_TARGETS[root])
+    for key, value in values:
+        put(config, key, value, names, choices)
+    config = resolve(config)
+    config = check_node("", config, names)
+    check_groups(root, config)
+    config["choices"] = choices
+    check_together(config)
+    if root == "train" and config.get("name") is None:
+        config["name"] = default_name(config, choices, [override.key_or_group for override in overrides])
+    return OmegaConf.create(config)
+
+
+def parse(text: str, root: str, conf: Path) -> Override:
+    """One command line argument as Hydra reads it; no deletions, no lists of values."""
+    if text.startswith("-"):
+        raise UserError(f"{text}: no such option; {nearest(text, ['--help', '--cfg', '--multirun'])}")
+    name, equals, value = text.partition("=")
+    known = [*default_groups(root, conf), *signature(ROOT_TARGETS[root]).parameters]
+    if text.startswith("~"):
+        raise UserError(f"{text}: nothing is deleted on the command line; write key=null, or group=none")
+    if not equals:
+        raise UserError(f"{text}: not of the form key=value; {nearest(text, known)}")
+    if not value.strip():
+        raise UserError(f"{name}: no value; write {name}=value, or {name}=null for none")
+    if name.lstrip("+").startswith("hydra") and name.lstrip("+")[5:6] in (".", "/", ""):
+        raise UserError(f"{name}: Hydra's own keys are not used; runs land in output_dir/name, sweeps are sweep.py's")
+    try:
+        override = PARSER.parse_override(text.lstrip("+"))
+    except HydraException as error:
+        reason = first_line(error)
+        raise UserError(f"{text}: cannot be read ({reason}); quote special characters: {name}='\"text\"'") from None
+    if override.package is not None or override.type != OverrideType.CHANGE or not override.key_or_group:
+        raise UserError(f"{text}: not of the form key=value; {nearest(name, known)}")
+    if override.is_sweep_override():
+        raise UserError(f"{name}: several values need a sweep: python train.py --multirun {text}")
+    return override
+
+
+@functools.lru_cache
+def default_groups(root: str, conf: Path) -> list[str]:
+    """The groups of a root file's defaults list."""
+    entries = read_yaml(conf / f"{root}.yaml").get("defaults", [])
+    return [next(iter(entry)).removeprefix("optional ") for entry in entries if isinstance(entry, dict)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; conf/ is looked for beside the scripts") from None
+    except yaml.YAMLError as error:
+        raise UserError(yaml_message(error, path)) from None
+
+
+def yaml_message(error: yaml.YAMLError, path: Path | None = None) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path or (mark.name if mark else 'a yaml file')}:{mark.line + 1 if mark else 1}"
+    return f"{where}: not yaml ({getattr(error, 'problem', None) or 'cannot be read'})"
+
+
+def choices_of(group: str, conf: Path) -> list[str]:
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def choose(group: str, value: Any, conf: Path) -> str | list[str]:
+    """The choice(s) of a group after checking that their files exist."""
+    allowed = choices_of(group, conf)
+    several = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and group not in STACKED:
+        raise UserError(f"{group}: {show(value)} are several choices, one is taken; {nearest('', allowed)}")
+    for item in several:
+        if not isinstance(item, str | int) or str(item) not in allowed:
+            found = "null" if item is None else item
+            raise UserError(f"{group}: no choice {str(found)!r}; {nearest(str(found), allowed)}")
+        if several.count(item) > 1:
+            raise UserError(f"{group}: {str(item)!r} is chosen twice; name each choice once")
+    return [str(item) for item in several] if group in STACKED else str(value)
+
+
+def compose_groups(root: str, chosen: dict[str, str | list[str]], conf: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config as plain values with interpolations, choice by group) as Hydra's defaults lists give it."""
+    arguments = [f"{group}=[{','.join(c)}]" if isinstance(c, list) else f"{group}={c}" for group, c in chosen.items()]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+            composed = hydra_compose(root, overrides=arguments, return_hydra_config=True)
+        picked = {name: composed.hydra.runtime.choices.get(name) for name in default_groups(root, conf)}
+        config = OmegaConf.to_container(composed, resolve=False)
+    except yaml.YAMLError as error:
+        raise UserError(yaml_message(error)) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"conf/{source_of(root, chosen)}: {first_line(error)}") from None
+    assert isinstance(config, dict)
+    result = {str(name): value for name, value in config.items() if name != "hydra"}
+    for field in dataclasses.fields(ROOTS[root]):
+        if field.default_factory is not dataclasses.MISSING:
+            result.setdefault(field.name, field.default_factory())
+        else:
+            result.setdefault(field.name, field.default)
+    for group in groups_of(root):
+        if not result[group]:  # Hydra gives {} for a file without keys, such as none.yaml
+            result[group] = {} if group in STACKED else None
+    for group in STACKED:
+        if group in picked:
+            picked[group] = list(result[group])
+    return result, picked
+
+
+def source_of(root: str, chosen: dict[str, str | list[str]]) -> str:
+    return f"experiment/{chosen['experiment']}.yaml" if "experiment" in chosen else f"{root}.yaml"
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def inherit(
+    config: dict[str, Any],
+    choices: dict[str, Any],
+    values: list[tuple[str, Any]],
+    chosen: Mapping[str, Any],
+    trained: Mapping[str, Any] | None = None,
+) -> None:
+    """Fill what the evaluation leaves open from the run that it evaluates."""
+    if "lmm" in chosen:
+        stand_alone(config, choices, values, chosen)
+        return
+    checkpoint = next((value for key, value in reversed(values) if key == "checkpoint"), config.get("checkpoint"))
+    if checkpoint is None or checkpoint == MISSING:
+        raise UserError("checkpoint: missing; write checkpoint=outputs/<run>, or lmm=hf lmm.path=<folder>")
+    trained = trained or run_config(str(checkpoint))
+    own_data = any(key.split(".")[0] in ("data", "task") for key in [*chosen, *(key for key, _ in values)])
+    for name in INHERITED:
+        if name == "mixture" and own_data:
+            continue  # one task is measured, not those of the run
+        if not config.get(name) and not choices.get(name) and name not in chosen:
+            config[name] = trained.get(name, config.get(name))
+            choices[name] = trained.get("choices", {}).get(name)
+
+
+def stand_alone(
+    config: dict[str, Any], choices: dict[str, Any], values: list[tuple[str, Any]], chosen: Mapping[str, Any]
+) -> None:
+    """A whole multimodal model is measured: no run stands behind it."""
+    for key in [*chosen, *(key for key, _ in values)]:
+        if key.split(".")[0] in ("checkpoint", *OF_LMM):
+            raise UserError(f"{key}: not together with lmm, which is a whole model and measured as it is; remove it")
+    config["checkpoint"] = None
+    defaults: Any = OmegaConf.to_container(compose([], "train"))
+    for name in INHERITED:
+        if name not in OF_LMM and not config.get(name) and not choices.get(name) and name not in chosen:
+            config[name] = defaults[name]
+            choices[name] = defaults["choices"].get(name)
+
+
+def resolve(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        raise UserError(f"{key}: {first_line(error)}; write ${{key}} with a key that is there") from None
+    assert isinstance(resolved, dict)
+    return {str(name): value for name, value in resolved.items()}
+
+
+def check_groups(root: str, config: dict[str, Any]) -> None:
+    """A group's node has a `_target_`; a stacked group maps names to such nodes."""
+    for group in groups_of(root):
+        node = config.get(group)
+        nodes = (node or {}).items() if group in STACKED else [("", node)] if node else []
+        for name, inner in nodes:
+            if not isinstance(inner, dict) or "_target_" not in inner:
+                key = f"{group}.{name}" if name else group
+                shape = "is 'name: {_target_: ...}', since several stack" if group in STACKED else "has a _target_"
+                raise UserError(f"{key}: no _target_; each file of conf/{group}/ {shape}")
+
+
+def default_name(config: dict[str, Any], choices: dict[str, Any], given: list[str]) -> str:
+    """The experiment where nothing else was chosen; with other choices a name that tells them apart."""
+    experiment = choices.get("experiment")
+    if experiment and all(name in ("experiment", *MANAGEMENT) or name.startswith("logger.") for name in given):
+        return str(experiment)
+    return f"{experiment or f'train-{datetime.date.today():%Y%m%d}'}-{config_hash(config)[:6]}"

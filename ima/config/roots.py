@@ -1,0 +1,145 @@
+"""The roots of the three scripts as typed dataclasses, and what must hold between keys.
+
+The fields are the keys that a person may write; the first words of a help line are its metadata. Groups are fields
+too: a node with a `_target_`, or a mapping of named nodes where several stack (`intervention`). The hash of a config
+leaves out what does not change a result, so that equal work is recognised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ima.core.errors import UserError
+
+Node = dict[str, Any] | None
+Nodes = dict[str, Any]
+
+STACKED = ("intervention", "mixture", "stage")  # groups of which several choices are taken at once
+# What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
+INHERITED = (
+    "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "trainer", "seed",
+)  # fmt: skip
+# What a whole multimodal model brings along; the rest of INHERITED is as train.py has it.
+OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage", "intervention")
+# Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.
+COMPLETED: dict[str, tuple[str, ...]] = {"adapter": ("dim", "width"), "logger": ("folder", "config")}
+LATER = ("mixture", "stage", "init", "lmm")  # keys that older runs lack: empty, they change nothing
+MANAGEMENT = ("name", "output_dir", "resume", "overwrite", "logger", "choices")
+
+
+def key(help: str, default: Any = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    encoder: Node = key("what sees or hears; frozen")
+    adapter: Node = key("maps encoder features into the LLM; the part that is trained")
+    llm: Node = key("the frozen language model")
+    task: Node = key("what is asked and how an answer is scored")
+    data: Node = key("where samples come from")
+    mixture: Nodes = dataclasses.field(
+        default_factory=dict, metadata={"help": "several tasks and their data in place of one; several stack"}
+    )
+    stage: Nodes = dataclasses.field(
+        default_factory=dict, metadata={"help": "trainings one after the other, each from the adapter of the last"}
+    )
+    intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "skips and masks; several stack"})
+    alignment: Node = key("what is measured inside the LLM")
+    trainer: Node = key("steps, batch size, learning rate, device")
+    logger: Node = key("the mirror of the run's files")
+    name: str | None = key("folder of the run under output_dir; default: the experiment or train-<date>-<hash>")
+    output_dir: str = key("where run folders are made", "outputs")
+    init: str | None = key("run folder or adapter that training starts from")
+    seed: int = key("of initial weights, order and sampling", 0)
+    resume: Literal["auto", "never", "must"] = key("go on from the run folder's last checkpoint", "auto")
+    overwrite: bool = key("start anew in a folder that holds another or a finished run", False)
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    checkpoint: str | None = key("run folder or checkpoint to evaluate", "???")
+    lmm: Node = key("a whole multimodal model that was trained elsewhere, in place of a run's")
+    encoder: Node = key("from the run")
+    adapter: Node = key("from the run")
+    llm: Node = key("from the run")
+    task: Node = key("from the run, or a choice")
+    data: Node = key("from the run, or a choice")
+    mixture: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
+    stage: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run"})
+    intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
+    alignment: Node = key("from the run, or a choice")
+    trainer: Node = key("from the run, or a choice: batch size and device")
+    logger: Node = key("the mirror of the run's files")
+    name: str | None = key("folder of the evaluation under output_dir; default: <run>/evaluate-<hash>")
+    output_dir: str = key("where folders are made", "outputs")
+    seed: int | None = key("from the run, or a number")
+    overwrite: bool = key("evaluate again where a finished evaluation lies", False)
+
+
+@dataclasses.dataclass
+class SweepConfig:
+    RANGES = {"num_parallel": (1, None)}
+
+    params: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "the grid: key -> values"})
+    points: list[list[str]] = dataclasses.field(
+        default_factory=list, metadata={"help": "more of the grid: lists of key=value that go together"}
+    )
+    overrides: list[str] = dataclasses.field(default_factory=list, metadata={"help": "what all jobs share, key=value"})
+    name: str | None = key("folder of the sweep under output_dir; default: the sweep's name or sweep-<hash>")
+    output_dir: str = key("where the sweep's folder is made", "outputs")
+    evaluations: list[dict[str, Any]] = dataclasses.field(
+        default_factory=list,
+        metadata={
+            "help": "of each training's adapters: {of: key=value of the training, epochs: [..], overrides: [..]}"
+        },
+    )
+    script: Literal["train", "evaluate"] = key("what each job runs: train.py or evaluate.py", "train")
+    num_parallel: int = key("jobs at the same time, one process each", 1)
+    keep_going: bool = key("go on with the other jobs when one fails", True)
+
+
+ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "sweep": SweepConfig}
+
+
+def groups_of(root: str) -> list[str]:
+    """The keys that are nodes, not plain values."""
+    return [field.name for field in dataclasses.fields(ROOTS[root]) if str(field.type) in ("Node", "Nodes")]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Of what decides the result: equal configs of differently named runs have equal hashes."""
+    kept = {name: value for name, value in config.items() if name not in MANAGEMENT and (value or name not in LATER)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def check_together(config: Mapping[str, Any]) -> None:
+    """What must hold between keys; each message names both. Values by themselves are checked elsewhere."""
+    name = config.get("name")
+    if name is not None and (not name or name.startswith((".", "-")) or Path(name).is_absolute() or ".." in name):
+        raise UserError(f"name: {name!r} is no folder name under output_dir; allowed: letters, digits, '-', '_', '/'")
+    check_mixture(config.get("mixture") or {})
+
+
+ENTRY = "ima.config.settings.Entry"
+ENTRY_NAME = re.compile(r"\w[\w-]*")
+MAIN = "main"  # the channel of the run's own encoder and adapter
+
+
+def check_mixture(mixture: Mapping[str, Any]) -> None:
+    """Names of entries are folders, keys and parts of the names of metrics; some entry has to be trained on."""
+    for name, node in mixture.items():
+        if not ENTRY_NAME.fullmatch(name):
+            raise UserError(f"mixture: {name!r} is no name of an entry; allowed: letters, digits, '-', '_'")
+        if isinstance(node, Mapping) and node.get("_target_", ENTRY) != ENTRY:
+            raise UserError(f"mixture.{name}._target_: {node['_target_']!r} is no entry of a mixture; write {ENTRY}")
+        if name == MAIN and isinstance(node, Mapping) and (node.get("encoder") or node.get("adapter")):
+            raise UserError(f"mixture.{MAIN}: the run's own encoder and adapter are called {MAIN}; rename the entry")
+    if mixture and all(isinstance(node, Mapping) and node.get("weight") == 0 for node in mixture.values()):
+        raise UserError(f"mixture.{next(iter(mixture))}.weight: all weights are 0; give an entry one above 0")

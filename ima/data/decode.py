@@ -1,0 +1,186 @@
+"""Media files as media: pictures by PIL, sounds by soundfile (by PyAV where that cannot), clips by PyAV.
+
+A file is given by its path or by its bytes (from a tar or a table); `name` stands for it in messages. What cannot be
+read is a MediumError with one line. Hidden here: containers, codecs, time stamps and key frames.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import io
+import struct
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ima.core.media import Medium, Sound
+from ima.data.source import MediumError
+
+RATES = (1_000, 768_000)  # samples a second that a sound file may claim
+NUM_LACKING = 2  # frames that a container may count more than its stream decodes; the last frame stands for them
+BROKEN_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)  # what Pillow raises over odd metadata
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers that are sought in exactly
+
+Content = Path | bytes
+
+
+def read_image(content: Content, name: str = "") -> Image.Image:
+    """RGB, decoded whole, so that damage shows here; upright, as its EXIF orientation says (cameras write pictures as
+    the sensor lay)."""
+    name = name or str(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", "Corrupt EXIF")
+            with Image.open(opened(content, name)) as image:
+                image.load()
+                with contextlib.suppress(*BROKEN_EXIF):  # the picture itself is whole
+                    ImageOps.exif_transpose(image, in_place=True)
+                return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, MediumError):
+            raise
+        reason = "no picture in a format that is known" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise MediumError(f"{name}: not a readable picture ({reason})") from error
+
+
+def read_sound(content: Content, name: str = "") -> Sound:
+    """Mono (the mean of the channels) at the file's own rate; encoders resample."""
+    import soundfile
+
+    name = name or str(content)
+    try:
+        wave, rate = soundfile.read(opened(content, name), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError):
+        wave, rate = decode_sound(content, name)
+    if not RATES[0] <= rate <= RATES[1]:
+        raise MediumError(f"{name}: a sample rate of {rate} Hz; allowed: {RATES[0]} to {RATES[1]}")
+    if not len(wave):
+        raise MediumError(f"{name}: a sound without samples")
+    if not np.isfinite(wave).all():
+        raise MediumError(f"{name}: samples that are not finite (NaN or infinite)")
+    return Sound(np.ascontiguousarray(wave.mean(1, dtype=np.float32)), int(rate))
+
+
+def decode_sound(content: Content, name: str) -> tuple[np.ndarray, int]:
+    """(num_samples, num_channels) float32 and the rate, of whatever FFmpeg reads (mp4, m4a, webm, ...)."""
+    import av
+
+    with container_of(content, name, "sound") as container:
+        if not container.streams.audio:
+            raise MediumError(f"{name}: not a readable sound (no audio stream)")
+        stream = container.streams.audio[0]
+        rate = stream.rate
+        resampler = av.AudioResampler(format="fltp")
+        parts = [part.to_ndarray() for frame in container.decode(stream) for part in resampler.resample(frame)]
+        parts += [part.to_ndarray() for part in resampler.resample(None)] if parts else []
+    return (np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)), int(rate or 0)
+
+
+class VideoFile:
+    """A Clip of a video file. Nothing is decoded before frames are asked for, then only from the key frame before each.
+
+    Frames are numbered in the order of their time stamps, which are read once without decoding. Containers whose
+    stamps are not exact (AVI, MPEG) are decoded from the start up to the last frame asked. `num_decoded`: so far.
+    """
+
+    def __init__(self, content: Content, name: str = "") -> None:
+        self.content, self.name = content, name or str(content)
+        self.num_decoded = 0
+        self._index: tuple[list[int], list[int], float] | None = None
+        if isinstance(content, Path):
+            opened(content, self.name)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._times()[0])
+
+    @property
+    def fps(self) -> float:
+        return self._times()[2]
+
+    def frames(self, indices: Sequence[int]) -> list[Image.Image]:
+        """RGB, as large as in the file, in the order asked; an index may come twice."""
+        times, keys, _ = self._times()
+        wanted = sorted(set(indices))
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < len(times):
+            raise IndexError(f"{self.name}: frame {wanted[0]} to {wanted[-1]} of {len(times)}")
+        found: dict[int, Image.Image] = {}
+        with container_of(self.content, self.name, "video") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # workers are processes
+            decoded: Iterator[Any] = iter(())
+            place, last = -1, None  # of the frame decoded last
+            for index in wanted:
+                key = keys[bisect.bisect(keys, index) - 1] if keys and keys[0] <= index else 0
+                if place < 0 or key > place + 1:  # a key frame lies between here and there
+                    if key:
+                        container.seek(times[key], stream=stream, backward=True)
+                    decoded, place = container.decode(stream), -1
+                while place < index and (frame := next(decoded, None)) is not None:
+                    self.num_decoded += 1
+                    place, last = (int(np.searchsorted(times, frame.pts)) if keys else place + 1), frame
+                if last is None or place < index - NUM_LACKING:
+                    raise MediumError(f"{self.name}: damaged video (frame {index} of {len(times)} cannot be decoded)")
+                found[index] = last.to_image()
+        return [found[index] for index in indices]
+
+    def _times(self) -> tuple[list[int], list[int], float]:
+        """Time stamps in order, the numbers of the key frames (none where time stamps mean little), frames a second."""
+        if self._index is None:
+            with container_of(self.content, self.name, "video") as container:
+                if not container.streams.video:
+                    raise MediumError(f"{self.name}: not a readable video (no video stream)")
+                stream = container.streams.video[0]
+                packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
+                rate, counted = float(stream.average_rate or 0), stream.frames
+                timed = container.format.name in INDEXED and all(time is not None for time, _ in packets)
+            if not packets:
+                raise MediumError(f"{self.name}: a video without frames")
+            if len(packets) < 0.95 * counted:
+                raise MediumError(f"{self.name}: damaged video ({len(packets)} of {counted} frames are there)")
+            if timed:
+                packets.sort()
+            keys = [index for index, (_, is_key) in enumerate(packets) if is_key and timed]
+            self._index = [time for time, _ in packets], keys, rate if rate > 0 else 25.0
+        return self._index
+
+
+READERS: dict[str, Callable[[Content, str], Medium]] = {"image": read_image, "video": VideoFile, "audio": read_sound}
+
+
+def opened(content: Content, name: str) -> str | io.BytesIO:
+    """What a library can open, after the plain things have been ruled out: absent, a folder, empty."""
+    if isinstance(content, bytes):
+        if not content:
+            raise MediumError(f"{name}: empty (0 bytes)")
+        return io.BytesIO(content)
+    if content.is_dir():
+        raise MediumError(f"{name}: a folder, not a file")
+    try:
+        size = content.stat().st_size
+    except OSError as error:
+        raise MediumError(f"{name}: not found" if not content.exists() else f"{name}: {error.strerror}") from error
+    if not size:
+        raise MediumError(f"{name}: empty (0 bytes)")
+    return str(content)
+
+
+@contextlib.contextmanager
+def container_of(content: Content, name: str, what: str) -> Iterator[Any]:
+    """An opened container; whatever FFmpeg objects to, now or while reading, is a MediumError."""
+    import av
+
+    try:
+        with av.open(opened(content, name)) as container:
+            yield container
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, MediumError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediumError(f"{name}: not a readable {what} ({reason})") from error

@@ -1,0 +1,80 @@
+"""Weights put to zero in place and given back bit for bit; the one place that writes into a frozen LLM.
+
+Only the pruned values are kept aside. The writes are ordinary in-place operations, so that packed copies of the weights
+(`ima.models.llm.acceleration.blocks`) notice and are made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ima.core.errors import UserError
+from ima.interventions.prune.mask import Mask
+from ima.interventions.prune.scores import linears_of, weights_id
+from ima.models.llm.frozen import FrozenLLM
+
+
+@contextmanager
+def pruned(linears: Mapping[str, nn.Linear], kept: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """While open, weights that are not kept are zero. What stood there is kept aside, and nothing else."""
+    with ExitStack() as stack:
+        for path, linear in linears.items():
+            bits, weight = np.packbits(kept[path]), linear.weight
+            stack.callback(restore, weight, bits, zero(weight, bits))
+        yield
+
+
+def out_of(weight_OI: Tensor, bits: np.ndarray) -> Tensor:
+    """bool (out, in): what the packed bits do not keep."""
+    kept = np.unpackbits(bits, count=weight_OI.numel()).reshape(tuple(weight_OI.shape))
+    return torch.from_numpy(kept == 0).to(weight_OI.device)
+
+
+@torch.no_grad()
+def zero(weight_OI: Tensor, bits: np.ndarray) -> Tensor:
+    """Returns the values that stood there."""
+    out_OI = out_of(weight_OI, bits)
+    values = torch.masked_select(weight_OI.detach(), out_OI)
+    weight_OI.masked_fill_(out_OI, 0)
+    return values
+
+
+@torch.no_grad()
+def restore(weight_OI: Tensor, bits: np.ndarray, values: Tensor) -> None:
+    weight_OI.masked_scatter_(out_of(weight_OI, bits), values)
+
+
+def check_fit(llm: FrozenLLM, mask: Mask, name: str, any_weights: bool = False) -> dict[str, nn.Linear]:
+    """The linear maps that the mask is about. Raises UserError where it is not made for this LLM."""
+    linears = linears_of(llm)
+    made_for = mask.facts.get("llm", "another LLM")
+    for path in (*linears, *mask.shapes):
+        own = tuple(linears[path].weight.shape) if path in linears else "no such matrix"
+        theirs = mask.shapes.get(path, "no such matrix")
+        if own != theirs:
+            raise UserError(
+                f"{name}: made for {made_for}, does not fit {llm.name}: {path} is {theirs} there, {own} here"
+            )
+    if not any_weights and mask.facts.get("dtype") == str(llm.dtype).removeprefix("torch."):
+        wanted = mask.facts.get("weights")
+        if wanted is not None and wanted != weights_id(llm):
+            raise UserError(
+                f"{name}: made for {made_for} with other weights than {llm.name} has; make it for this one, or set "
+                "any_weights=true"
+            )
+    return linears
+
+
+@contextmanager
+def masked(llm: FrozenLLM, mask: Mask, name: str = "mask", any_weights: bool = False) -> Iterator[None]:
+    """The LLM under a mask; left, also by an exception, it is bit for bit what it was."""
+    linears = check_fit(llm, mask, name, any_weights)
+    with ExitStack() as stack:
+        for path, linear in linears.items():
+            stack.callback(restore, linear.weight, mask.bits[path], zero(linear.weight, mask.bits[path]))
+        yield

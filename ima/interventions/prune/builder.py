@@ -1,0 +1,184 @@
+"""Recipes to mask files: each is made once, under a lock, and found again by what it depends on.
+
+The key holds the model's weights and dtype, the settings that matter for the method, and the tasks (adapter, data,
+examples, seed). Statistics are shared: every role set, sparsity and combination of tasks comes from one pass per task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ima.core.cache import build_folder, cache_dir
+from ima.core.errors import UserError
+from ima.core.provenance import provenance
+from ima.interventions.prune import subnet
+from ima.interventions.prune.calibration import sequential
+from ima.interventions.prune.mask import Mask
+from ima.interventions.prune.recipe import OF_A_SET, Recipe
+from ima.interventions.prune.scores import chance, linears_of, magnitude, model_facts, wanda
+from ima.interventions.prune.select import keep_by, keep_global, keep_number, keep_pattern, num_pruned, shares
+from ima.interventions.prune.sums import Sums, chosen_roles
+from ima.models.llm.frozen import FrozenLLM
+from ima.pipeline.calibration import CalibrationTask
+
+FILE = "mask.safetensors"
+VERSION = 1  # raise it when masks of the same recipe change
+
+
+class Maker:
+    """Makes masks for one LLM. node: the config that loads it, so that a mask can be exported later."""
+
+    def __init__(self, llm: FrozenLLM, node: dict[str, Any] | None = None) -> None:
+        self.llm, self.node = llm, node
+        self.linears = linears_of(llm)
+        self.shapes = {path: (linear.out_features, linear.in_features) for path, linear in self.linears.items()}
+        self._sums: dict[str, Sums] = {}
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        return model_facts(self.llm, self.node)
+
+    # -- what is asked for -------------------------------------------------------------------------------------------
+
+    def path(self, recipe: Recipe, run: Path | str | None = None) -> Path:
+        """The file of the mask; made where it is not there yet. run: calibrates where the recipe names none."""
+        own, tasks = self.tasks_of(recipe, run)
+        depends: dict[str, Any] = {"model": [self.model["weights"], self.model["dtype"]], "recipe": recipe.settings()}
+        depends |= {"own": own.key if own else None, "tasks": [task.key for task in tasks]}
+        text = json.dumps(depends, sort_keys=True)
+        key = hashlib.sha256(f"{VERSION}|{text}".encode()).hexdigest()[:16]
+
+        def build(folder: Path) -> None:
+            self.make(recipe, own, tasks).save(folder / FILE)
+
+        return build_folder(cache_dir() / "masks" / f"{recipe.method}-{key}", build) / FILE
+
+    def tasks_of(self, recipe: Recipe, run: Path | str | None) -> tuple[CalibrationTask | None, list[CalibrationTask]]:
+        """(the task of a Wanda mask, those of the set)."""
+
+        def task(folder: Path | str) -> CalibrationTask:
+            return CalibrationTask(folder, recipe.num_examples, recipe.seed)
+
+        own = None
+        if recipe.method == "wanda":
+            folder = recipe.run or run
+            if folder is None:
+                raise UserError("run: name the run folder whose adapter and samples calibrate Wanda, run=outputs/<run>")
+            own = task(folder)
+        return own, [task(each) for each in recipe.runs] if recipe.uses_runs else []
+
+    def make(self, recipe: Recipe, own: CalibrationTask | None, tasks: list[CalibrationTask]) -> Mask:
+        facts: dict[str, Any] = {}
+        if recipe.method in OF_A_SET:
+            kept, facts = self.of_a_set(recipe, tasks)
+        elif recipe.order == "sequential":
+            assert own is not None
+            kept = self.sequential(recipe, own)
+        else:
+            kept = self.decided(recipe, self.scores(recipe, own), self.wanted(recipe))
+        described = {"name": self.name(recipe, own, tasks)} | recipe.settings()
+        described |= {"tasks": [each.facts() for each in ([own] if own else tasks)], "kind": "mask"}
+        described |= facts | self.model | {"versions": provenance()["versions"]}
+        mask = Mask.of(kept, described)
+        mask.facts |= {"asked": recipe.ratio, "sparsity": 1 - mask.density}
+        return mask
+
+    def name(self, recipe: Recipe, own: CalibrationTask | None, tasks: list[CalibrationTask]) -> str:
+        words = [recipe.method, *([own.name, recipe.roles] if own else []), f"{recipe.ratio:g}"]
+        if recipe.method in OF_A_SET:
+            words.insert(1, f"{len(tasks)} tasks {recipe.roles}")
+        if recipe.pattern != "unstructured":
+            words.append(recipe.pattern)
+        if recipe.order == "sequential":
+            words.append("sequential")
+        return " ".join([*words, *([f"matched {recipe.matched}"] if recipe.matched else [])])
+
+    # -- scores ------------------------------------------------------------------------------------------------------
+
+    def sums(self, task: CalibrationTask) -> Sums:
+        if task.key not in self._sums:
+            self._sums[task.key] = task.sums(self.llm)
+        return self._sums[task.key]
+
+    def wanda(self, task: CalibrationTask, recipe: Recipe) -> Callable[[str], Tensor]:
+        sums, roles = self.sums(task), chosen_roles(recipe.roles, recipe.answers)
+        return lambda path: wanda(self.linears[path], sums.norm(path, roles))
+
+    def scores(self, recipe: Recipe, own: CalibrationTask | None) -> Callable[[str], Tensor]:
+        if recipe.method == "magnitude":
+            return lambda path: magnitude(self.linears[path])
+        if recipe.method == "random":
+            return lambda path: chance(self.linears[path], path, recipe.seed)
+        assert own is not None
+        return self.wanda(own, recipe)
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def wanted(self, recipe: Recipe) -> dict[str, int] | None:
+        """How many weights of each matrix are pruned, where that is matched to a subnet."""
+        if recipe.matched is None:
+            return None
+        like = Recipe("subnet", recipe.ratio, roles=recipe.roles, answers=recipe.answers, seed=recipe.seed,
+                      num_examples=recipe.num_examples, runs=recipe.runs)  # fmt: skip
+        mask = Mask.load(self.path(like))
+        pruned = {path: int((~mask.kept(path)).sum()) for path in self.shapes}
+        return pruned if recipe.matched == "matrix" else shares(self.shapes, sum(pruned.values()))
+
+    def decided(
+        self, recipe: Recipe, scores: Callable[[str], Tensor], wanted: dict[str, int] | None
+    ) -> dict[str, np.ndarray]:
+        group: Any = recipe.grouped
+        if recipe.pattern != "unstructured":
+            return {path: keep_pattern(scores(path), recipe.pattern) for path in self.shapes}
+        if wanted is not None:
+            return {path: keep_number(group, scores(path), wanted[path]) for path in self.shapes}
+        if group == "global":
+            total = sum(math.prod(shape) for shape in self.shapes.values())
+            return keep_global(scores, self.shapes, num_pruned(total, recipe.ratio))
+        return {path: keep_by(group, scores(path), recipe.ratio) for path in self.shapes}
+
+    def sequential(self, recipe: Recipe, task: CalibrationTask) -> dict[str, np.ndarray]:
+        roles = chosen_roles(recipe.roles, recipe.answers)
+
+        def decide(path: str, sums: Sums) -> np.ndarray:
+            score = wanda(self.linears[path], sums.norm(path, roles))
+            if recipe.pattern != "unstructured":
+                return keep_pattern(score, recipe.pattern)
+            return keep_by(recipe.grouped, score, recipe.ratio)  # type: ignore[arg-type]
+
+        return sequential(self.llm, task.inputs(self.llm), decide)
+
+    def of_a_set(self, recipe: Recipe, tasks: list[CalibrationTask]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        reduce: subnet.Reduce = "intersection" if recipe.method == "subnet" else "union"
+        each = [self.wanda(task, recipe) for task in tasks]
+
+        def scores(path: str) -> list[Tensor]:
+            return [of_task(path) for of_task in each]
+
+        target = recipe.ratio
+        if (wanted := self.wanted(recipe)) is not None:
+            if recipe.method == "union" and recipe.matched == "matrix":  # lowest of the largest ranks, so many
+                ranked = {path: subnet.reduced_ranks(scores(path), reduce) for path in self.shapes}
+                kept = {path: keep_number("matrix", as_score(ranked[path]), wanted[path]) for path in self.shapes}
+                return kept, {"chance_sparsity": None}
+            target = sum(wanted.values()) / sum(math.prod(shape) for shape in self.shapes.values())
+        found = subnet.search(subnet.curve(scores, self.shapes, reduce), target)
+        kept = {path: subnet.combined(scores(path), found.task_ratio, reduce) for path in self.shapes}
+        num, density = len(tasks), 1 - found.task_ratio
+        by_chance = density**num if reduce == "intersection" else 1 - (1 - density) ** num
+        return kept, {"task_ratio": found.task_ratio, "chance_sparsity": 1 - by_chance}
+
+
+def as_score(ranks_OI: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(ranks_OI).float()

@@ -1,0 +1,354 @@
+"""Skips made real on stock blocks: what is skipped is not computed.
+
+At each block that a skip names, its tokens are chosen when the block begins. The FFN then sees the other tokens only
+(taken at its first module, put back at its last, zeros elsewhere: the residual passes by). Attention computes queries,
+scores and the output map of the other tokens only, through transformers' own attention interface; keys and values are
+made for whomever others may see. Everything else is the family's own code. Hides hooks, beams and cached decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ima.core.types import Role
+from ima.interventions.skip.fast_path import Lean, complaint
+from ima.interventions.skip.plan import Skip
+from ima.interventions.skip.select import by_chance, by_place, decoded_by_chance, lowest, num_skipped, real, role_mask
+from ima.interventions.skip.token_index import Rows
+from ima.models.llm.frozen import FrozenLLM, Running
+from ima.models.llm.projections import projections_of
+
+ATTENTION = "ima_skip"
+_engines: dict[nn.Module, tuple[Engine, int]] = {}  # attention modules of entered engines
+
+Decision = dict[str, Tensor]  # part -> skip_BS
+Decide = Callable[[int, Tensor, Running], Decision]
+
+
+class Engine:
+    """Context manager: the skips act while it is open; left, also by an exception, the model is what it was.
+
+    `decide` replaces the skips' own choice (replay); `record`: keep what was decided, in `decisions`. `lean`: plain
+    blocks without detours.
+    """
+
+    def __init__(
+        self,
+        llm: FrozenLLM,
+        skips: Sequence[Skip],
+        decide: Decide | None = None,
+        record: bool = False,
+        lean: bool = True,
+    ) -> None:
+        self.lean = lean
+        self.llm, self.skips = llm, list(skips)
+        for skip in self.skips:
+            skip.check(llm.known)
+        self.by_block: dict[int, list[Skip]] = {}
+        for skip in self.skips:
+            for block in skip.blocks(llm.num_blocks):
+                self.by_block.setdefault(block, []).append(skip)
+        self.decide = decide or self.choose
+        self.kinds = (
+            {block: self._kind(block) for block in self.by_block}
+            if decide is None
+            else dict.fromkeys(range(llm.num_blocks))
+        )
+        self.decisions: list[tuple[int, int, Decision]] | None = [] if record else None
+        self.now: dict[int, Now] = {}
+        self.inputs: dict[int, Tensor] = {}
+        self._stack: ExitStack | None = None
+
+    def _kind(self, block: int) -> tuple[int, ...] | None:
+        """Blocks of one kind leave out the same; None where a block decides for itself."""
+        skips = self.by_block[block]
+        if any(skip.needs_states or skip.redraw_per_block or skip.visibility == "hidden" for skip in skips):
+            return None
+        return tuple(index for index, skip in enumerate(self.skips) if skip in skips)
+
+    # -- entering and leaving ----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Engine:
+        assert self._stack is None, "entered already"
+        with ExitStack() as stack:
+            acting = {block: skips for block, skips in self.by_block.items() if any(s.ratio > 0 for s in skips)}
+            lean = self.lean and bool(acting) and not complaint(self, min(acting))
+            for block, skips in acting.items():
+                num_hooks = self._install(stack, block, skips)
+                if lean and "forward" not in vars(self.llm.table.blocks[block]):
+                    layer = self.llm.table.blocks[block]
+                    layer.forward = Lean(self, block, num_hooks)
+                    stack.callback(vars(layer).pop, "forward")
+            compared = {b - 1 for b, skips in acting.items() for s in skips if s.select == "similar" and s.needs_states}
+            for block in compared:
+                layer = self.llm.table.blocks[block]
+                stack.callback(layer.register_forward_pre_hook(self._keep(block), with_kwargs=True).remove)
+            if any(skip.part != "ffn" for skips in acting.values() for skip in skips):
+                self._switch_attention(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stack is not None
+        self._stack.close()
+        self._stack = None
+        self.now, self.inputs = {}, {}
+
+    def _switch_attention(self, stack: ExitStack) -> None:
+        """Attention of this model goes through `attend`. Configs of sub-modules are the model's own object."""
+        config = self.llm.model.config
+        before = config._attn_implementation
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+        config._attn_implementation = ATTENTION
+        stack.callback(setattr, config, "_attn_implementation", before)
+
+    def _install(self, stack: ExitStack, block: int, skips: Sequence[Skip]) -> int:
+        """Puts the hooks on a block; returns how many lie on the modules inside it."""
+        layer, maps = self.llm.table.blocks[block], projections_of(self.llm.table, block)
+        parts = {skip.part for skip in skips}
+
+        num = 0
+
+        def hook(module: nn.Module, before: Any = None, after: Any = None) -> None:
+            nonlocal num
+            if module is not layer:
+                num += (before is not None) + (after is not None)
+            if before is not None:
+                stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            if after is not None:
+                stack.callback(module.register_forward_hook(after).remove)
+
+        hook(layer, before=self._begin(block), after=self._end(block))
+        if parts & {"ffn", "block"}:
+            hook(maps.ffn_in, before=self._pick(block, "ffn"))
+            hook(maps.ffn_out, after=self._put(block, "ffn"))
+        if parts & {"attn", "block"}:
+            hook(maps.out, before=self._pick(block, "queries"), after=self._put(block, "queries"))
+            if maps.query is not None:
+                hook(maps.query, before=self._pick(block, "queries"), after=self._put(block, "queries"))
+            for module in (maps.key, maps.value):
+                if module is not None and any(skip.visibility == "hidden" for skip in skips):
+                    hook(module, before=self._pick(block, "keys"), after=self._put(block, "keys"))
+        if parts - {"ffn"}:
+            assert maps.attention not in _engines, "two engines on one model"
+            _engines[maps.attention] = (self, block)
+            stack.callback(_engines.pop, maps.attention)
+        return num
+
+    # -- the hooks ---------------------------------------------------------------------------------------------------
+
+    def _keep(self, block: int) -> Callable[..., None]:
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.inputs[block] = (args[0] if args else kwargs["hidden_states"]).detach()
+
+        return keep
+
+    def _begin(self, block: int) -> Callable[..., None]:
+        def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x_BSD = args[0] if args else kwargs["hidden_states"]
+            running = self.llm.running
+            assert running is not None and running.roles_BS.shape == x_BSD.shape[:2], "skips act in FrozenLLM's passes"
+            key = ("now", id(self), self.kinds[block])
+            if key in running.memo:  # blocks that skip alike share what was decided
+                decision, self.now[block] = running.memo[key]
+            else:
+                decision = self.decide(block, x_BSD.detach(), running)
+                self.now[block] = self._now(block, decision, running)
+                if self.kinds[block] is not None:
+                    running.memo[key] = decision, self.now[block]
+            if self.decisions is not None:
+                self.decisions.append((running.num_past, block, decision))
+
+        return begin
+
+    def _end(self, block: int) -> Callable[..., None]:
+        def end(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+            self.now.pop(block, None)
+
+        return end
+
+    def _pick(self, block: int, what: str) -> Callable[..., Any]:
+        def pick(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            rows = getattr(self.now[block], what)
+            if rows is None:
+                return None
+            if args:
+                return (rows.pick(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": rows.pick(kwargs["hidden_states"])}
+
+        return pick
+
+    def _put(self, block: int, what: str) -> Callable[..., Any]:
+        def put(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            rows = getattr(self.now[block], what)
+            if rows is None:
+                return None
+            value = output[0] if isinstance(output, tuple) else output
+            value = rows.put(value, flat=value.dim() == 2)
+            return (value, *output[1:]) if isinstance(output, tuple) else value
+
+        return put
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def _now(self, block: int, decision: Decision, running: Running) -> Now:
+        def rows(*parts: str) -> Rows | None:
+            skips = [decision[part] for part in parts if part in decision and bool(decision[part].any())]
+            if not skips:
+                return None
+            skip_BS = torch.stack(skips).any(0)
+            key = ("rows", skip_BS.cpu().numpy().tobytes())
+            if key not in running.memo:
+                running.memo[key] = Rows(~skip_BS, real(running.roles_BS))
+            found: Rows = running.memo[key]
+            return found
+
+        now = Now(rows("ffn", "block"), rows("attn", "block"), rows("hidden"), None, {}, running)
+        if any(skip.visibility == "hidden" for skip in self.by_block[block]):
+            hidden_BS = decision.get("hidden", torch.zeros_like(running.roles_BS, dtype=torch.bool))
+            past = running.history.setdefault(("hidden", block), [])
+            past.append(hidden_BS)
+            now.hidden_BK = torch.cat(past, dim=1)
+        now.heads = {int(part[4:]): skip for part, skip in decision.items() if part.startswith("head")}
+        return now
+
+    def choose(self, block: int, x_BSD: Tensor, running: Running) -> Decision:
+        """What the skips of a block leave out, by part: ffn, attn, block; head<h>; hidden: keys that nobody sees."""
+        decision: Decision = {}
+
+        def add(name: str, skip_BS: Tensor) -> None:
+            decision[name] = decision[name] | skip_BS if name in decision else skip_BS
+
+        for index, skip in enumerate(self.skips):
+            if skip not in self.by_block[block]:
+                continue
+            skip_BS = self._chosen(index, skip, block, x_BSD, running)
+            for name in [skip.part] if skip.heads is None else [f"head{head}" for head in skip.heads]:
+                add(name, skip_BS)
+            if skip.visibility == "hidden":
+                add("hidden", skip_BS)
+        return decision
+
+    def _chosen(self, index: int, skip: Skip, block: int, x_BSD: Tensor, running: Running) -> Tensor:
+        varies = skip.needs_states or skip.redraw_per_block
+        key = ("chosen", index, block if varies else None)
+        if key not in running.memo:
+            skip_BS = skip.chosen(self.llm, x_BSD, running)
+            if skip_BS is None:
+                skip_BS = torch.zeros_like(running.roles_BS, dtype=torch.bool)
+                for group in skip.groups:
+                    skip_BS |= self._chosen_of(group, skip, block, x_BSD, running)
+            running.memo[key] = skip_BS
+        found: Tensor = running.memo[key]
+        return found
+
+    def _chosen_of(self, group: Sequence[int], skip: Skip, block: int, x_BSD: Tensor, running: Running) -> Tensor:
+        role_BS = role_mask(running.roles_BS, group)
+        if skip.ratio == 1:
+            return role_BS
+        num_B = num_skipped(role_BS.sum(1), skip.ratio)
+        if skip.select in ("first", "last"):
+            return by_place(role_BS, num_B, last=skip.select == "last")
+        if skip.select == "random":
+            assert running.sample_ids is not None, "a random skip draws by sample: pass sample_ids"
+            draw = [skip.seed, *group, *((block,) if skip.redraw_per_block else ())]
+            if running.num_past and int(Role.GENERATED) in group:
+                found = decoded_by_chance(skip.ratio, running.sample_ids, draw, running.num_past)
+                return role_BS & found.to(role_BS.device)
+            return by_chance(role_BS, num_B, running.sample_ids, draw)
+        if skip.select == "norm":
+            return lowest(x_BSD.float().norm(dim=-1), role_BS, num_B)
+        before = self.inputs[block - 1]
+        change = -torch.cosine_similarity(x_BSD.float(), before.float(), dim=-1)
+        return lowest(change, role_BS, num_B)
+
+
+class Now:
+    """What a block leaves out in the running pass, ready for the hooks: `ffn`, `queries`, `keys` are the rows that are
+    computed (None: all); hidden_BK: keys that nobody sees, past ones included."""
+
+    def __init__(
+        self,
+        ffn: Rows | None,
+        queries: Rows | None,
+        keys: Rows | None,
+        hidden_BK: Tensor | None,
+        heads: dict[int, Tensor],
+        running: Running,
+    ) -> None:
+        self.ffn, self.queries, self.keys = ffn, queries, keys
+        self.hidden_BK, self.heads, self.running = hidden_BK, heads, running
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (B, H, S, W), key and value (B, H_kv, K, W) -> (B, S, H, W)."""
+    entered = _engines.get(module)
+    now = entered[0].now.get(entered[1]) if entered is not None else None
+    if now is None or (now.queries is None and now.hidden_BK is None and not now.heads):
+        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return found, None
+    length, num_keys = query.shape[2], key.shape[2]
+    columns = now.queries.queries() if now.queries is not None else torch.arange(length, device=query.device)[None]
+    if attention_mask is None:  # causal, all seen: the mask that the taken queries need
+        places = torch.arange(num_keys, device=query.device)
+        attention_mask = places <= (columns + num_keys - length)[:, None, :, None]
+    elif now.queries is not None:
+        if now.queries.is_slice:
+            attention_mask = attention_mask[:, :, now.queries.lo : now.queries.hi]
+        else:
+            wide = attention_mask.expand(len(columns), -1, -1, -1)
+            attention_mask = wide.gather(2, columns[:, None, :, None].expand(-1, wide.shape[1], -1, num_keys))
+    if now.hidden_BK is not None:
+        seen = ~now.hidden_BK[:, None, None, -num_keys:]
+        attention_mask = (
+            attention_mask & seen
+            if attention_mask.dtype == torch.bool
+            else attention_mask.masked_fill(~seen, torch.finfo(attention_mask.dtype).min)
+        )
+    if now.queries is not None:
+        if columns.shape[1] == 0:
+            return query.new_zeros(query.shape[0], length, query.shape[1], query.shape[3]), None
+        if now.queries.is_slice:
+            query = query[:, :, now.queries.lo : now.queries.hi]
+        else:
+            query = query.gather(2, columns[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if now.queries is not None:
+        found = now.queries.put_queries(found, columns)
+    for head, skip_BS in now.heads.items():
+        found = found.clone()
+        found[:, :, head] = torch.where(skip_BS[..., None], 0, found[:, :, head])
+    return found, None
+
+
+def replay(llm: FrozenLLM, skips: Sequence[Skip], decisions: Sequence[tuple[int, int, Decision]]) -> Engine:
+    """An engine that makes the decisions of recorded passes (one decoding) again, in one pass over the whole."""
+    whole: dict[int, list[Decision]] = {}
+    for _, block, decision in decisions:
+        whole.setdefault(block, []).append(decision)
+
+    def decide(block: int, _x_BSD: Tensor, running: Running) -> Decision:
+        steps = whole[block]
+        names = {name for step in steps for name in step}
+        lengths = [next(iter(step.values())).shape[1] for step in steps]
+        blank = [torch.zeros(len(running.roles_BS), length, dtype=torch.bool) for length in lengths]
+        return {name: torch.cat([step.get(name, b) for step, b in zip(steps, blank, strict=True)], 1) for name in names}
+
+    return Engine(llm, skips, decide)

@@ -1,0 +1,1 @@
+"""The network: encoders, adapters, frozen LLMs, and models that were trained elsewhere."""

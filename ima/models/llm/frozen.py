@@ -1,0 +1,285 @@
+"""A frozen Hugging Face causal LM as the rest of the project sees it: embed, forward from embeddings, loss, generate.
+
+Hides position ids, the explicit attention mask, dtype, the LM head's cost and the bookkeeping of roles: while a
+forward pass runs, `roles_of(x)` tells every hook which role each position of `x` has, also in cached decoding and for
+beams.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ima.core.errors import UserError
+from ima.core.types import Role
+from ima.models.llm.chat import ChatFormat
+from ima.models.llm.facts import Known, of_config
+from ima.models.llm.sites import SiteTable, check_sites
+from ima.models.llm.tuning import Train, make_trainable, merge_lora
+
+MAX_PLAIN_LENGTH = 192  # in bf16 on two cores: 8 times faster at 38 positions, 2 at 128, slower from 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """Settings of decoding: greedy for num_beams 1, else beam search; nothing is sampled."""
+
+    max_new_tokens: int = 12
+    num_beams: int = 1
+
+
+@dataclasses.dataclass
+class Running:
+    """The pass that runs now: roles_BS and sample_ids of its rows (None where the caller did not say), and how many
+    positions came before it (cached decoding). `memo` lives as long as the pass, `history` as long as the decoding."""
+
+    roles_BS: Tensor
+    sample_ids: tuple[str, ...] | None = None
+    num_past: int = 0
+    memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    history: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+
+class FrozenLLM(nn.Module):
+    """`model`: any decoder-only LM of the site table, put into eval mode; `trains`: what of it learns (as a rule
+    nothing, and there are no gradient buffers). `chat`: how conversations are laid out, None where text is plain.
+
+    width D of the embeddings, num_blocks L, embedding_norm: mean L2 norm of the vocabulary's embeddings as they enter
+    the first block (the scale at which perceptual tokens should start).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        bos: str = "auto",
+        name: str = "llm",
+        trains: Train = "none",
+        lora_rank: int = 16,
+        lora_alpha: float = 32.0,
+        chat: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if bos not in ("auto", "always", "never"):
+            raise UserError(f"llm.bos: {bos!r} is not one of auto, always, never")
+        if trains not in ("none", "lora", "all"):
+            raise UserError(f"llm.train: {trains!r} is not one of none, lora, all")
+        self.model = model.eval()
+        self.trains = trains
+        make_trainable(self.model, trains, lora_rank, lora_alpha, seed)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.table = SiteTable(self.model)
+        check_sites(self.model, self.table)
+        self.width: int = self.model.get_input_embeddings().embedding_dim
+        self.num_blocks = len(self.table.blocks)
+        self.bos_id = self._bos(bos)
+        self.eos_id: int = first_id(
+            tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+        )
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self.chat = ChatFormat(tokenizer, chat, self.bos_id) if chat else None
+        self.stop_ids = [self.eos_id]  # what ends an answer
+        if self.chat is not None and self.chat.stop_id != self.eos_id:
+            self.stop_ids.append(self.chat.stop_id)
+        self.embedding_norm = self._embedding_norm()
+        self.running: Running | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def known(self) -> Known:
+        """What could be known of it before it was loaded."""
+        return of_config(self.name, self.model.config)
+
+    def train(self, mode: bool = True) -> FrozenLLM:
+        """Stays in eval mode whatever Lightning asks: dropout inside a frozen LLM would be noise."""
+        return super().train(False)
+
+    def merge(self) -> None:
+        """LoRA added into the weights: a stock model again, that learns no more."""
+        if self.trains == "lora":
+            merge_lora(self.model)
+            self.table = SiteTable(self.model)
+        self.model.requires_grad_(False)
+        self.trains = "none"
+
+    def _bos(self, bos: str) -> int | None:
+        token: int | None = self.tokenizer.bos_token_id
+        if bos == "never" or (bos == "auto" and token not in self.tokenizer("a").input_ids):
+            return None
+        if token is None:
+            raise UserError("llm.bos: always, but this tokenizer has no BOS token; use auto or never")
+        return token
+
+    @torch.no_grad()
+    def _embedding_norm(self) -> float:
+        ids = torch.arange(self.model.get_input_embeddings().num_embeddings, device=self.device)
+        norms = [self.embed(part[None]).float().norm(dim=-1).sum() for part in ids.split(8192)]
+        return float(torch.stack(norms).sum()) / len(ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without specials (collate places these and gives them their roles)."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """e_BTD as the first block expects it (Gemma's scaling included)."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids_BT)
+        return embedded
+
+    def forward(self, x_BSD: Tensor, roles_BS: Tensor, sample_ids: Sequence[str] | None = None) -> Tensor:
+        """h_BSD after the final norm. PAD positions are invisible to all others; their outputs mean nothing.
+        sample_ids: for interventions that draw by sample."""
+        mask_BS = (roles_BS != Role.PAD).long()
+        positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
+        running = Running(roles_BS, None if sample_ids is None else tuple(sample_ids))
+        with self._running(running), self._attention(x_BSD.shape[1]):
+            output = self.model.base_model(
+                inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, position_ids=positions_BS, use_cache=False
+            )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    @contextmanager
+    def _attention(self, length: int) -> Iterator[None]:
+        """Short sequences in bf16 on a CPU: gradients through torch's fused kernel take 2 to 8 times as long there as
+        through the plain products (in fp32 they do not). Blocks that learn are the ones that need them."""
+        config = self.model.config
+        plain = self.trains != "none" and torch.is_grad_enabled() and config._attn_implementation == "sdpa"
+        if not (plain and self.dtype == torch.bfloat16 and self.device.type == "cpu" and length <= MAX_PLAIN_LENGTH):
+            yield
+            return
+        config._attn_implementation = "eager"
+        try:
+            yield
+        finally:
+            config._attn_implementation = "sdpa"
+
+    def logits(self, h_ND: Tensor) -> Tensor:
+        """fp32 logits of N rows. Rows must be 2-D: a sliced 3-D input would copy the head's weight per example."""
+        assert h_ND.dim() == 2
+        logits: Tensor = self.model.get_output_embeddings()(h_ND)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        logits = logits.float()
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def loss_sum(self, h_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Summed cross-entropy of the labelled positions. labels_BS[b, s] is the token AT s, predicted from s - 1; only
+        rows that carry a label reach the LM head."""
+        target_BS = labels_BS[:, 1:]
+        chosen = target_BS != -100
+        rows_ND = h_BSD[:, :-1][chosen]
+        return F.cross_entropy(self.logits(rows_ND), target_BS[chosen], reduction="sum")
+
+    def log_likelihood(self, h_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        """Mean log probability of each row's labelled tokens, (B,)."""
+        target_BS = labels_BS[:, 1:]
+        chosen = target_BS != -100
+        losses = F.cross_entropy(self.logits(h_BSD[:, :-1][chosen]), target_BS[chosen], reduction="none")
+        row = chosen.nonzero()[:, 0]
+        sums = torch.zeros(len(labels_BS), device=losses.device).index_add_(0, row, -losses)
+        return sums / chosen.sum(1)
+
+    @contextmanager
+    def _running(self, running: Running) -> Iterator[None]:
+        before, self.running = self.running, running
+        try:
+            yield
+        finally:
+            self.running = before
+
+    @contextmanager
+    def _decoding(self, roles_BS: Tensor, sample_ids: tuple[str, ...] | None) -> Iterator[None]:
+        """The first pass inside sees the prompt, repeated for beams; every later one sees GENERATED tokens. Passes are
+        counted, since lengths do not tell a prompt of one token from a decoding step."""
+        num_past = 0
+        history: dict[Any, Any] = {}
+
+        def before_pass(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            nonlocal num_past
+            x = kwargs.get("inputs_embeds")
+            num_rows, length = (kwargs["input_ids"] if x is None else x).shape[:2]  # always named by `generate`
+            times = num_rows // roles_BS.shape[0]
+            if num_past == 0:
+                assert length == roles_BS.shape[1], "the first pass of decoding is over the whole prompt"
+                roles = roles_BS.repeat_interleave(times, dim=0)
+            else:
+                roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
+            ids = None if sample_ids is None else tuple(name for name in sample_ids for _ in range(times))
+            self.running = Running(roles, ids, num_past, history=history)
+            num_past += length
+
+        with self._running(Running(roles_BS, sample_ids)):
+            handle = self.model.register_forward_pre_hook(before_pass, with_kwargs=True)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def roles_of(self, x: Tensor) -> Tensor:
+        """roles_BS of the positions of `x` in the running pass; x: (B, S, ...) or flattened to (B * S, ...), as inside
+        OPT's FFN. Prompt positions have the roles they were given (repeated for beams), decoded ones are GENERATED."""
+        assert self.running is not None, "roles are known only while a pass runs"
+        num_rows, length = self.running.roles_BS.shape
+        assert x.shape[:2] == (num_rows, length) or x.shape[0] == num_rows * length, "not of the running pass"
+        return self.running.roles_BS
+
+    @torch.no_grad()
+    def generate(
+        self, x_BSD: Tensor, roles_BS: Tensor, settings: Generation, sample_ids: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """New token ids per example, EOS and what follows cut off. Sequences are padded on the LEFT as a whole."""
+        mask_BS = (roles_BS != Role.PAD).long()
+        assert bool((mask_BS.diff(dim=1) >= 0).all()), "generation pads on the left"
+        names = None if sample_ids is None else tuple(sample_ids)
+        with self._decoding(roles_BS, names), contiguous_head(self.model):
+            ids_BT = self.model.generate(
+                inputs_embeds=x_BSD.to(self.dtype),
+                attention_mask=mask_BS,
+                max_new_tokens=settings.max_new_tokens,
+                num_beams=settings.num_beams,
+                do_sample=False,
+                pad_token_id=self.pad_id,
+                eos_token_id=self.stop_ids,
+                use_cache=True,
+            )
+        texts = []
+        for row in ids_BT.tolist():
+            texts.append(row[: next((place for place, token in enumerate(row) if token in self.stop_ids), len(row))])
+        return texts
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+@contextmanager
+def contiguous_head(model: Any) -> Iterator[None]:
+    """`generate` hands the LM head a slice of the last position: strided, which torch multiplies as a batched product
+    that copies the whole vocabulary matrix for each example. A contiguous input is one plain product."""
+
+    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].contiguous(), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def first_id(value: int | list[int]) -> int:
+    return value[0] if isinstance(value, list) else value

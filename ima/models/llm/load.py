@@ -1,0 +1,184 @@
+"""Ways to get a frozen LLM: the embedded SmolLM2, Gemma-3-270M, any Hugging Face checkpoint, a tiny random one.
+
+Hides the choice of dtype: `auto` takes bf16 where this machine multiplies matrices faster in it, by measurement, and
+fp32 where all weights are trained (bf16 is too coarse for small steps). What all of them take: `train` (none, lora or
+all), `lora_rank`, `lora_alpha`, and `chat`, the layout of conversations (null: plain text; tokenizer: its own
+template; a format's name; a template file).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ima.core.errors import UserError
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.tuning import Train
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Bos = Literal["auto", "always", "never"]
+MIN_BF16_GAIN = 1.2
+
+
+def pick_dtype(name: str, train: Train = "none") -> torch.dtype:
+    if name == "auto" and train == "all":
+        return torch.float32
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if bf16_gain() > MIN_BF16_GAIN else torch.float32
+
+
+def bf16_gain(size: int = 512, repeats: int = 5) -> float:
+    """Best time of an fp32 matrix product on the CPU over that in bf16 (some ten milliseconds)."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(size, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def reinitialise(model: Any, seed: int) -> None:
+    """The control `random_llm`: the same architecture with random weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = AutoModelForCausalLM.from_config(model.config)
+    model.load_state_dict(fresh.state_dict())
+
+
+def smollm2(
+    dtype: DtypeName = "auto",
+    bos: Bos = "auto",
+    pretrained: bool = True,
+    seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    chat: str | None = None,
+) -> FrozenLLM:
+    """SmolLM2-135M-Instruct from its package (Apache-2.0). `pretrained=false`: random weights of `seed`."""
+    from ima.models.llm.embedded import load_smollm2
+
+    model, tokenizer = load_smollm2(pick_dtype(dtype, train))
+    if not pretrained:
+        reinitialise(model, seed)
+    name = "smollm2" if pretrained else f"smollm2-random{seed}"
+    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
+
+
+def gemma3_270m(
+    dtype: DtypeName = "auto",
+    bos: Bos = "always",
+    pretrained: bool = True,
+    seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    chat: str | None = None,
+) -> FrozenLLM:
+    """Gemma-3-270M from a package that is installed by those who accept its terms. `pretrained=false`: random weights
+    of `seed`."""
+    from ima.models.llm.gemma import load_gemma3_270m
+
+    model, tokenizer = load_gemma3_270m(pick_dtype(dtype, train))
+    if not pretrained:
+        reinitialise(model, seed)
+    name = "gemma3-270m" if pretrained else f"gemma3-270m-random{seed}"
+    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
+
+
+def hf(
+    path: str,
+    dtype: DtypeName = "auto",
+    bos: Bos = "auto",
+    revision: str | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    chat: str | None = None,
+) -> FrozenLLM:
+    """A causal LM from a local folder or the hub; of one that also sees, its language part. `pretrained=false`: random
+    weights of `seed`, only its config and tokenizer are needed. Raises UserError where it cannot be had.
+
+    safetensors are preferred; pickled weights (OPT and Vicuna have no others) are read as tensors and nothing else.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
+
+    options: dict[str, Any] = {"dtype": pick_dtype(dtype, train), "attn_implementation": "sdpa"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        if pretrained:
+            kind = AutoConfig.from_pretrained(path, revision=revision).model_type
+            maker: Any = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
+            model = maker.from_pretrained(path, revision=revision, **options)
+        else:
+            config = AutoConfig.from_pretrained(path, revision=revision).get_text_config(decoder=True)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(config, **options)
+    except Exception as error:  # the hub, the network, unpickling and the tokenizers each have their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        where = "that folder" if Path(path).exists() else "neither a folder here nor in the local hub cache"
+        raise UserError(
+            f"llm.path: {path!r} cannot be loaded ({where}: {reason}); download it first (hf download {path}) "
+            "or give a local folder with config.json, tokenizer and weights"
+        ) from error
+    name = Path(path).name if pretrained else f"{Path(path).name}-random{seed}"
+    return FrozenLLM(language_part(model), tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
+
+
+def language_part(model: Any) -> Any:
+    """The causal LM inside a model that also sees (Gemma 3 from 4B on): the same modules, not a copy. Others as they
+    are; raises UserError where there is no such part."""
+    from transformers import AutoModelForCausalLM
+
+    config = model.config.get_text_config(decoder=True)
+    if config is model.config:
+        return model
+    inner = getattr(model.base_model, "language_model", None)
+    if inner is None or model.get_output_embeddings() is None:
+        raise UserError(f"llm: {type(model).__name__} has no language part of its own; give a text-only checkpoint")
+    with torch.device("meta"):
+        part = AutoModelForCausalLM.from_config(config)
+    part.config = inner.config
+    part.generation_config = model.generation_config
+    setattr(part, part.base_model_prefix, inner)
+    part.set_output_embeddings(model.get_output_embeddings())
+    if any(tensor.is_meta for tensor in (*part.parameters(), *part.buffers())):
+        raise UserError(f"llm: the language part of {type(model).__name__} cannot be taken out; give a text-only one")
+    return part
+
+
+def tiny(
+    family: str = "llama",
+    width: int = 32,
+    num_blocks: int = 3,
+    dtype: DtypeName = "float32",
+    seed: int = 0,
+    train: Train = "none",
+    lora_rank: int = 4,
+    lora_alpha: float = 8.0,
+    chat: str | None = None,
+) -> FrozenLLM:
+    """A random model of a few thousand weights: nothing to learn about, but everything runs in seconds."""
+    from ima.models.llm.chat import TOKENS
+    from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+
+    if family not in FAMILY_NAMES:
+        raise UserError(f"llm.family: {family!r} is not one of {', '.join(FAMILY_NAMES)}")
+    tokenizer = tiny_tokenizer(TOKENS.get(chat or "", ()))
+    model = tiny_model(family, width, num_blocks, seed, len(tokenizer)).to(pick_dtype(dtype))
+    return FrozenLLM(model, tokenizer, "auto", f"tiny-{family}", train, lora_rank, lora_alpha, chat, seed)

@@ -1,0 +1,348 @@
+"""The parts of a run, made from its config: channels (encoder and adapter), streams (source and task), the LLM.
+
+A mixture has several streams; a run of one task has one, by the same way. What a constructor refuses becomes one line
+that begins with the config's key. Adapters are completed with the sizes of their neighbours and drawn from the run's
+seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from ima.config.roots import MAIN
+from ima.config.settings import Alignment, Entry, Training
+from ima.core.assets.registry import cache_dir
+from ima.core.errors import UserError, nearest
+from ima.core.types import Sample
+from ima.data.collate import CachedPercepts, Collate, LivePercepts, NoisePercepts, Percepts
+from ima.data.feature_cache import FeatureStore
+from ima.data.source import Source
+from ima.interventions import Intervention
+from ima.models.adapters.base import Adapter, AdapterSet, PoolAdapter
+from ima.models.encoders.base import Encoder
+from ima.models.encoders.controls import NoiseEncoder
+from ima.models.llm.facts import known
+from ima.models.llm.frozen import FrozenLLM
+from ima.pipeline.lightning_module import MappingModule
+from ima.tasks.base import Task
+
+TEST_TRACKS = (("T0", "T1"), ("test",), ("val",))  # the first of these that a source has
+
+
+@dataclasses.dataclass
+class Channel:
+    """An encoder with the adapter that its features go through. name: "" where a run has one."""
+
+    name: str
+    encoder: Encoder
+    adapter: Adapter
+
+
+@dataclasses.dataclass
+class Stream:
+    """One entry of a mixture, made: a source, its task and the channel of its media. name: "" in a run of one task."""
+
+    name: str
+    source: Source
+    task: Task
+    channel: Channel
+    percepts: Percepts
+    store: FeatureStore | None
+    training: Training
+    weight: float = 1.0
+    limit: int | None = None
+    eval_limit: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What messages begin with."""
+        return f"mixture.{self.name}.data" if self.name else "data"
+
+    def all_samples(self, split: str) -> list[Sample]:
+        """Of a split that is there, marked as this entry's."""
+        samples = self.source.samples(split)
+        if not self.name:
+            return samples
+        limit = self.limit if split == "train" else self.eval_limit
+        return [dataclasses.replace(sample, entry=self.name) for sample in spread(samples, limit)]
+
+    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
+        if split not in self.source.splits:
+            raise UserError(
+                f"alignment.split: {split!r} is no split of {self.source.name}; it has {', '.join(self.source.splits)}"
+            )
+        return self.all_samples(split)[:limit]
+
+    def tracks(self) -> dict[str, list[Sample]]:
+        """Test track -> samples; tracks without samples are left out."""
+        splits = self.source.splits
+        names = self.training.tracks or next((tracks for tracks in TEST_TRACKS if set(tracks) & set(splits)), ())
+        for name in self.training.tracks or ():
+            if name not in splits and not self.name:
+                raise UserError(f"trainer.tracks: {self.source.name} has no {name!r}; it has {', '.join(splits)}")
+        return {name: samples for name in names if name in splits and (samples := self.all_samples(name))}
+
+    def controls(self) -> dict[str, list[Sample]]:
+        """Control -> the samples of the first test track with their media spoilt that way."""
+        first = next(iter(self.tracks().values()), [])
+        return {
+            name: [self.source.control(sample, name) for sample in first]
+            for name in (self.source.controls if self.channel.encoder.reads_medium else ())
+        }
+
+    def collate(self, llm: FrozenLLM, percepts: Percepts | None = None, **options: Any) -> Collate:
+        """percepts: others than its own."""
+        mine = self.percepts if percepts is None else percepts
+        return Collate(self.task, llm, mine, channel=self.channel.name, max_tokens=self.training.max_tokens, **options)
+
+
+@dataclasses.dataclass
+class Parts:
+    """Everything a run is made of, instantiated from its config. A run of one task has one channel and one stream;
+    `encoder`, `source`, ... are those of the first."""
+
+    channels: dict[str, Channel]
+    streams: list[Stream]
+    llm: FrozenLLM
+    training: Training
+    alignment: Alignment | None
+    interventions: list[Intervention]
+
+    @property
+    def adapter(self) -> Adapter | AdapterSet:
+        """What is trained: the only adapter, or all of them."""
+        if list(self.channels) == [""]:
+            return self.channels[""].adapter
+        return self._set
+
+    @functools.cached_property
+    def _set(self) -> AdapterSet:
+        return AdapterSet({name: channel.adapter for name, channel in self.channels.items()})
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.streams[0].channel.encoder
+
+    @property
+    def task(self) -> Task:
+        return self.streams[0].task
+
+    @property
+    def source(self) -> Source:
+        return self.streams[0].source
+
+    @property
+    def percepts(self) -> Percepts:
+        return self.streams[0].percepts
+
+    @property
+    def store(self) -> FeatureStore | None:
+        return self.streams[0].store
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        return [*self.adapter.parameters(), *(p for p in self.llm.parameters() if p.requires_grad)]
+
+    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
+        return self.streams[0].samples(split, limit)
+
+    def module(self, num_steps: int = 1) -> MappingModule:
+        t = self.training
+        share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
+        live = {s.channel.name: s.channel.encoder for s in self.streams if isinstance(s.percepts, LivePercepts)}
+        encoder = live.get("") if "" in self.channels else torch.nn.ModuleDict(live) if live else None
+        return MappingModule(
+            self.adapter, self.llm, encoder, t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio,
+            num_steps, share, t.clip_norm, t.llm_lr,
+        )  # fmt: skip
+
+
+def spread(samples: list[Sample], num: int | None) -> list[Sample]:
+    """`num` samples evenly over the list (which is sorted by noun in many sources), always the same."""
+    if num is None or num >= len(samples):
+        return samples
+    return [samples[index * len(samples) // num] for index in range(num)]
+
+
+def device_of(training: Training) -> torch.device:
+    if training.accelerator == "cpu":
+        return torch.device("cpu")
+    if training.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if training.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if training.accelerator != "auto":
+        raise UserError(f"trainer.accelerator: {training.accelerator!r} is not there; use auto or cpu")
+    return torch.device("cpu")
+
+
+def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict[str, Any] | None = None) -> Parts:
+    """Instantiate the parts; an adapter is completed with the encoder's and the LLM's sizes, drawn from the seed.
+    llm: one that is loaded already. trained: the config of the run that is evaluated, where it is another: adapters
+    are made as there, and streams without an encoder of their own take the channel of their modality."""
+    training = Training(**tupled(without_target(config["trainer"])))
+    alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
+    interventions = build_interventions(config)
+    entries = entries_of(config)
+    if "trained_entries" in config:
+        entries = {f"mixture.{name}.": entries[f"mixture.{name}."] for name in config["trained_entries"]}
+    sources: list[Source] = [build(entry.__dict__, "data", prefix) for prefix, entry in entries.items()]
+    encoders = build_encoders(trained or config)
+    match: dict[str, str] = {}
+    for (prefix, entry), source in zip(entries.items(), sources, strict=True):
+        match[prefix] = channel_for(prefix, entry, source, encoders, trained is not None)
+    tasks: list[Task] = [build(entry.__dict__, "task", prefix) for prefix, entry in entries.items()]
+    llm = llm if llm is not None else build(config, "llm")
+    assert llm is not None
+    for name, intervention in interventions.items():
+        with keyed(f"intervention.{name}"), intervention.apply(llm):
+            pass
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    channels = build_channels(trained or config, encoders, llm)
+    streams = []
+    for (prefix, entry), source, task in zip(entries.items(), sources, tasks, strict=True):
+        channel = channels[match[prefix]] if len(channels) > 1 else channels[""]
+        percepts, store = percepts_of(channel.encoder, source, training)
+        name = prefix.removeprefix("mixture.").rstrip(".")
+        streams.append(
+            Stream(name, source, task, channel, percepts, store, training, entry.weight, entry.limit, entry.eval_limit)
+        )
+    return Parts(channels, streams, llm, training, alignment, list(interventions.values()))
+
+
+def entries_of(config: dict[str, Any]) -> dict[str, Entry]:
+    """Prefix of the keys -> entry. One task is a mixture of one entry, whose keys are the run's own."""
+    if not config.get("mixture"):
+        return {"": Entry(config["data"], config["task"])}
+    return {f"mixture.{name}.": Entry(**without_target(node)) for name, node in config["mixture"].items()}
+
+
+def nodes_of_channels(config: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Channel -> nodes of its encoder and adapter, in the order of their first use."""
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for prefix, entry in entries_of(config).items():
+        name = prefix.removeprefix("mixture.").rstrip(".")
+        if entry.encoder is None and entry.adapter is None:
+            found.setdefault(MAIN, (config["encoder"], config["adapter"]))
+        elif not isinstance(entry.encoder, str):
+            found[name] = (entry.encoder or config["encoder"], entry.adapter or config["adapter"])
+        elif entry.adapter is not None:
+            raise UserError(
+                f"{prefix}adapter: the encoder is that of {entry.encoder!r}, so its adapter is too; leave it out"
+            )
+    return found
+
+
+def build_encoders(config: dict[str, Any]) -> dict[str, Encoder]:
+    """By channel; equal nodes give one encoder."""
+    made: dict[str, Encoder] = {}
+    out = {}
+    for name, (node, _) in nodes_of_channels(config).items():
+        kind = json.dumps(node, sort_keys=True, default=str)
+        if kind not in made:
+            made[kind] = build({"encoder": node}, "encoder", "" if name == MAIN else f"mixture.{name}.")
+        out[name] = made[kind]
+    return out
+
+
+def channel_for(prefix: str, entry: Entry, source: Source, encoders: dict[str, Encoder], evaluating: bool) -> str:
+    """The channel that an entry's media go through."""
+    if isinstance(entry.encoder, str):
+        name = entry.encoder
+        if name not in encoders:
+            others = [other for other in encoders if other != MAIN]
+            hint = nearest(name, others) if others else f"none has one; add {name} to the mixture or choose an encoder"
+            raise UserError(f"{prefix}encoder: no entry {name!r} with an encoder of its own; {hint}")
+    elif evaluating:
+        names = [name for name, encoder in encoders.items() if encoder.modality == source.modality]
+        own = prefix.removeprefix("mixture.").rstrip(".")
+        name = own if own in names else names[0] if names else next(iter(encoders))
+    else:
+        own = prefix.removeprefix("mixture.").rstrip(".")
+        name = MAIN if entry.encoder is None and entry.adapter is None else own
+    encoder = encoders[name]
+    if encoder.modality != source.modality:
+        raise UserError(
+            f"{prefix}encoder: {type(encoder).__name__} is for {encoder.modality}, data {source.name} is "
+            f"{source.modality}; choose an encoder for {source.modality} (train.py --help lists them)"
+        )
+    return name
+
+
+def build_channels(config: dict[str, Any], encoders: dict[str, Encoder], llm: FrozenLLM) -> dict[str, Channel]:
+    channels = {}
+    for name, (_, node) in nodes_of_channels(config).items():
+        encoder = encoders[name]
+        prefix = "" if name == MAIN else f"mixture.{name}."
+        adapter: Adapter = build({"adapter": node}, "adapter", prefix)(dim=encoder.dim, width=llm.width)
+        if encoder.modality == "audio" and isinstance(adapter, PoolAdapter) and adapter.layout != "sequence":
+            adapter.layout = "sequence"  # sounds have no grid, whatever their number of tokens
+        channels[name] = Channel(name, encoder, adapter)
+    if len(channels) == 1:
+        only = next(iter(channels.values()))
+        only.name = ""
+        return {"": only}
+    return channels
+
+
+def percepts_of(encoder: Encoder, source: Source, training: Training) -> tuple[Percepts, FeatureStore | None]:
+    if isinstance(encoder, NoiseEncoder):
+        return NoisePercepts(encoder), None
+    if training.cache_features and encoder.deterministic:
+        store = FeatureStore(cache_dir(), source, encoder, training.cache_dtype)
+        return CachedPercepts(store), store
+    return LivePercepts(source, encoder), None
+
+
+def build_interventions(config: dict[str, Any]) -> dict[str, Intervention]:
+    """By name, checked against what is known of the LLM before anything is loaded."""
+    chosen = config.get("intervention") or {}
+    interventions: dict[str, Intervention] = {name: build(chosen, name, "intervention.") for name in chosen}
+    llm = known(config["llm"]) if interventions else None
+    for name, intervention in interventions.items():
+        if llm is not None:
+            with keyed(f"intervention.{name}"):
+                intervention.check(llm)
+    return interventions
+
+
+def build(config: dict[str, Any], name: str, prefix: str = "") -> Any:
+    """Instantiate a node. What its constructor refuses is the user's to mend: one line that begins with the key."""
+    with keyed(f"{prefix}{name}"):
+        try:
+            return instantiate(config[name])
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, UserError):
+                raise
+            raise error.__cause__ from error
+
+
+@contextmanager
+def keyed(key: str) -> Iterator[None]:
+    """What is refused inside becomes a line that begins with the key; `name: ...` is about the key's `name`."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if message.startswith(key):
+            raise
+        names = message.partition(":")[0].replace(".", "_").isidentifier()
+        raise UserError(f"{key}.{message}" if names else f"{key}: {message}") from error
+
+
+def without_target(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "_target_"}
+
+
+def tupled(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}

@@ -1,0 +1,158 @@
+"""Checkpoints as one safetensors file each: tensors as tensors, everything else as JSON in its header.
+
+`SafetensorsIO` is Lightning's door to it, so that `trainer.fit(ckpt_path=...)` resumes from our files; nothing of
+ours is ever unpickled. One file replaced by one rename cannot be half written. `save_adapter` / `load_adapter` are
+the small published form: weights and a JSON beside them that says what they fit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor, nn
+
+from ima.core.errors import UserError, nearest
+from ima.core.files import write_json
+from ima.core.tensor_file import write_tensors
+from ima.models.llm.tuning import load_tensors, trained_tensors
+
+FORMAT = "ima-checkpoint-1"
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """JSON form of a nested structure; tensors are put into `tensors` and named in their place."""
+    if isinstance(value, Tensor):
+        tensors[path or "value"] = value.detach().cpu().contiguous().clone()
+        return {"__tensor__": path or "value"}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("__") for key in value):
+            return {key: pack(item, tensors, f"{path}/{key}") for key, item in value.items()}
+        items = [[key, pack(item, tensors, f"{path}/{key}")] for key, item in value.items()]
+        return {"__items__": items}
+    if isinstance(value, (list, tuple)):
+        packed = [pack(item, tensors, f"{path}/{index}") for index, item in enumerate(value)]
+        return {"__tuple__": packed} if isinstance(value, tuple) else packed
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    raise TypeError(f"checkpoint{path}: cannot be saved: {type(value).__name__}")
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "__tensor__" in value:
+        return tensors[value["__tensor__"]]
+    if "__tuple__" in value:
+        return tuple(unpack(item, tensors) for item in value["__tuple__"])
+    if "__items__" in value:
+        return {key: unpack(item, tensors) for key, item in value["__items__"]}
+    return {key: unpack(item, tensors) for key, item in value.items()}
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    structure = pack(checkpoint, tensors)
+    write_tensors(path, tensors, {"format": FORMAT, "structure": json.dumps(structure)})
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file is missing, damaged or of another kind."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of a run (format {metadata.get('format')!r}, expected {FORMAT})")
+    try:
+        loaded: dict[str, Any] = unpack(json.loads(metadata["structure"]), tensors)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); delete it, the run starts anew") from error
+    return loaded
+
+
+class SafetensorsIO(CheckpointIO):
+    """Lightning's checkpoints in our format."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def save_adapter(folder: Path, adapter: nn.Module, facts: dict[str, Any], stem: str = "adapter") -> None:
+    """`<stem>.safetensors` and `<stem>.json`."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}
+    write_tensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
+    write_json(folder / f"{stem}.json", facts)
+
+
+def load_adapter(path: Path, adapter: nn.Module) -> None:
+    """Weights of an exported adapter or of a run's checkpoint into `adapter`. Raises UserError naming the first key or
+    shape that does not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ima.models.llava import foreign_adapter, is_foreign
+
+    if not path.exists():
+        raise UserError(f"checkpoint: {path} does not exist")
+    try:
+        tensors = foreign_adapter(path) if is_foreign(path) else load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    prefix = "/state_dict/adapter."
+    if any(key.startswith(prefix) for key in tensors):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    own = adapter.state_dict()
+    for key in sorted(own.keys() ^ tensors.keys()):
+        side = "lacks" if key in own else "has an unexpected"
+        raise UserError(f"{path}: {side} key {key!r} for a {type(adapter).__name__}; {nearest(key, own)}")
+    for key, value in tensors.items():
+        if value.shape != own[key].shape:
+            raise UserError(f"{path}: {key} is {tuple(value.shape)}, this adapter needs {tuple(own[key].shape)}")
+    adapter.load_state_dict(tensors)
+
+
+def llm_file(adapter: Path) -> Path:
+    """Where the trained weights of the LLM lie that belong to an adapter's file."""
+    return adapter.with_name(f"{adapter.stem}.llm.safetensors")
+
+
+def save_llm(folder: Path, llm: nn.Module, stem: str = "adapter") -> None:
+    """`<stem>.llm.safetensors`: what of the LLM was trained."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in trained_tensors(llm).items()}
+    write_tensors(llm_file(folder / f"{stem}.safetensors"), tensors, {"format": "pt"})
+
+
+def load_llm(path: Path, llm: nn.Module) -> None:
+    """Trained weights of the LLM that belong to the adapter (or run's checkpoint) at `path`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    prefix = "/state_dict/llm."
+    beside = llm_file(path)
+    file = beside if beside.is_file() else path
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from error
+    if file == path:
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if not tensors:
+            raise UserError(f"{beside}: not there, but llm.train says that the LLM was trained with this adapter")
+    load_tensors(llm, tensors, file)

@@ -1,0 +1,233 @@
+"""One way to measure a model, used before, during and after training and by evaluate.py, so that numbers agree.
+
+A pass runs over this rank's share of the samples and its results are combined over ranks: sums for the loss and the
+alignment statistics, gathered predictions for tasks. Every example counts once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ima.alignment.measurement import Suite
+from ima.config.settings import Alignment
+from ima.core.progress import progress
+from ima.core.types import Row, Sample
+from ima.data.collate import Collate, NoPercepts, Percepts
+from ima.data.loader import eval_loader
+from ima.data.source import Source
+from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.tasks.base import Metric, Prediction, Task
+
+
+class Multimodal(Protocol):
+    """What is measured: a frozen LLM, and how a batch of its own kind enters it."""
+
+    @property
+    def llm(self) -> FrozenLLM: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def splice(self, batch: Any, /) -> tuple[Tensor, Tensor, Tensor]:
+        """x_BSD, roles_BS, labels_BS."""
+
+    def generate(self, batch: Any, settings: Generation, /) -> list[str]:
+        """Text per sample of a prompt-only batch."""
+
+
+class Evaluator:
+    """Measures `module` on samples of one source and task, whose media go through `channel`. `batch_size` is this
+    rank's."""
+
+    def __init__(
+        self,
+        module: Multimodal,
+        task: Task,
+        source: Source,
+        percepts: Percepts,
+        batch_size: int,
+        num_workers: int = 0,
+        channel: str = "",
+        max_tokens: int | None = None,
+    ) -> None:
+        self.module, self.task, self.source, self.percepts = module, task, source, percepts
+        self.channel, self.max_tokens = channel, max_tokens
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def settings(self) -> Generation:
+        return Generation(self.task.max_new_tokens, self.task.num_beams)
+
+    def teacher_forced(self, samples: Sequence[Sample], alignment: Alignment | None) -> tuple[float, Suite | None]:
+        """Mean loss per labelled token, and what the tap's sinks hold (None where nothing is asked)."""
+        module, llm = self.module, self.module.llm
+        suite = Suite(alignment, llm, [sample.id for sample in samples]) if alignment is not None else None
+        if suite is not None:
+            self._scales(samples, suite)
+        start = time.perf_counter()
+        loader = self._loader(samples, self._collate(self.percepts))
+        total = torch.zeros(2, dtype=torch.float64)
+        tap = suite.tap() if suite is not None else None
+        if tap is not None:
+            tap.__enter__()
+        try:
+            with (
+                torch.no_grad(),
+                progress(len(samples), "measure alignment" if tap else "validate", "sample") as advance,
+            ):
+                for batch in loader:
+                    batch = batch.to(module.device)
+                    x_BSD, roles_BS, labels_BS = module.splice(batch)
+                    sample_ids = [sample.id for sample in batch.samples]
+                    with tap.batch(roles_BS, sample_ids) if tap is not None else nullcontext():
+                        h_BSD = llm(x_BSD, roles_BS, sample_ids)
+                    total[0] += float(llm.loss_sum(h_BSD, labels_BS))
+                    total[1] += int((labels_BS != -100).sum())
+                    advance(len(batch))
+        finally:
+            if tap is not None:
+                tap.__exit__(None, None, None)
+        if num_ranks() > 1:
+            total = total.to(module.device)
+            dist.all_reduce(total)
+        if suite is not None:
+            suite.reduce()
+        self._spent("alignment" if tap else "validate", start)
+        return float(total[0] / total[1]), suite
+
+    @torch.no_grad()
+    def _scales(self, samples: Sequence[Sample], suite: Suite) -> None:
+        """The earlier pass, over its subset of the samples."""
+        tap = suite.first_tap()
+        if tap is None or suite.scales is None:
+            return
+        start = time.perf_counter()
+        chosen = [sample for sample in samples if sample.id in suite.scales.sample_ids]
+        loader = self._loader(chosen, self._collate(self.percepts))
+        with tap, progress(len(chosen), "measure scales", "sample") as advance:
+            for batch in loader:
+                x_BSD, roles_BS, _ = self.module.splice(batch.to(self.module.device))
+                sample_ids = [sample.id for sample in batch.samples]
+                with tap.batch(roles_BS, sample_ids):
+                    self.module.llm(x_BSD, roles_BS, sample_ids)
+                advance(len(batch))
+        suite.scales.reduce()
+        self._spent("scales", start)
+
+    def predict(self, samples: Sequence[Sample], blind: bool = False) -> list[Prediction]:
+        """Generated text of every sample, in the order of `samples`, on all ranks. `blind`: no perceptual tokens, so
+        that samples of one prompt share one generation."""
+        start = time.perf_counter()
+        percepts: Percepts = NoPercepts() if blind else self.percepts
+        asked = list(samples)
+        if blind:
+            asked = list({self.task.prompt_for(sample): sample for sample in samples}.values())
+        texts: dict[str, str] = {}
+        by_likelihood = bool(asked and self.task.candidates_for(asked[0]))
+        if by_likelihood:
+            texts = self._likeliest(asked, percepts)
+        loader = self._loader([] if by_likelihood else asked, self._collate(percepts, answers=False))
+        with progress(len(asked), "generate", "sample") as advance:
+            for batch in loader:
+                generated = self.module.generate(batch.to(self.module.device), self.settings)
+                texts |= {sample.id: text for sample, text in zip(batch.samples, generated, strict=True)}
+                advance(len(batch))
+        if num_ranks() > 1:
+            parts: list[dict[str, str]] = [{} for _ in range(num_ranks())]
+            dist.all_gather_object(parts, texts)
+            texts = {key: text for part in parts for key, text in part.items()}
+        if blind:
+            by_prompt = {self.task.prompt_for(sample): texts[sample.id] for sample in asked}
+            texts = {sample.id: by_prompt[self.task.prompt_for(sample)] for sample in samples}
+        self._spent("blind" if blind else "generate", start)
+        return [Prediction(sample, self.task.clean(texts[sample.id])) for sample in samples]
+
+    @torch.no_grad()
+    def _likeliest(self, samples: Sequence[Sample], percepts: Percepts) -> dict[str, str]:
+        """This rank's samples by id -> the candidate whose tokens are likeliest on average."""
+        module, best = self.module, dict[str, tuple[float, str]]()
+        asked = Candidates(self.task)  # type: ignore[abstract]  # only its texts are asked for
+        collate = self._collate(percepts, task=asked)
+        items = [
+            (sample, number)
+            for sample in samples[rank() :: num_ranks()]
+            for number in range(len(self.task.candidates_for(sample)))
+        ]
+        with progress(len(items), "compare", "option") as advance:
+            for start in range(0, len(items), self.batch_size):
+                part = items[start : start + self.batch_size]
+                batch = collate(part).to(module.device)
+                x_BSD, roles_BS, labels_BS = module.splice(batch)
+                h_BSD = module.llm(x_BSD, roles_BS, [sample.id for sample in batch.samples])
+                for (sample, number), value in zip(part, module.llm.log_likelihood(h_BSD, labels_BS), strict=True):
+                    found = float(value), self.task.candidates_for(sample)[number]
+                    if sample.id not in best or found[0] > best[sample.id][0]:
+                        best[sample.id] = found
+                advance(len(part))
+        return {key: text for key, (_, text) in best.items()}
+
+    def prior(self, samples: Sequence[Sample]) -> list[Prediction] | None:
+        """The task's guess without looking, from the answers of the training split."""
+        train = self.source.samples("train") if "train" in self.source.splits else []
+        return self.task.prior(train, samples) if train else None
+
+    def score(self, predictions: Sequence[Prediction], split: str) -> list[Metric]:
+        """Metrics with intervals; idf always from the references of the whole split."""
+        return self.task.score(predictions, [sample.references for sample in self.source.samples(split)])
+
+    def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
+        asked, llm = task or self.task, self.module.llm
+        return Collate(asked, llm, percepts, answers, channel=self.channel, max_tokens=self.max_tokens)
+
+    def _loader(self, samples: Sequence[Sample], collate: Any) -> Any:
+        return eval_loader(samples, collate, self.batch_size, rank(), num_ranks(), self.num_workers)
+
+    def _spent(self, what: str, start: float) -> None:
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+
+class Candidates(Task):
+    """A task whose target is the candidate that `draw` counts."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def prompt_for(self, sample: Sample) -> str:
+        return self.task.prompt_for(sample)
+
+    def target_for(self, sample: Sample, draw: int) -> str:
+        return f" {self.task.candidates_for(sample)[draw]}"
+
+
+def metric_rows(metrics: Sequence[Metric], base: dict[str, Any]) -> Iterator[Row]:
+    """A row per metric; its interval as two more."""
+    for metric in metrics:
+        yield Row(score=metric.name, value=metric.value, n=metric.n, **base)
+        if metric.low == metric.low:  # NaN: too few clusters for an interval
+            yield Row(score=f"{metric.name}_low", value=metric.low, n=metric.n, **base)
+            yield Row(score=f"{metric.name}_high", value=metric.high, n=metric.n, **base)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, known before any process group exists."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    # Lightning starts its own processes with LOCAL_RANK, perhaps inside a Slurm job of one task.
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))

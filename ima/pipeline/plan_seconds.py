@@ -1,0 +1,70 @@
+"""What a plan saves in seconds, for the examples that are measured: with and without it in turns, on this machine.
+
+Timed are the prompt's pass of one batch and its whole generation, as an evaluation runs them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ima.core.timing import ratio, rounds
+from ima.core.types import Batch
+from ima.interventions import Intervention, stack
+from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.frozen import Generation
+from ima.pipeline.lightning_module import MappingModule
+
+NUM_ROUNDS = 5
+
+
+def plan_seconds(
+    module: MappingModule, interventions: Sequence[Intervention], batch: Batch, settings: Generation, fast: bool,
+    num_rounds: int = NUM_ROUNDS,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds per example (medians after a warm-up round) of a prompt-only `batch` under the plan and without it.
+    `left`: median over rounds of plan / unskipped for the prompt's pass, with quartiles; `generate_left`: of all."""
+    module.eval()
+    x_BSD, roles_BS, _ = module.splice(batch.to(module.device), left=True)
+    ids = [sample.id for sample in batch.samples]
+    quick: AbstractContextManager[object] = nullcontext()
+    if fast:
+        quick = accelerate(module.llm.model)  # keeps its packed weights from turn to turn
+
+    def prefill() -> None:
+        module.llm(x_BSD, roles_BS, ids)
+
+    def generate() -> None:
+        module.llm.generate(x_BSD, roles_BS, settings, ids)
+
+    def under(changes: Sequence[Intervention], work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad(), stack(module.llm, changes), quick:
+                work()
+            if module.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    seconds: dict[str, list[float]] = {}
+    for name, work, num in (("prefill", prefill, num_rounds), ("generate", generate, (num_rounds + 1) // 2)):
+        turns = {name: under(interventions, work), f"{name}_unskipped": under([], work)}
+        seconds |= rounds(turns, num, f"time the plan, {name}")
+    found: dict[str, Any] = {name: statistics.median(values) / len(batch) for name, values in seconds.items()}
+    middle, low, high = ratio(seconds, "prefill", "prefill_unskipped")
+    found |= {"left": middle, "left_quartiles": [low, high]}
+    found["generate_left"] = ratio(seconds, "generate", "generate_unskipped")[0]
+    return found | {"unit": "seconds per example", "batch_size": len(batch), "num_rounds": num_rounds}
+
+
+def say_seconds(found: dict[str, Any]) -> None:
+    low, high = found["left_quartiles"]
+    print(
+        f"measured: the prompt's pass takes {1000 * found['prefill']:.3g} ms an example, {100 * found['left']:.0f} % "
+        f"[{100 * low:.0f}, {100 * high:.0f}] of unskipped; with its answer {1000 * found['generate']:.3g} ms, "
+        f"{100 * found['generate_left']:.0f} %"
+    )

@@ -1,0 +1,221 @@
+"""What a run shows to the model, made ready: samples by part, features computed, what cannot be read left out.
+
+Where the source's policy is `on_bad_medium: skip`, every run about it leaves out the same samples, whether it reads
+features, live media or noise, so that a run and its control are compared on the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ima.core.errors import UserError
+from ima.core.media import Clip, spaced
+from ima.core.progress import progress
+from ima.core.types import Sample
+from ima.data.collate import LivePercepts, NoPercepts
+from ima.data.feature_cache import read_media
+from ima.interventions.plan import mean_tokens, plan_facts, plan_table
+from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.frozen import FrozenLLM
+from ima.pipeline.assemble import Parts, Stream, device_of
+
+NUM_LOOKED_AT = 8  # frames of a clip
+NUM_TYPICAL = 64  # samples whose prompts are counted
+
+
+@dataclasses.dataclass
+class Shown:
+    """`train` is empty in an evaluation; `skipped`: split -> number of samples left out."""
+
+    train: list[Sample]
+    val: list[Sample]
+    tracks: dict[str, list[Sample]]
+    controls: dict[str, list[Sample]]
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def make_ready(parts: Parts, training: bool, report: bool = True) -> list[Shown]:
+    """What each stream shows. `training`: with the training split. `report`: say on the terminal what was left out."""
+    check_splits(parts)
+    return [stream_ready(parts, stream, training, report) for stream in parts.streams]
+
+
+def check_splits(parts: Parts) -> None:
+    """An entry may lack a split that others have; one that no entry has is a mistake (val alone is everyone's)."""
+    there = sorted({split for stream in parts.streams for split in stream.source.splits})
+    asked = [("alignment.split", measured_split(parts))] if measured_split(parts) != "val" else []
+    asked += [("trainer.tracks", track) for track in parts.training.tracks or ()]
+    for key, split in asked:
+        if split not in there and parts.streams[0].name:
+            raise UserError(f"{key}: no entry of the mixture has a split {split!r}; they have {', '.join(there)}")
+
+
+def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> Shown:
+    t, source = parts.training, stream.source
+    split = measured_split(parts)
+    if training and "train" not in source.splits:
+        raise UserError(
+            f"{stream.key}: {source.name} has no training split; measure a trained adapter on it with "
+            f"evaluate.py checkpoint=outputs/<run> data=..."
+        )
+    val = stream.samples(split, t.eval_samples) if split in source.splits or not stream.name else []
+    shown = Shown(stream.all_samples("train") if training else [], val, stream.tracks(), stream.controls())
+    everything = [*shown.train, *shown.val, *itertools.chain(*shown.tracks.values(), *shown.controls.values())]
+    media = [medium for sample in everything for medium in sample.shown]
+    bad: dict[str, str] = {}
+    if stream.store is not None:
+        unique = list({sample.id: sample for sample in media}.values())
+        stream.store.ensure(unique, device_of(t), t.eval_batch_size, t.num_workers)
+        bad = stream.store.bad
+    elif getattr(source, "on_bad_medium", None) == "skip":
+        bad = screen(parts, stream, media)
+    return without(shown, bad, split, stream, report) if bad else shown
+
+
+def screen(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str, str]:
+    """Read each medium once as the run will; medium key -> why it cannot be read."""
+    unique = list({sample.medium_key: sample for sample in samples}.values())
+    look = Look(stream.channel.encoder.preprocess if isinstance(stream.percepts, LivePercepts) else None)
+    bad: dict[str, str] = {}
+    t = parts.training
+    with progress(len(unique), f"look at {stream.source.name}", "medium") as advance:
+        for num, _, _ in read_media(stream.source, unique, look, t.eval_batch_size, t.num_workers, bad):
+            advance(num)
+    return bad
+
+
+class Look:
+    """Decodes a medium and keeps nothing: as the encoder would, or whole pictures and sounds and some frames of clips
+    (which are read when they are asked for)."""
+
+    def __init__(self, preprocess: Callable[[Any], Tensor] | None) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, medium: Any) -> Tensor:
+        if self.preprocess is not None:
+            self.preprocess(medium)
+        elif isinstance(medium, Clip):
+            medium.frames(spaced(medium.num_frames, NUM_LOOKED_AT))
+        return torch.empty(0)
+
+
+def without(shown: Shown, bad: dict[str, str], split: str, stream: Stream, report: bool) -> Shown:
+    """`shown` without the samples of bad media. Raises UserError where nothing is left of a part."""
+
+    def kept(samples: Sequence[Sample], name: str) -> list[Sample]:
+        good = [sample for sample in samples if not any(medium.medium_key in bad for medium in sample.shown)]
+        if len(good) < len(samples):
+            skipped[name] = max(skipped.get(name, 0), len(samples) - len(good))
+            media = (medium.medium_key for sample in samples for medium in sample.shown)
+            first.append(next(bad[key] for key in media if key in bad))
+        if samples and not good:
+            raise UserError(
+                f"{stream.key}: none of the {len(samples)} media of {name!r} can be read; the first: {first[-1]}"
+            )
+        return good
+
+    skipped: dict[str, int] = {}
+    first: list[str] = []
+    out = Shown(
+        kept(shown.train, "train"),
+        kept(shown.val, split),
+        {name: kept(samples, name) for name, samples in shown.tracks.items()},
+        {name: kept(samples, name) for name, samples in shown.controls.items()},
+        skipped,
+    )
+    if report and skipped:
+        counts = ", ".join(f"{num} of {name}" for name, num in skipped.items())
+        print(
+            f"warning: {stream.key}.on_bad_medium=skip left out samples: {counts}; the first: {first[0]}",
+            file=sys.stderr,
+        )
+    return out
+
+
+def measured_split(parts: Parts) -> str:
+    return parts.alignment.split if parts.alignment else "val"
+
+
+def fast(parts: Parts) -> AbstractContextManager[object]:
+    """Blocks as single autograd nodes where they are of a kind that is understood; entered after interventions."""
+    return accelerate(parts.llm.model) if parts.training.fast and parts.llm.trains == "none" else nullcontext()
+
+
+def run_facts(parts: Parts, shown: Sequence[Shown]) -> dict[str, Any]:
+    """What there is to know of a run beside its config; of a mixture, `entries` with what each one has of its own."""
+    skipped: dict[str, int] = {}
+    for stream, one in zip(parts.streams, shown, strict=True):
+        skipped |= {(f"{stream.name}/{key}" if stream.name else key): num for key, num in one.skipped.items()}
+    of_streams = [stream_facts(stream) for stream in parts.streams]
+    facts: dict[str, Any] = {"skipped_media": skipped} if skipped else {}
+    facts |= {
+        **llm_facts(parts.llm),
+        **of_streams[0],
+        "num_trainable": sum(p.numel() for p in parts.trained()),
+        "num_frozen": sum(p.numel() for p in parts.llm.parameters() if not p.requires_grad),
+        "device": str(device_of(parts.training)),
+        "feature_cache_bytes": sum(stream.store.num_bytes() for stream in parts.streams if stream.store),
+        "plan": plan_facts(parts.llm, parts.interventions, typical_tokens(parts, shown)),
+    }
+    if parts.llm.trains != "none":
+        facts["llm_train"] = parts.llm.trains
+    if parts.streams[0].name:
+        facts["entries"] = {stream.name: one for stream, one in zip(parts.streams, of_streams, strict=True)}
+    return facts
+
+
+def llm_facts(llm: FrozenLLM) -> dict[str, Any]:
+    return {
+        "llm": llm.name,
+        "llm_dtype": str(llm.dtype).removeprefix("torch."),
+        "llm_width": llm.width,
+        "llm_blocks": llm.num_blocks,
+    }
+
+
+def stream_facts(stream: Stream) -> dict[str, Any]:
+    encoder = stream.channel.encoder
+    return {
+        "encoder": type(encoder).__name__,
+        "encoder_fingerprint": encoder.fingerprint,
+        "encoder_dim": encoder.dim,
+        "encoder_tokens": encoder.num_tokens,
+        "adapter": type(stream.channel.adapter).__name__,
+        **task_facts(stream),
+    }
+
+
+def task_facts(stream: Stream) -> dict[str, Any]:
+    """What is asked of which data."""
+    source = stream.source
+    return {
+        "source": source.name,
+        "modality": source.modality,
+        "task": stream.task.name,
+        "headline": stream.task.headline,
+        "source_fingerprint": source.fingerprint,
+        "num_samples": {split: len(stream.all_samples(split)) for split in source.splits},
+    }
+
+
+def say_plan(parts: Parts, shown: Sequence[Shown]) -> None:
+    """On the terminal, where there is one."""
+    if parts.interventions:
+        print(plan_table(parts.llm, parts.interventions, typical_tokens(parts, shown)))
+
+
+def typical_tokens(parts: Parts, shown: Sequence[Shown]) -> dict[str, int]:
+    """Tokens of each role in a typical prompt (of a mixture: of its first entry)."""
+    stream, one = parts.streams[0], shown[0]
+    collate = stream.collate(parts.llm, NoPercepts(), answers=False)
+    samples = one.val or next(iter(one.tracks.values()), [])
+    roles = [collate.text(sample, 0)[1] for sample in samples[:NUM_TYPICAL]]
+    return mean_tokens(roles, stream.channel.adapter.num_tokens or stream.channel.encoder.num_tokens)

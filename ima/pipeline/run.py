@@ -1,0 +1,136 @@
+"""The entries of train.py and evaluate.py: config in, run folder out.
+
+`fit` trains an adapter (resuming where a killed run left off), measures it and writes checkpoints, rows, predictions,
+`result.json` and the page. `evaluate` measures a trained adapter, perhaps under interventions. Here are folders, exit
+codes and what the terminal says; `fitting` and `measuring` do the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from ima.config.roots import config_hash
+from ima.core.errors import UserError
+from ima.models.llava import is_foreign
+from ima.pipeline.evaluate import measure, measure_whole
+from ima.pipeline.evaluator import is_main
+from ima.pipeline.fit import train
+from ima.pipeline.stages import chain
+from ima.pipeline.streams import print_table
+from ima.report.build import write_report
+from ima.runs.find import find_adapter, run_folder
+from ima.runs.folders import finished, is_finished, last_checkpoint, owned, recorded, run_name
+
+
+def fit(config: dict[str, Any]) -> int:
+    """train.py: a run folder from a composed config; the same command again resumes it. Returns the exit code.
+
+    Stages are trained one after the other, each one's folder below the run's; the last one is the run itself."""
+    quiet()
+    top = Path(config["output_dir"]) / run_name(config)
+    init = Path(config["init"]) if config.get("init") else None
+    if init is not None and not is_foreign(init):
+        run_folder(str(init))
+    trainings = chain(config, run_name(config))
+    command = command_line("train.py", config)
+    anew = config["overwrite"] or config["resume"] == "never"
+    with owned(top) if is_main() else nullcontext():
+        if len(trainings) > 1 and is_main() and anew:
+            finished(top, config)  # also clears the stages below
+        for name, staged in trainings:
+            folder = Path(config["output_dir"]) / name
+            last = folder == top
+            with owned(folder) if is_main() and not last else nullcontext():
+                kept = staged | ({} if len(trainings) == 1 else {"overwrite": False})
+                result = fit_one(kept, folder, command, init, anew)
+            init = folder
+            if not last and dist.is_initialized():
+                dist.barrier()  # the next stage starts from what the first rank wrote
+        if is_main() and result is not None:
+            summarise(top, result)
+    return 0
+
+
+def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | None, anew: bool) -> dict[str, Any] | None:
+    """One training into a folder that is ours; its result (None on other ranks than the first). anew: whatever is there
+    is trained again; other ranks must not look, the first may not have cleared it yet."""
+    if not is_main():
+        if anew or not is_finished(folder, config):
+            train(config, folder, command, init, anew)
+        return None
+    if config["resume"] == "must" and not last_checkpoint(folder).is_file():
+        raise UserError(f"resume: must, but there is no {last_checkpoint(folder)}; use resume=auto")
+    result = finished(folder, config)
+    if result is not None:
+        print(f"{folder}: this run is finished already; overwrite=true trains it anew")
+        return result
+    with recorded(folder):
+        return train(config, folder, command, init, anew)
+
+
+def evaluate(config: dict[str, Any]) -> int:
+    """evaluate.py: measure a trained adapter into a folder below its run, or a whole model into one of its own."""
+    quiet()
+    named = Path(config["output_dir"]) / config["name"] if config.get("name") else None
+    if config.get("lmm"):
+        stem = Path(str(config["lmm"].get("path") or "lmm")).name
+        return evaluated(config, named or Path(config["output_dir"]) / f"{stem}-{config_hash(config)}", measure_whole)
+    run, checkpoint = find_adapter(config["checkpoint"])
+    measured = functools.partial(measure, run=run, checkpoint=checkpoint)
+    return evaluated(config, named or run / f"evaluate-{config_hash(config)}", measured)
+
+
+def evaluated(config: dict[str, Any], folder: Path, measured: Callable[..., dict[str, Any]]) -> int:
+    """measured: (config, folder, command) -> result."""
+    with owned(folder):
+        result = finished(folder, config)
+        if result is not None:
+            print(f"{folder}: evaluated already; overwrite=true measures again")
+        else:
+            with recorded(folder):
+                result = measured(config, folder, command_line("evaluate.py", config))
+        summarise(folder, result)
+    return 0
+
+
+def command_line(script: str, config: dict[str, Any]) -> str:
+    overrides = (config.get("choices") or {}).get("overrides") or sys.argv[1:]
+    return shlex.join(["python", script, *overrides])
+
+
+def summarise(folder: Path, result: dict[str, Any]) -> None:
+    """The headline numbers on the terminal, and the page."""
+    metrics, headline = result["metrics"], result["facts"].get("headline", "noun_accuracy")
+    several = bool(result["facts"].get("entries"))
+    if several:
+        print_table(result)
+    for name in () if several else sorted(metrics):
+        if name.endswith(f"/{headline}") or name in ("ima/mean", "val/loss"):
+            low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
+            interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+            value = metrics[name]
+            print(f"{name:24s} {'nan' if value is None else f'{value:.3f}'}{interval}")
+    print(f"page: {write_report([folder])}")
+
+
+def quiet() -> None:
+    """Lightning's hints about things that are decided here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*number of training batches.*",
+        ".*No device id.*",
+        ".*module\\(s\\) in eval mode.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,45 @@
+"""Stages: trainings that one command runs one after the other, each from the adapters (and LLM) of the one before.
+
+A stage is a small delta over the config. The last one is the run itself; those before lie in folders below it. A run's
+config keeps its stages up to its own, so that each run folder tells alone how it was made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ima.config.settings import Stage
+from ima.core.errors import UserError, nearest
+
+
+def chain(config: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+    """(run name, config) of each training, in order; the last is the run `name` itself."""
+    stages: dict[str, Any] = config.get("stage") or {}
+    names = list(stages)
+    out = []
+    for index, stage in enumerate(names[:-1]):
+        kept = {key: stages[key] for key in names[: index + 1]}
+        out.append((f"{name}/{stage}", {**config, "stage": kept}))
+    return [*out, (name, dict(config))]
+
+
+def effective(config: Mapping[str, Any], training: bool = True) -> dict[str, Any]:
+    """The config with its last stage applied. An evaluation measures all entries, whichever were trained on."""
+    out = dict(config)
+    if not config.get("stage"):
+        return out
+    name, node = list(config["stage"].items())[-1]
+    stage = Stage(**{key: value for key, value in node.items() if key != "_target_"})
+    if stage.train is not None:
+        out["llm"] = {**config["llm"], "train": stage.train}
+    fields = {field.name for field in dataclasses.fields(Stage)} - {"entries", "train"}
+    changes = {key: value for key, value in node.items() if key in fields and value is not None}
+    out["trainer"] = {**config["trainer"], **changes}
+    if stage.entries is not None and training:
+        for entry in stage.entries:
+            if entry not in config["mixture"]:
+                raise UserError(f"stage.{name}.entries: no entry {entry!r}; {nearest(entry, config['mixture'])}")
+        out["trained_entries"] = list(stage.entries)
+    return out

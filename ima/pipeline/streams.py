@@ -1,0 +1,96 @@
+"""What is measured of each stream of a run: its evaluator, its alignment, its tasks; and the table of all of them.
+
+A run of one task has one such measure, whose metrics are the run's. In a mixture the names of metrics, and of tracks
+in rows and predictions, begin with the entry's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ima.core.files import write_atomic
+from ima.pipeline.assemble import Parts, Stream
+from ima.pipeline.callbacks import AlignmentLogger, EpochPart, GenerationScorer, Recorder
+from ima.pipeline.evaluator import Evaluator
+from ima.pipeline.lightning_module import MappingModule
+from ima.pipeline.predictions import Final
+from ima.pipeline.prepare import Shown
+from ima.report.entry_table import csv_of, entry_lines, text_rows
+
+
+@dataclasses.dataclass
+class Measure:
+    stream: Stream
+    recorder: Recorder
+    evaluator: Evaluator
+    scorer: GenerationScorer
+    parts: list[EpochPart]
+
+    @property
+    def final(self) -> Final:
+        return self.stream.name, self.scorer.final, self.stream.task, self.stream.source
+
+
+def measures_of(
+    parts: Parts, module: MappingModule, shown: Sequence[Shown], recorder: Recorder, folder: Path
+) -> list[Measure]:
+    """In the order of the streams. Sums of a mixture's entry lie in a folder of its name."""
+    t, out = parts.training, []
+    for stream, one in zip(parts.streams, shown, strict=True):
+        facts = facts_of(stream)
+        mine = recorder.of_entry(stream.name, facts) if stream.name else recorder
+        evaluator = Evaluator(
+            module, stream.task, stream.source, stream.percepts, t.eval_batch_size, t.num_workers,
+            stream.channel.name, t.max_tokens,
+        )  # fmt: skip
+        scorer = GenerationScorer(evaluator, one.tracks, one.controls, t, mine)
+        place = folder / "entries" / stream.name if stream.name else folder
+        if stream.name and recorder.writer is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        logger = AlignmentLogger(evaluator, one.val, parts.alignment, mine, place)
+        out.append(Measure(stream, mine, evaluator, scorer, [*([logger] if one.val else []), scorer]))
+    return out
+
+
+def facts_of(stream: Stream) -> dict[str, Any]:
+    """The fields of rows that tell what a stream is."""
+    return {"task": stream.task.name, "dataset_a": stream.source.name, "modality_a": stream.source.modality}
+
+
+def gather(recorder: Recorder, measures: Sequence[Measure]) -> None:
+    """The metrics of all entries into the run's, and the mean validation loss of them."""
+    losses = []
+    for measure in measures:
+        if measure.recorder is not recorder:
+            name, metrics = measure.stream.name, measure.recorder.metrics
+            recorder.metrics |= {f"{name}/{key}": value for key, value in metrics.items()}
+            losses += [metrics["val/loss"]] if "val/loss" in metrics else []
+    if losses:
+        recorder.metrics["val/loss"] = statistics.fmean(losses)
+
+
+def seconds_of(measures: Sequence[Measure]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for measure in measures:
+        for key, value in measure.evaluator.seconds.items():
+            out[key] = out.get(key, 0.0) + value
+    return out
+
+
+def write_table(folder: Path, result: Mapping[str, Any]) -> None:
+    """`tasks.csv` of a mixture's result, and the same on the terminal."""
+    entries = result["facts"].get("entries")
+    if not entries:
+        return
+    write_atomic(folder / "tasks.csv", csv_of(entry_lines(result["metrics"], entries)))
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    rows = text_rows(entry_lines(result["metrics"], result["facts"]["entries"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,224 @@
+"""Is an alignment score a proxy of a task metric? Correlations over a set of runs or over the epochs of runs.
+
+`python -m ima correlate DIR DIR... --x ima/mean --y T0/noun_accuracy` takes both columns from each run's
+`result.json`; `--over epochs` takes them from the rows of each epoch instead (score[/variant] and track/score), `--over
+examples` from `examples.jsonl` and `predictions.jsonl` of evaluations, with the AUROC where y is yes or no. Pearson,
+Spearman and Kendall's tau-b, each with a bootstrap 95 % interval over the points, the number of points and the p of a
+permutation test. Which runs are compared decides what it means: raw IMA is comparable within one LLM only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ima.core.errors import UserError, nearest
+from ima.core.types import Row
+from ima.runs.results import read_result, read_rows
+
+Array = np.ndarray
+BESIDE = ("blind", "prior")
+NUM_DRAWS = 2000
+NUM_PERMUTATIONS = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """low, high: bootstrap 95 % interval. p: two-sided, of no relation at all; exact where there are at most seven
+    points. NaN where a side does not vary or there are fewer than three points."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    label: str
+    x: float
+    y: float
+
+
+def pearson(x: Array, y: Array) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 1e-300 else math.nan
+
+
+def spearman(x: Array, y: Array) -> float:
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(x), rankdata(y))
+
+
+def kendall(x: Array, y: Array) -> float:
+    """tau-b."""
+    from scipy.stats import kendalltau
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(kendalltau(x, y).statistic)
+
+
+KINDS: dict[str, Callable[[Array, Array], float]] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
+
+
+def correlate(x: Sequence[float], y: Sequence[float], seed: int = 0) -> list[Correlation]:
+    """All three, over the points where both are finite."""
+    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)])
+    n = len(pairs)
+    if n < 3 or np.ptp(pairs[:, 0]) == 0 or np.ptp(pairs[:, 1]) == 0:
+        return [Correlation(name, math.nan, math.nan, math.nan, math.nan, n) for name in KINDS]
+    result = []
+    for name, of in KINDS.items():
+        value = of(pairs[:, 0], pairs[:, 1])
+        low, high = interval(of, pairs, seed)
+        result.append(Correlation(name, value, low, high, permutation_p(of, pairs, value, seed), n))
+    return result
+
+
+def interval(of: Callable[[Array, Array], float], pairs: Array, seed: int) -> tuple[float, float]:
+    """Percentiles over resampled points; draws in which a side does not vary say nothing and are left out."""
+    generator = np.random.default_rng(seed)
+    draws = (pairs[generator.integers(0, len(pairs), len(pairs))] for _ in range(NUM_DRAWS))
+    values = [of(drawn[:, 0], drawn[:, 1]) for drawn in draws]
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < NUM_DRAWS // 2:
+        return math.nan, math.nan
+    low, high = np.quantile(finite, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def permutation_p(of: Callable[[Array, Array], float], pairs: Array, value: float, seed: int) -> float:
+    x, y = pairs[:, 0], pairs[:, 1]
+    if len(x) <= 7:
+        found = [of(x, np.array(order)) for order in itertools.permutations(y)]
+        return sum(abs(each) >= abs(value) - 1e-12 for each in found) / len(found)
+    generator = np.random.default_rng(seed)
+    hits = sum(abs(of(x, generator.permutation(y))) >= abs(value) - 1e-12 for _ in range(NUM_PERMUTATIONS))
+    return (1 + hits) / (1 + NUM_PERMUTATIONS)
+
+
+def detect(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation:
+    """AUROC of x for y = 1 against y = 0, over the points where both are known; p is that of the rank-sum test."""
+    from scipy.stats import mannwhitneyu
+
+    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)])
+    pairs = pairs.reshape(-1, 2)
+
+    def of(score: Array, positive: Array) -> float:
+        return auroc(score.tolist(), (positive > 0.5).tolist())
+
+    value = of(pairs[:, 0], pairs[:, 1])
+    if not math.isfinite(value):
+        return Correlation("auroc", value, math.nan, math.nan, math.nan, len(pairs))
+    yes = pairs[:, 1] > 0.5
+    p = float(mannwhitneyu(pairs[yes, 0], pairs[~yes, 0]).pvalue)
+    return Correlation("auroc", value, *interval(of, pairs, seed), p, len(pairs))
+
+
+def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
+    """How often a positive example's score is above a negative one's, ties half; NaN without both kinds."""
+    from scipy.stats import mannwhitneyu
+
+    high = [value for value, yes in zip(score, positive, strict=True) if yes]
+    low = [value for value, yes in zip(score, positive, strict=True) if not yes]
+    if not high or not low:
+        return math.nan
+    return float(mannwhitneyu(high, low).statistic) / (len(high) * len(low))
+
+
+# -- columns of runs -------------------------------------------------------------------------------------------------
+
+
+def run_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
+    """A point per run, from `metrics` of its result. Raises UserError naming what a run lacks."""
+    points = []
+    for folder in folders:
+        metrics = read_result(folder).get("metrics") or {}
+        for column in (x, y):
+            if column not in metrics:
+                raise UserError(f"{folder}: no metric {column!r}; {nearest(column, metrics)}")
+        points.append(Point(folder.name, number(metrics[x]), number(metrics[y])))
+    return points
+
+
+def epoch_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
+    """A point per run and epoch that has both."""
+    points = []
+    for folder in folders:
+        columns: dict[str, dict[int, float]] = {x: {}, y: {}}
+        rows = [row for row in read_rows(folder / "rows.jsonl") if row["epoch"] is not None]
+        for column, found in columns.items():
+            found |= {row["epoch"]: number(row["value"]) for row in rows if is_column(row, column)}
+            if not found:
+                raise UserError(f"{folder}/rows.jsonl: no rows of {column!r}; give score, score/variant or track/score")
+        shared = sorted(columns[x].keys() & columns[y].keys())
+        points += [Point(f"{folder.name}@{epoch}", columns[x][epoch], columns[y][epoch]) for epoch in shared]
+    return points
+
+
+def is_column(row: dict[str, Any], column: str) -> bool:
+    """score or score/variant of an alignment score pooled over layers at the block outputs, or track/score."""
+    left, _, right = column.rpartition("/")
+    if row["track"] is not None:
+        return (row["track"], row["score"]) == (left, right)
+    if row["layer_a"] is not None or row["site"] not in (None, "resid_post") or row["role_b"] not in (None, "T"):
+        return False
+    score, variant = (left, right) if left else (right, "raw")
+    return row["score"] == score and (row["variant"] or "raw") == variant
+
+
+def example_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
+    """A point per example that was both looked into and predicted: `alignment.split` must be the track."""
+    points = []
+    for folder in folders:
+        aligned = {line["id"]: line for line in read_lines(folder / "examples.jsonl")}
+        predicted = [line for line in read_lines(folder / "predictions.jsonl") if line["track"] not in BESIDE]
+        shared = [line for line in predicted if line["id"] in aligned]
+        if not shared:
+            raise UserError(f"{folder}: no example was both aligned and predicted; evaluate with alignment.split=TRACK")
+        for column, line in ((x, aligned[shared[0]["id"]]), (y, shared[0])):
+            if column not in line:
+                raise UserError(f"{folder}: examples have no {column!r}; {nearest(column, line)}")
+        points += [Point(line["id"], number(aligned[line["id"]].get(x)), number(line.get(y))) for line in shared]
+    return points
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; evaluate with alignment=full alignment.split=TRACK") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON lines ({error.msg}); evaluate again") from error
+
+
+def number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def correlation_rows(found: Sequence[Correlation], x: str, y: str, run: str) -> Iterator[Row]:
+    """A row per correlation and its limits; the note names the columns."""
+    for each in found:
+        note = f"{x} ~ {y}, p = {each.p:.3g}"
+        values = {"": each.value, "_low": each.low, "_high": each.high, "_p": each.p}
+        for suffix, value in values.items():
+            yield Row(run=run, score=f"proxy_{each.name}{suffix}", value=value, n=each.n, note=note)
+
+
+OVER: dict[str, Callable[[Sequence[Path], str, str], list[Point]]] = {
+    "runs": run_points,
+    "epochs": epoch_points,
+    "examples": example_points,
+}

@@ -1,0 +1,59 @@
+"""Which figures a page has, in the page's order: those of one run, or those that compare several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ima.report import curves as series
+from ima.report.figures.alignment import consecutive, heat_map, ima_by_epoch, layer_figure, norms, variants
+from ima.report.figures.compare import comparison_figures
+from ima.report.figures.drawing import Figure
+from ima.report.figures.full import cones, full_rows, site_norms, sites, vocabulary
+from ima.report.figures.full import variants as all_variants
+from ima.report.figures.masks import mask_rows, overlap_figures
+from ima.report.figures.mixture import mixture_figures, named
+from ima.report.figures.reservoir import geometry, token_pairs, tsne
+from ima.report.figures.task import task_parts, tasks, training
+from ima.report.load import Run
+
+__all__ = ["comparison_figures", "figures_of", "full_figures"]
+
+
+def figures_of(run: Run) -> list[Figure]:
+    """All figures of one run in the page's order; those without data carry the reason. What only a full
+    measurement has is left out where it is not. Of a mixture, with a panel for each entry."""
+    if run.result["facts"].get("kind") == "masks":
+        return overlap_figures(mask_rows([run]))
+    groups = series.by_entry(run.rows)
+    if len(groups) > 1:
+        entries = run.result["facts"].get("entries") or {}
+        headlines = {entry: str(facts["headline"]) for entry, facts in entries.items() if "headline" in facts}
+        first, *rest = mixture_figures(groups, headlines)
+        full = [named(figure, entry) for entry, own in groups.items() for figure in full_figures(own)]
+        return [first, rest[0], training(run.rows), *rest[1:], *task_parts(run.rows), *full]
+    rows = series.alignment_rows(next(iter(groups.values())))
+    return [
+        layer_figure(rows, "ima_by_layer", "Implicit alignment by layer",
+                     "Mean cosine between the pictures' and the texts' mean tokens, over all pairs, at the output"
+                     " of each block; bands: 95 % interval, first and last epoch. Compare within one LLM, not across.",
+                     "sim", "mean cosine, P against T"),
+        heat_map(rows),
+        training(run.rows),
+        ima_by_epoch(rows),
+        layer_figure(rows, "ima_gap", "What the alignment knows of the picture",
+                     "Similarity with the own text minus similarity with other texts. Zero: the two modalities may be"
+                     " close, but no picture is closer to its own caption.", "sim_gap", "own text minus other texts"),
+        variants(rows),
+        norms(rows),
+        consecutive(rows),
+        tasks(next(iter(groups.values()))),
+        *task_parts(run.rows),
+        *full_figures(next(iter(groups.values()))),
+    ]  # fmt: skip
+
+
+def full_figures(rows: Sequence[series.Row]) -> list[Figure]:
+    """Figures of what `alignment=full` measures: those whose rows are there, none for a default run."""
+    kept = full_rows(rows)
+    makers = (all_variants, sites, cones, site_norms, vocabulary, token_pairs, geometry, tsne)
+    return [figure for make in makers for figure in make(kept)]
