@@ -125,8 +125,8 @@ class Stage:
 @dataclasses.dataclass(frozen=True)
 class Alignment:
     """What the tap looks at, on `split`: before training and every so many epochs. `sites`: names of
-    `ima.core.types.Site`; `layers`: None for all. `variants`: of the similarities, beside the paper's; nomassive, scaled
-    and centred need an earlier pass over `num_scale_samples` samples.
+    `ima.core.types.Site`; `layers`: None for all. `variants`: of the similarities, beside the paper's; nomassive,
+    scaled and centred need an earlier pass over `num_scale_samples` samples.
 
     The reservoir (0: none) keeps the states of `num_reservoir` seeded examples at `reservoir_layers` (None: nine,
     evenly spread) for what does not factorise; the logit lens looks at `num_vocabulary_layers` of these layers, t-SNE

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.models.adapters.base import Adapter, MlpAdapter
 from ima.models.encoders.base import Encoder
+from ima.models.encoders.image import FocusViT
+from ima.models.encoders.llava import LlavaTower
 from ima.models.llm.frozen import FrozenLLM
 
 IMAGE_TOKEN = "<image>"
@@ -81,8 +83,6 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
 def tower_of(encoder: Encoder) -> tuple[Any, int, str]:
     """(a stock vision model, the layer that LLaVA reads, which of its tokens). Raises UserError for what it cannot
     hold."""
-    from ima.models.encoders.image import FocusViT
-    from ima.models.encoders.llava import LlavaTower
 
     if isinstance(encoder, LlavaTower):
         return encoder.model, encoder.layer, encoder.select

@@ -10,22 +10,23 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ima.core.cache import build_folder, cache_dir, sha256_of
 from ima.core.errors import UserError
+from ima.core.types import Sample
 from ima.interventions.prune.calibration import Inputs, one_shot
 from ima.interventions.prune.scores import weights_id
 from ima.interventions.prune.sums import Sums
 from ima.models.llm.frozen import FrozenLLM
+from ima.pipeline.assemble import Stream, assemble
+from ima.pipeline.checkpoint import load_adapter
+from ima.pipeline.stages import effective
+from ima.runs.find import find_adapter, run_config, run_folder
 from ima.runs.results import read_result
-
-if TYPE_CHECKING:
-    from ima.core.types import Sample
-    from ima.pipeline.assemble import Stream
 
 BATCH_SIZE = 16
 CONFIG = ("data", "task", "mixture", "encoder", "adapter")  # what the inputs of the LLM depend on
@@ -36,7 +37,6 @@ class CalibrationTask:
     """`num_examples` training samples of the run in `folder`."""
 
     def __init__(self, folder: Path | str, num_examples: int, seed: int) -> None:
-        from ima.runs.find import find_adapter, run_config, run_folder
 
         try:
             self.folder, self.adapter = find_adapter(str(folder))
@@ -63,10 +63,6 @@ class CalibrationTask:
         """Batches of the whole sequences, with answers, on the LLM's device; the examples of a batch are of like
         length, so that little is padding. Of a mixture, as many of each entry."""
         from lightning.pytorch.utilities.seed import isolate_rng
-
-        from ima.pipeline.assemble import assemble
-        from ima.pipeline.checkpoint import load_adapter
-        from ima.pipeline.stages import effective
 
         with isolate_rng():  # it is seeded from this run's config; the caller's draws must not notice
             parts = assemble(effective(self.config | {"intervention": {}, "alignment": None}, training=False), llm)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ima.core.errors import UserError, nearest
 from ima.core.files import write_json
 from ima.core.tensor_file import write_tensors
+from ima.models.llava import foreign_adapter, is_foreign
 from ima.models.llm.tuning import load_tensors, trained_tensors
 
 FORMAT = "ima-checkpoint-1"
@@ -106,8 +107,6 @@ def load_adapter(path: Path, adapter: nn.Module) -> None:
     shape that does not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-
-    from ima.models.llava import foreign_adapter, is_foreign
 
     if not path.exists():
         raise UserError(f"checkpoint: {path} does not exist")

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ima.core.errors import UserError
+from ima.core.files import write_atomic
+from ima.report.collect import csv_table, table_rows, write_table
+from ima.report.entry_table import csv_of
+from ima.report.figures.all import comparison_figures, figures_of
 from ima.report.load import Run, load_runs
+from ima.report.mixture import run_lines
+from ima.report.page.page import page
+from ima.report.proxies import correlation_table
 
 MAX_DETAILED = 16
 
@@ -41,13 +48,6 @@ def default_place(paths: list[Path], runs: list[Run]) -> Path:
 
 
 def write_files(runs: list[Run], target: Path) -> Path:
-    from ima.core.files import write_atomic
-    from ima.report.collect import csv_table, table_rows, write_table
-    from ima.report.entry_table import csv_of
-    from ima.report.figures.all import comparison_figures, figures_of
-    from ima.report.mixture import run_lines
-    from ima.report.page.page import page
-    from ima.report.proxies import correlation_table
 
     figures = figures_of(runs[0]) if len(runs) == 1 else comparison_figures(runs)
     proxies = correlation_table(runs) if len(runs) > 1 else []

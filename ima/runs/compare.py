@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.core.resampling import mean, paired_difference
 from ima.runs.results import read_result
 
 Line = dict[str, Any]
@@ -54,7 +55,6 @@ def compare(first: Path, second: Path, metric: str = "right", tracks: Sequence[s
 def compare_track(
     first: Path, second: Path, runs: Sequence[dict[str, dict[str, Line]]], track: str, metric: str
 ) -> dict[str, Any]:
-    from ima.core.resampling import mean, paired_difference
 
     for folder, run in zip((first, second), runs, strict=True):
         if track not in run:

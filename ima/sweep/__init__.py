@@ -17,6 +17,8 @@ from filelock import FileLock
 
 from ima.core.errors import UserError
 from ima.core.files import write_json
+from ima.interventions.prune.rows import compare_runs
+from ima.report import write_report
 from ima.runs.folders import refuse_run
 from ima.sweep.job import Job, jobs_of
 from ima.sweep.pool import Pool, sigterm_interrupts
@@ -69,10 +71,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def page(folder: Path, jobs: list[Job]) -> None:
-    from ima.report import write_report
 
     if folders := [job.folder for job in jobs if job.result() is not None]:
-        from ima.interventions.prune.rows import compare_runs
-
         compare_runs(folders, folder / "masks")
         print(f"page: {write_report(folders, folder / 'report.html')}")

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ima.interventions import Intervention
+from ima.interventions.prune.apply import masked
+from ima.interventions.prune.builder import Maker
+from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.recipe import Group, Matched, Method, Order, Pattern, Recipe, RoleSet
 from ima.models.llm.frozen import FrozenLLM
-
-if TYPE_CHECKING:
-    from ima.interventions.prune.mask import Mask
+from ima.pipeline.assemble import keyed
 
 NOTE = "unstructured zeros save no time"
 # What result.json and the figures tell of a mask.
@@ -34,7 +35,6 @@ class MaskWeights(Intervention):
         self.load()  # a file that is not there is refused before anything else is loaded
 
     def load(self) -> Mask:
-        from ima.interventions.prune.mask import Mask
 
         if self.mask is None:
             self.mask = Mask.load(self.path)
@@ -46,7 +46,6 @@ class MaskWeights(Intervention):
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        from ima.interventions.prune.apply import masked
 
         with masked(llm, self.load(), self.path, self.any_weights):
             yield
@@ -90,8 +89,6 @@ class Prune(Intervention):
 
     def resolve(self, llm: FrozenLLM, run: Path | None, node: dict[str, Any] | None = None) -> MaskWeights:
         """The mask of the recipe. Raises UserError where there is nothing to calibrate on."""
-        from ima.interventions.prune.builder import Maker
-        from ima.pipeline.assemble import keyed
 
         with keyed("intervention.prune"):
             return MaskWeights(str(Maker(llm, node).path(self.recipe, run)))

@@ -15,7 +15,11 @@ from typing import Any, Literal
 import torch
 
 from ima.core.errors import UserError
+from ima.models.llm.chat import TOKENS
+from ima.models.llm.embedded import load_smollm2
 from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.gemma import load_gemma3_270m
+from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 from ima.models.llm.tuning import Train
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -68,7 +72,6 @@ def smollm2(
     chat: str | None = None,
 ) -> FrozenLLM:
     """SmolLM2-135M-Instruct from its package (Apache-2.0). `pretrained=false`: random weights of `seed`."""
-    from ima.models.llm.embedded import load_smollm2
 
     model, tokenizer = load_smollm2(pick_dtype(dtype, train))
     if not pretrained:
@@ -89,7 +92,6 @@ def gemma3_270m(
 ) -> FrozenLLM:
     """Gemma-3-270M from a package that is installed by those who accept its terms. `pretrained=false`: random weights
     of `seed`."""
-    from ima.models.llm.gemma import load_gemma3_270m
 
     model, tokenizer = load_gemma3_270m(pick_dtype(dtype, train))
     if not pretrained:
@@ -174,8 +176,6 @@ def tiny(
     chat: str | None = None,
 ) -> FrozenLLM:
     """A random model of a few thousand weights: nothing to learn about, but everything runs in seconds."""
-    from ima.models.llm.chat import TOKENS
-    from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
     if family not in FAMILY_NAMES:
         raise UserError(f"llm.family: {family!r} is not one of {', '.join(FAMILY_NAMES)}")

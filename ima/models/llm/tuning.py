@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ima.core.errors import UserError
 from ima.models.encoders.base import seeded
+from ima.models.llm.lora import fuse
+from ima.models.llm.sites import block_list
 
 Train = Literal["none", "lora", "all"]
 
@@ -29,8 +31,6 @@ def make_trainable(model: Any, train: Train, rank: int, alpha: float, seed: int)
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError("llm.train: lora needs the package peft; pip install peft") from error
-    from ima.models.llm.lora import fuse
-    from ima.models.llm.sites import block_list
 
     blocks = block_list(model)
     names = {name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)}

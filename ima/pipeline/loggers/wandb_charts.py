@@ -13,6 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ima.core.types import Row
+from ima.report.curves import alignment_rows, by_entry
+from ima.report.figures import alignment as figures_alignment
+from ima.report.figures import maps
+from ima.report.figures.style import Theme, render
 
 # score -> (roles of the two sides, title)
 CHARTS = {
@@ -79,11 +83,6 @@ class Charts:
         second epoch."""
         import wandb
         from PIL import Image
-
-        from ima.report.curves import alignment_rows, by_entry
-        from ima.report.figures import alignment as figures_alignment
-        from ima.report.figures import maps
-        from ima.report.figures.style import Theme, render
 
         groups = by_entry([dataclasses.asdict(row) for row in self.rows])
         if len(groups) > 1:

@@ -2,7 +2,8 @@
 
 Forward and hand-written backward with respect to the block's input only: the weights are frozen. Hidden here: that all
 padded positions share one row instead of being computed each, and that attention is a handful of small batched products
-in fp32 (torch's fused CPU kernel is slow for short bf16 sequences, above all backward). The module `blocks` decides when it is used.
+in fp32 (torch's fused CPU kernel is slow for short bf16 sequences, above all backward). `blocks` decides when
+it is used.
 """
 
 from __future__ import annotations
