@@ -12,7 +12,6 @@ from launcher import Launcher
 from safetensors.torch import load_file
 from test_training import NOISE, rows_of
 
-from ima.pipeline.run import is_main
 from ima.runs.results import read_result, read_rows
 
 # 21 samples in batches of 6: the last batch of an epoch is 2 samples of one rank and 1 of the other, which is 2
@@ -102,26 +101,3 @@ def test_lightning_starts_the_second_process_by_itself(launcher: Launcher, alone
     assert done.code == 0, done.stderr
     assert done.stdout.count("page:") == 1
     assert_equal_up_to_rounding(tmp_path / "run", alone)
-
-
-@pytest.mark.parametrize(
-    ("environment", "main"),
-    [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "4", "LOCAL_RANK": "0"}, False),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),
-        ({"SLURM_PROCID": "3"}, False),
-        ({"RANK": "0", "SLURM_PROCID": "1", "LOCAL_RANK": "0"}, True),
-    ],
-)
-def test_one_process_knows_that_it_is_the_first(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], main: bool
-) -> None:
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert is_main() == main

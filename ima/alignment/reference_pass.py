@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ima.alignment.views import MASSIVE, view_masks
+from ima.core.distributed import num_ranks
 from ima.core.types import Site
 
 # Norms go to a histogram of log-spaced bins: quantiles are exact to half a bin, 0.5 %.
@@ -131,9 +132,9 @@ class Scales:
         """Sum over ranks, in place on every rank; nothing to do without torch.distributed."""
         import torch.distributed as dist
 
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if num_ranks() == 1:
             return
-        widths: list[dict[tuple[int, Site], int]] = [{} for _ in range(dist.get_world_size())]
+        widths: list[dict[tuple[int, Site], int]] = [{} for _ in range(num_ranks())]
         dist.all_gather_object(widths, {key: sums.sum_D.numel() for key, sums in self.sums.items()})
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
         for key, width in sorted({item for known in widths for item in known.items()}):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ima.alignment.reference_pass import Scale, Scales, centred
 from ima.alignment.views import draw_of
+from ima.core.distributed import num_ranks
 from ima.core.types import Role, Site
 
 KEPT_ROLES = (Role.PERCEPT, Role.PROMPT, Role.ANSWER)
@@ -90,8 +91,8 @@ class Reservoir:
         """The samples of all ranks, on every rank."""
         import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            parts: list[dict[str, Kept]] = [{} for _ in range(dist.get_world_size())]
+        if num_ranks() > 1:
+            parts: list[dict[str, Kept]] = [{} for _ in range(num_ranks())]
             dist.all_gather_object(parts, self.kept)
             for part in parts:
                 self.merge(part)

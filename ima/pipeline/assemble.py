@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -174,11 +173,16 @@ def spread(samples: list[Sample], num: int | None) -> list[Sample]:
     return [samples[index * len(samples) // num] for index in range(num)]
 
 
-def device_of(training: Training) -> torch.device:
+def training_of(config: dict[str, Any]) -> Training:
+    return Training(**tupled(without_target(config["trainer"])))
+
+
+def device_of(training: Training, local: int = 0) -> torch.device:
+    """local: the number of this process on its machine (`ima.core.distributed.Place`)."""
     if training.accelerator == "cpu":
         return torch.device("cpu")
     if training.accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", local)
     if training.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if training.accelerator != "auto":
@@ -190,7 +194,7 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
     """Instantiate the parts; an adapter is completed with the encoder's and the LLM's sizes, drawn from the seed.
     llm: one that is loaded already. trained: the config of the run that is evaluated, where it is another: adapters
     are made as there, and streams without an encoder of their own take the channel of their modality."""
-    training = Training(**tupled(without_target(config["trainer"])))
+    training = training_of(config)
     alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
     interventions = build_interventions(config)
     entries = entries_of(config)

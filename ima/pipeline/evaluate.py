@@ -13,7 +13,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from ima.config.roots import config_hash
-from ima.config.settings import Alignment, Training
+from ima.config.settings import Alignment
 from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.core.progress import timed
@@ -22,7 +22,7 @@ from ima.interventions import stack
 from ima.interventions.prune.intervention import MaskWeights
 from ima.interventions.skip.auto import resolved
 from ima.models.hf_multimodal import Lmm, LmmEvaluator
-from ima.pipeline.assemble import Stream, assemble, build, device_of, tupled, without_target
+from ima.pipeline.assemble import Stream, assemble, build, device_of, training_of, tupled, without_target
 from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer, Recorder
 from ima.pipeline.checkpoint import load_adapter, load_llm
 from ima.pipeline.loggers.wandb import failures_told
@@ -87,7 +87,7 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> dict[st
     started, record = time.perf_counter(), begin(config, folder, command)
     clock: dict[str, float] = {}
     with timed(clock, "load"):
-        t = Training(**tupled(without_target(config["trainer"])))
+        t = training_of(config)
         alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
         source, task = build(config, "data"), build(config, "task")
         if source.modality != "image":

@@ -6,7 +6,6 @@ alignment statistics, gathered predictions for tasks. Every example counts once.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ima.alignment.measurement import Suite
 from ima.config.settings import Alignment
+from ima.core.distributed import num_ranks, rank
 from ima.core.progress import progress
 from ima.core.types import Row, Sample
 from ima.data.collate import Collate, NoPercepts, Percepts
@@ -215,19 +215,3 @@ def metric_rows(metrics: Sequence[Metric], base: dict[str, Any]) -> Iterator[Row
         if metric.low == metric.low:  # NaN: too few clusters for an interval
             yield Row(score=f"{metric.name}_low", value=metric.low, n=metric.n, **base)
             yield Row(score=f"{metric.name}_high", value=metric.high, n=metric.n, **base)
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def num_ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def is_main() -> bool:
-    """Whether this process is rank 0, known before any process group exists."""
-    if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
-    # Lightning starts its own processes with LOCAL_RANK, perhaps inside a Slurm job of one task.
-    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))

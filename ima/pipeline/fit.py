@@ -17,6 +17,7 @@ import torch
 from hydra.utils import instantiate
 
 from ima.config.roots import config_hash
+from ima.core.distributed import place_of
 from ima.core.errors import UserError
 from ima.core.files import write_atomic, write_json
 from ima.core.progress import timed
@@ -30,10 +31,10 @@ from ima.interventions import stack
 from ima.interventions.skip.auto import resolved
 from ima.models.llava import is_foreign
 from ima.models.llm.tuning import trained_names
-from ima.pipeline.assemble import Parts, Stream, assemble, device_of
+from ima.pipeline.assemble import Parts, Stream, assemble, device_of, training_of
 from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Recorder, StepRecorder, drop_unfinished
 from ima.pipeline.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, load_llm, save_adapter, save_llm
-from ima.pipeline.evaluator import is_main
+from ima.pipeline.lightning_module import KnownRanks
 from ima.pipeline.loggers.wandb import failures_told
 from ima.pipeline.predictions import write_all_samples
 from ima.pipeline.prepare import fast, make_ready, run_facts, say_plan, typical_tokens
@@ -104,7 +105,8 @@ def train(
     """Train into `folder`; returns the result. `config`: resolved, checked, plain. init: where training starts from,
     the adapter (and LLM) of an earlier stage. anew: not from a checkpoint, which another rank may be about to clear."""
     started = time.perf_counter()
-    main = is_main()
+    place = place_of(training_of(config))
+    main = place.is_main
     last = last_checkpoint(folder)
     resume = not anew and last.is_file()
     record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
@@ -116,7 +118,7 @@ def train(
     with timed(clock, "load"):
         parts = assemble(effective(config))
         t = parts.training
-        device = device_of(t)
+        device = device_of(t, place.local)
         parts.llm.to(device)
         frozen_before = weight_sum(parts.llm, trained_names(parts.llm))
     with timed(clock, "encode"):
@@ -157,10 +159,11 @@ def train(
         accelerator=device.type,
         devices=t.devices,
         num_nodes=t.num_nodes,
-        strategy=t.strategy,
+        strategy=t.strategy if place.num > 1 else "auto",
         max_epochs=t.epochs,
         precision="32-true",
-        plugins=[SafetensorsIO()],
+        plugins=[SafetensorsIO(), KnownRanks(place)],
+        default_root_dir=folder,  # under Slurm Lightning looks there for checkpoints of its own
         callbacks=[borders, steps, checkpointer, Bar(t.epochs)],
         deterministic=device.type == "cpu",
         use_distributed_sampler=False,

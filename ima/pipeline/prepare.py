@@ -25,7 +25,7 @@ from ima.data.feature_cache import read_media
 from ima.interventions.plan import mean_tokens, plan_facts, plan_table
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.assemble import Parts, Stream, device_of
+from ima.pipeline.assemble import Parts, Stream
 
 NUM_LOOKED_AT = 8  # frames of a clip
 NUM_TYPICAL = 64  # samples whose prompts are counted
@@ -73,7 +73,7 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
     bad: dict[str, str] = {}
     if stream.store is not None:
         unique = list({sample.id: sample for sample in media}.values())
-        stream.store.ensure(unique, device_of(t), t.eval_batch_size, t.num_workers)
+        stream.store.ensure(unique, parts.llm.device, t.eval_batch_size, t.num_workers)
         bad = stream.store.bad
     elif getattr(source, "on_bad_medium", None) == "skip":
         bad = screen(parts, stream, media)
@@ -161,7 +161,7 @@ def run_facts(parts: Parts, shown: Sequence[Shown]) -> dict[str, Any]:
         **of_streams[0],
         "num_trainable": sum(p.numel() for p in parts.trained()),
         "num_frozen": sum(p.numel() for p in parts.llm.parameters() if not p.requires_grad),
-        "device": str(device_of(parts.training)),
+        "device": str(parts.llm.device),
         "feature_cache_bytes": sum(stream.store.num_bytes() for stream in parts.streams if stream.store),
         "plan": plan_facts(parts.llm, parts.interventions, typical_tokens(parts, shown)),
     }

@@ -20,10 +20,11 @@ from typing import Any
 import torch.distributed as dist
 
 from ima.config.roots import config_hash
+from ima.core.distributed import hint_of_ranks, place_of
 from ima.core.errors import UserError
 from ima.models.llava import is_foreign
+from ima.pipeline.assemble import training_of
 from ima.pipeline.evaluate import measure, measure_whole
-from ima.pipeline.evaluator import is_main
 from ima.pipeline.fit import train
 from ima.pipeline.stages import chain
 from ima.pipeline.streams import print_table
@@ -37,6 +38,8 @@ def fit(config: dict[str, Any]) -> int:
 
     Stages are trained one after the other, each one's folder below the run's; the last one is the run itself."""
     quiet()
+    place = place_of(training_of(config))
+    main, hint = place.is_main, hint_of_ranks(place)
     top = Path(config["output_dir"]) / run_name(config)
     init = Path(config["init"]) if config.get("init") else None
     if init is not None and not is_foreign(init):
@@ -44,27 +47,29 @@ def fit(config: dict[str, Any]) -> int:
     trainings = chain(config, run_name(config))
     command = command_line("train.py", config)
     anew = config["overwrite"] or config["resume"] == "never"
-    with owned(top) if is_main() else nullcontext():
-        if len(trainings) > 1 and is_main() and anew:
+    with owned(top, hint) if main else nullcontext():
+        if len(trainings) > 1 and main and anew:
             finished(top, config)  # also clears the stages below
         for name, staged in trainings:
             folder = Path(config["output_dir"]) / name
             last = folder == top
-            with owned(folder) if is_main() and not last else nullcontext():
+            with owned(folder, hint) if main and not last else nullcontext():
                 kept = staged | ({} if len(trainings) == 1 else {"overwrite": False})
-                result = fit_one(kept, folder, command, init, anew)
+                result = fit_one(kept, folder, command, init, anew, main)
             init = folder
             if not last and dist.is_initialized():
                 dist.barrier()  # the next stage starts from what the first rank wrote
-        if is_main() and result is not None:
+        if main and result is not None:
             summarise(top, result)
     return 0
 
 
-def fit_one(config: dict[str, Any], folder: Path, command: str, init: Path | None, anew: bool) -> dict[str, Any] | None:
+def fit_one(
+    config: dict[str, Any], folder: Path, command: str, init: Path | None, anew: bool, main: bool
+) -> dict[str, Any] | None:
     """One training into a folder that is ours; its result (None on other ranks than the first). anew: whatever is there
     is trained again; other ranks must not look, the first may not have cleared it yet."""
-    if not is_main():
+    if not main:
         if anew or not is_finished(folder, config):
             train(config, folder, command, init, anew)
         return None
@@ -132,5 +137,6 @@ def quiet() -> None:
         ".*number of training batches.*",
         ".*No device id.*",
         ".*module\\(s\\) in eval mode.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message)

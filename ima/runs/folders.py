@@ -77,14 +77,16 @@ def clear(folder: Path) -> None:
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Only one process writes into a run folder. Raises UserError where another one does."""
+def owned(folder: Path, hint: str = "") -> Iterator[None]:
+    """Only one process writes into a run folder. Raises UserError where another one does; hint: what else to say."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{folder}: another process is writing there; wait for it or give another name=...") from error
+        raise UserError(
+            f"{folder}: another process is writing there; wait for it or give another name=...{hint}"
+        ) from error
     try:
         for place in (folder, folder / "checkpoints", folder / "media"):
             for leftover in place.glob(".*"):  # of a process that was killed while it wrote a file

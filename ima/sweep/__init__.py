@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ima.core.distributed import STARTERS, ranks_from_outside
 from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.interventions.prune.rows import compare_runs
@@ -50,12 +51,11 @@ def run_jobs(config: dict[str, Any]) -> int:
 
 def refuse_ranks(environment: Mapping[str, str]) -> None:
     """Under torchrun or srun every rank would run the whole sweep. Raises UserError there."""
-    for number, total in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        if number in environment and int(environment.get(total) or 1) > 1:
-            raise UserError(
-                f"{total}: {environment[total]} processes would each run the whole sweep; start sweep.py once,"
-                " as one process: a job makes its own ranks with trainer=ddp (docs/sweeps.md)"
-            )
+    for starter, num in ranks_from_outside(environment).items():
+        raise UserError(
+            f"{STARTERS[starter][1]}: {num} processes would each run the whole sweep; start sweep.py once,"
+            " as one process: a job makes its own ranks with trainer=ddp (docs/sweeps.md)"
+        )
 
 
 @contextlib.contextmanager

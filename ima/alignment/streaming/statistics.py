@@ -18,6 +18,7 @@ from ima.alignment.streaming.chunks import Floats, Rooms, Stretch, side_by_side
 from ima.alignment.streaming.layer_pass import STEPS, Pass, Places, Seen, cosine
 from ima.alignment.streaming.work_queue import Lanes
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
+from ima.core.distributed import num_ranks
 from ima.core.types import Site
 from ima.models.llm.sites import version_of
 
@@ -168,8 +169,8 @@ class AlignmentStats:
         """Sum over ranks, in place on every rank; nothing to do without torch.distributed."""
         import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            widths: list[dict[Site, int]] = [{} for _ in range(dist.get_world_size())]
+        if num_ranks() > 1:
+            widths: list[dict[Site, int]] = [{} for _ in range(num_ranks())]
             dist.all_gather_object(widths, {site: stats.width for site, stats in self.sites.items()})
             device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
             for site, width in sorted({item for known in widths for item in known.items()}):
@@ -177,7 +178,7 @@ class AlignmentStats:
                 empty = SiteStats(self.num_layers, width, device, self.consecutive, self.plan_at(site))
                 self.sites[site] = self.sites.pop(site, empty)
             if self.examples is not None:
-                parts: list[dict[str, list[float]]] = [{} for _ in range(dist.get_world_size())]
+                parts: list[dict[str, list[float]]] = [{} for _ in range(num_ranks())]
                 dist.all_gather_object(parts, self.examples)
                 self.examples = {name: values for part in parts for name, values in part.items()}
             counts = torch.tensor([self.num_examples, self.num_state_bytes_seen], dtype=torch.float64)
