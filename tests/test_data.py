@@ -320,13 +320,14 @@ def test_what_a_killed_writer_left_is_ignored_and_cleared_away(tmp_path: Path) -
     store = FeatureStore(tmp_path, source, Means())
     store.ensure(samples[:4])
     (path,) = shards(tmp_path)
-    leftovers = [path.with_name(f".{path.name}.x1y2"), path.with_name(".tmpAbC")]
-    for leftover in leftovers:
-        leftover.write_bytes(path.read_bytes()[:50])
+    leftover, theirs = path.with_name(f".{path.name}.x1y2abcd.ima-tmp"), path.with_name(".notes")
+    leftover.mkdir()
+    for half in (leftover / path.name, leftover / ".tmpAbC", theirs):
+        half.write_bytes(path.read_bytes()[:50])
     again = FeatureStore(tmp_path, source, Means())
     assert again.ensure(samples) == 2
     assert torch.equal(again.read(samples[:4]), store.read(samples[:4]))
-    assert not any(leftover.exists() for leftover in leftovers)
+    assert not leftover.exists() and theirs.is_file()
 
 
 DAMAGES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ima.cli import submit
+from ima.cli.scripts import submit
 from ima.core.errors import UserError
 from ima.runs.folders import finished, refuse_run, refuse_sweep
 from ima.runs.results import read_result
@@ -62,13 +62,14 @@ def test_no_sweep_goes_into_the_folder_of_a_run_and_no_run_into_that_of_a_sweep(
     assert [path.name for path in run.iterdir()] == ["result.json"] and (sweep / "sweep.json").is_file()
 
 
-def test_what_a_killed_sweep_left_half_written_goes(tmp_path: Path) -> None:
-    (tmp_path / "figures").mkdir()
-    for name in (".table.csv.x1", "figures/.ima.svg.x2", "table.csv"):
+def test_what_a_killed_sweep_left_half_written_goes_and_nothing_of_the_users(tmp_path: Path) -> None:
+    theirs = {"table.csv", ".gitignore", ".git/config", "figures/.notes", ".table.csv.x1", ".env.x1y2abcd.ima-tmp"}
+    for name in (".table.csv.x1y2abcd.ima-tmp/table.csv", "figures/.ima.svg.00000000.ima-tmp/ima.svg", *theirs):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     with alone_in(tmp_path):
         left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"table.csv", "lock"}
+    assert left == {"lock", *theirs}
 
 
 def test_the_time_left_of_a_sweep_is_that_of_its_waiting_and_running_jobs(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ima.core.errors import UserError
+from ima.core.files import remove_temporaries, temporary_beside
 
 
 def cache_dir() -> Path:
@@ -55,17 +54,13 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     with locked(target.name):
         if target.is_dir():
             return target
-        for stale in target.parent.glob(f".{target.name}.*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        remove_temporaries(target.parent, target.name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            try:
+            with temporary_beside(target) as temporary:
                 build(temporary)
                 temporary.chmod(0o755)
                 temporary.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
             raise UserError(
                 f"{target}: {error.strerror or error}; free some space or set IMA_CACHE to another folder"

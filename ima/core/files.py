@@ -5,16 +5,23 @@ The only way a whole file is written. On any error the old content stays and not
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ima.core.errors import UserError
+
+TEMPORARY = ".ima-tmp"  # ends the names of our temporary folders
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -26,22 +33,46 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def replace_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write(temporary path)` make the file, fsync it, rename it to `path`. On any error nothing is left over."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == 28:
+        with temporary_beside(path) as folder:
+            temporary = folder / path.name
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
             raise UserError(f"{path}: no space left on the device; free some or set another folder") from error
         raise
+
+
+@contextlib.contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """A folder in which `target` is made. Its name tells everybody that it is ours, so that what a killed process left
+    there (also files of libraries, which name theirs as they like) can be removed and nothing else."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{short(target.name)}.", suffix=TEMPORARY, dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path, name: str | None = None) -> None:
+    """What killed processes left in `folder` of `temporary_beside`, for the target `name` or for any. Follows no links.
+    The caller sees to it that no living process is writing there."""
+    of = re.escape(short(name)) if name is not None else ".+"
+    ours = re.compile(rf"\.{of}\.[a-z0-9_]{{8}}{re.escape(TEMPORARY)}", re.DOTALL)
+    for path in [] if folder.is_symlink() or not folder.is_dir() else list(folder.iterdir()):
+        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def short(name: str) -> str:
+    """Room for what is put around it: file names have 255 bytes at most."""
+    return name if len(name.encode()) <= 200 else hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ima.core.errors import UserError
+from ima.core.files import remove_temporaries
 from ima.core.progress import progress
 from ima.core.tensor_file import write_tensors
 from ima.core.types import Sample
@@ -140,8 +141,7 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
             todo = self.missing(samples)
-            for leftover in self.folder.glob(".*"):  # of a writer that was killed; who holds the lock is the only one
-                leftover.unlink(missing_ok=True)
+            remove_temporaries(self.folder)  # of a writer that was killed; who holds the lock is the only one
             encoder, num = self.encoder.to(device), 0
             preprocess = self.encoder.preprocess
             keys: list[str] = []

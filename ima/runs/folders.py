@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from ima.config.roots import config_hash
 from ima.core.errors import UserError
-from ima.core.files import write_json
+from ima.core.files import remove_temporaries, write_json
 from ima.runs.results import read_result
 
 
@@ -88,12 +88,17 @@ def owned(folder: Path, hint: str = "") -> Iterator[None]:
             f"{folder}: another process is writing there; wait for it or give another name=...{hint}"
         ) from error
     try:
-        for place in (folder, folder / "checkpoints", folder / "media"):
-            for leftover in place.glob(".*"):  # of a process that was killed while it wrote a file
-                leftover.unlink(missing_ok=True)
+        for place in (folder, *(folder / name for name in ("checkpoints", "media", "figures")), *entries_in(folder)):
+            remove_temporaries(place)  # of a process that was killed while it wrote a file
         yield
     finally:
         lock.release()
+
+
+def entries_in(folder: Path) -> list[Path]:
+    """Folders of a mixture's entries."""
+    place = folder / "entries"
+    return [] if place.is_symlink() or not place.is_dir() else list(place.iterdir())
 
 
 @contextmanager

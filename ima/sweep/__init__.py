@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ima.core.distributed import STARTERS, ranks_from_outside
 from ima.core.errors import UserError
-from ima.core.files import write_json
+from ima.core.files import remove_temporaries, write_json
 from ima.interventions.prune.rows import compare_runs
 from ima.report import write_report
 from ima.runs.folders import refuse_run
@@ -64,9 +64,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     written goes."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        for place in (folder, folder / "figures"):
-            for leftover in place.glob(".*"):
-                leftover.unlink(missing_ok=True)
+        for place in (folder, folder / "figures", folder / "masks"):
+            remove_temporaries(place)
         yield
 
 

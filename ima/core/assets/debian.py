@@ -23,6 +23,7 @@ from typing import IO, Any
 from ima.core.assets.registry import Asset, locate_deb, own_folder, unpacked_folder, verify
 from ima.core.cache import build_folder, cache_dir, locked
 from ima.core.errors import UserError
+from ima.core.files import temporary_beside
 
 # base_desc_fr.ogg and its like are foreign speech; base_desc.ogg (English) stays
 WANTED = {
@@ -68,18 +69,16 @@ def download(asset: Asset, folder: Path) -> Path:
     command = ["apt-get", "download", f"{asset.package}={asset.version}", *quick]
     found, complaint = run_apt(command, asset, folder)
     if found is None:
-        with locked("apt"):
-            lists, archives = cache_dir() / "apt" / "lists", cache_dir() / "apt" / "cache"
+        with locked("apt"), temporary_beside(cache_dir() / "apt") as private:
+            lists, archives = private / "lists", private / "cache"
             for place in (lists / "partial", archives / "archives" / "partial"):
                 place.mkdir(parents=True, exist_ok=True)
-            private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
+            places = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
             try:
-                subprocess.run(["apt-get", "update", *quick, *private], capture_output=True, timeout=120, check=False)
-                found, complaint = run_apt([*command, *private], asset, folder)
+                subprocess.run(["apt-get", "update", *quick, *places], capture_output=True, timeout=120, check=False)
+                found, complaint = run_apt([*command, *places], asset, folder)
             except subprocess.TimeoutExpired:
                 complaint = "apt-get update took longer than two minutes"
-            finally:
-                shutil.rmtree(cache_dir() / "apt", ignore_errors=True)
     if found is None:
         raise UserError(f"apt-get cannot download {asset.package} {asset.version}: {complaint}")
     return found

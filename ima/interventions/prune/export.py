@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 
 from ima.core.errors import UserError
-from ima.core.files import write_json
+from ima.core.files import temporary_beside, write_json
 from ima.interventions.prune.apply import check_fit, masked
 from ima.interventions.prune.mask import Mask
 from ima.models.llm.frozen import FrozenLLM
@@ -37,20 +35,18 @@ def export(mask: Mask, name: str, folder: Path, llm: FrozenLLM | None = None) ->
         raise UserError(f"{folder}: exists already and is not empty; give another --out")
     llm = llm if llm is not None else load_llm(mask, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with masked(llm, mask, name):
-            llm.model.save_pretrained(temporary)
-        llm.tokenizer.save_pretrained(temporary)
-        write_json(temporary / "mask.json", mask.facts)
-        temporary.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        temporary.rename(folder)
+        with temporary_beside(folder) as temporary:
+            with masked(llm, mask, name):
+                llm.model.save_pretrained(temporary)
+            llm.tokenizer.save_pretrained(temporary)
+            write_json(temporary / "mask.json", mask.facts)
+            temporary.chmod(0o755)
+            if folder.is_dir():
+                folder.rmdir()
+            temporary.rename(folder)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}; free some space or give another --out") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
