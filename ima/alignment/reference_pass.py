@@ -2,7 +2,8 @@
 
 `Scales` is a tap's sink. Over a seeded subset of the split it keeps, per layer and site, a histogram of token norms
 (for the median), sums per dimension (for the standard deviation) and the sum of mean tokens per role (for centres),
-in fp64. Sums add up over batches and ranks in any split; tokens are those of P and T, each once.
+in fp64. Sums add up over batches and ranks in any split; tokens are those of P and T, each once; where a site is
+computed for some tokens only (`ima.alignment.tap`), those.
 """
 
 from __future__ import annotations
@@ -63,12 +64,14 @@ class Sums:
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """What one layer and site is measured against, fp32. massive: the norm above which a token is massive. inverse_D:
-    1 / standard deviation; 0 for a dimension that never varies, which is thereby left out."""
+    1 / standard deviation; 0 for a dimension that never varies, which is thereby left out. known: whether the pass saw
+    a token there."""
 
     massive: float
     inverse_D: Tensor
     mean_sum_2D: Tensor
     count_2: Tensor
+    known: bool = True
 
 
 def centred(scales: Sequence[Scale], means_LB2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +88,25 @@ def centred(scales: Sequence[Scale], means_LB2D: Tensor, inside_B: Tensor) -> tu
     return made_LB2D.addcmul_(factor_LB2[..., None], sum_L2D[:, None], value=-1), known_LB2
 
 
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """Which tokens of a batch count. rows_N: the flat positions of P and T; weight_WN: by which they give the sums of
+    the mean tokens of P and of T, and of all; count_R: examples that have P, that have T."""
+
+    rows_N: Tensor
+    weight_WN: Tensor
+    count_R: Tensor
+
+    @classmethod
+    def of(cls, mask_BRS: Tensor) -> Counted:
+        count_BR = mask_BRS.sum(-1)
+        weight_RBS = (mask_BRS.double() / count_BR.clamp_min(1)[..., None]).transpose(0, 1)
+        any_BS = mask_BRS.any(1)
+        weight_RN = weight_RBS[:, any_BS]
+        weight_WN = torch.cat([weight_RN, torch.ones_like(weight_RN[:1])])
+        return cls(any_BS.flatten().nonzero()[:, 0], weight_WN, (count_BR > 0).sum(0))
+
+
 class Scales:
     """`sample_ids`: the subset, known beforehand and the same on all ranks."""
 
@@ -95,29 +117,24 @@ class Scales:
         self._scratch: Tensor | None = None
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
-        mask_BRS = view_masks(roles_BS)[:, :2]
-        count_BR = mask_BRS.sum(-1)
-        weight_RBS = (mask_BRS.double() / count_BR.clamp_min(1)[..., None]).transpose(0, 1)
-        any_BS = mask_BRS.any(1)
-        self._rows_N = any_BS.flatten().nonzero()[:, 0]
-        weight_RN = weight_RBS[:, any_BS]
-        self._weight_WN = torch.cat([weight_RN, torch.ones_like(weight_RN[:1])])  # means of P and T, then the sum
-        self._count_R = (count_BR > 0).sum(0)
+        self._mask_BRS = view_masks(roles_BS)[:, :2]
+        self._all = Counted.of(self._mask_BRS)
 
-    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
+    def see(self, layer: int, site: Site, x_BSD: Tensor, seen_BS: Tensor | None = None) -> None:
+        counted = self._all if seen_BS is None else Counted.of(self._mask_BRS & seen_BS[:, None])
         key, width = (layer, site), x_BSD.shape[-1]
         if key not in self.sums:
             self.sums[key] = Sums.empty(width, x_BSD.device)
         sums = self.sums[key]
-        tokens_ND = self._room(len(self._rows_N), width, x_BSD.device)
-        tokens_ND.copy_(x_BSD.reshape(-1, width).index_select(0, self._rows_N))
+        tokens_ND = self._room(len(counted.rows_N), width, x_BSD.device)
+        tokens_ND.copy_(x_BSD.reshape(-1, width).index_select(0, counted.rows_N))
         sums.hist_H += torch.bincount(norm_bins(torch.linalg.vector_norm(tokens_ND, dim=1)), minlength=NUM_BINS)
-        sum_WD = self._weight_WN @ tokens_ND
+        sum_WD = counted.weight_WN @ tokens_ND
         sums.mean_sum_2D += sum_WD[:2]
         sums.sum_D += sum_WD[2]
-        sums.square_D += self._weight_WN[2] @ tokens_ND.square_()
+        sums.square_D += counted.weight_WN[2] @ tokens_ND.square_()
         sums.num_tokens += len(tokens_ND)
-        sums.count_2 += self._count_R
+        sums.count_2 += counted.count_R
 
     def _room(self, num: int, width: int, device: torch.device) -> Tensor:
         """fp64, used again from state to state: fresh pages cost more than the arithmetic."""
@@ -153,6 +170,7 @@ class Scales:
             # Below what rounding leaves of a dimension that is constant.
             varies_D = variance_D > 1e-12 * sums.square_D / num
             inverse_D = torch.where(varies_D, variance_D.clamp_min(1e-300).rsqrt(), 0.0)
+            known = bool(sums.num_tokens > 0)
             massive = MASSIVE * float(quantiles_of(sums.hist_H, (0.5,)))
-            self._scales[key] = Scale(massive, inverse_D.float(), sums.mean_sum_2D.float(), sums.count_2.float())
+            self._scales[key] = Scale(massive, inverse_D.float(), sums.mean_sum_2D.float(), sums.count_2.float(), known)
         return self._scales[key]

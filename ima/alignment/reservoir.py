@@ -58,8 +58,9 @@ class Reservoir:
         self._sink_BS = (roles_BS != Role.PAD) & ((roles_BS != Role.PAD).long().cumsum(1) == 1)
         self._states: dict[int, list[Tensor]] = {}
 
-    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
+    def see(self, layer: int, site: Site, x_BSD: Tensor, seen_BS: Tensor | None = None) -> None:
         if site is Site.RESID_POST and layer in self.layers and self._wanted:
+            assert seen_BS is None, "the residual stream is of all tokens, so that layers hold the same ones"
             x_WSD = x_BSD[[row for row, _ in self._wanted]].cpu()
             rows = enumerate(self._wanted)
             self._states[layer] = [x_WSD[index, self._chosen_BS[row]].clone() for index, (row, _) in rows]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ima.alignment.scores import QUANTILES, Curve, Sides, average, cone, consecutive, norm_quantiles, similarity
 from ima.alignment.streaming.statistics import AlignmentStats, SiteStats
-from ima.alignment.views import MATCHED_ONLY, split_view
+from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, split_view
 from ima.core.types import Row, Site
 
 NOTHING = "no tokens of this role, or no pair of examples"
@@ -97,11 +97,11 @@ def site_rows(stats: SiteStats, site: Site, base: Base, curves: dict[tuple[Site,
             yield from layer_rows("cone", cone(stats, view, sides), 1 if variant == "update" else first, base | alike)
     for view in ("P", "T"):
         fields = base | {"role_a": view, "variant": "raw"}
-        n = int(stats.norm_hist_LRH[0 if first == 0 else -1, 0 if view == "P" else 1].sum())
+        num_tokens = stats.norm_hist_LRH[:, NORM_VIEWS.index(view)].sum(-1).tolist()
         for q, values in zip(QUANTILES, norm_quantiles(stats, view), strict=True):
             for layer, value in enumerate(values.tolist()):
                 if layer >= first:
-                    yield make(f"norm_q{round(100 * q)}", value, fields, n=n, layer_a=layer)
+                    yield make(f"norm_q{round(100 * q)}", value, fields, n=num_tokens[layer], layer_a=layer)
         for step in stats.step_sum_LGR:
             curve = consecutive(stats, step, view)
             yield from layer_rows("consecutive", curve, first, fields | {"role_b": view}, step=step)

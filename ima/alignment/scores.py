@@ -149,13 +149,14 @@ def cone(stats: SiteStats, view: str, sides: Sides | None = None) -> Curve:
 
 
 def consecutive(stats: SiteStats, step: int, view: str) -> Curve:
-    """Mean over tokens of cos(x_l, x_{l + step}), the same token of the same example; layers 0..L - step."""
+    """Mean over tokens of cos(x_l, x_{l + step}), the same token of the same example; layers 0..L - step. NaN where
+    no token is seen at both."""
     r = NORM_VIEWS.index(view)
-    count_G = stats.token_count_GR[:, r].double().cpu()
-    used_G = count_G > 0
+    count_LG = stats.step_count_LGR[step][:, :, r].double().cpu()
+    used_G = count_LG.sum(0) > 0
     sums = with_leave_outs(stats.step_sum_LGR[step][:, :, r].double().cpu(), used_G)
-    values = sums / with_leave_outs(count_G[None], used_G)
-    return Curve(values[0], values[1:], count_G.sum().expand(values.shape[1]))
+    values = sums / positive(with_leave_outs(count_LG, used_G))
+    return Curve(values[0], values[1:], count_LG.sum(1))
 
 
 def norm_quantiles(stats: SiteStats, view: str) -> Tensor:

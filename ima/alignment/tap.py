@@ -3,10 +3,17 @@
 Layer 0 is what enters block 0, layer l the output of block l - 1 (`resid_post`); for the other sites layer l is the
 site inside block l - 1. The tap only looks. It must be entered last, after interventions: hooks run in the order in
 which they were installed, so that it sees the intervened value.
+
+Where computation is left out, a site is of the tokens for which it was computed. `resid_pre`, `resid_mid` and
+`resid_post` are the residual stream, which goes by whatever is skipped: they are of all tokens (`resid_mid` is the
+stream behind attention, also where an intervention gives the FFN something else to read). `ln1` is of all: keys are
+made from it. `sa` is of the tokens whose attention runs, `ln2`, `fc1` and `fc2` of those whose FFN runs. A block that
+is dropped has no inside: nothing is shown between its input and its output.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -16,17 +23,18 @@ from torch import Tensor
 
 from ima.core.errors import UserError
 from ima.core.types import Site
-from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.frozen import FrozenLLM, Taken
 from ima.models.llm.sites import Place, observe
 
 
 class Sink(Protocol):
     """Receives the states of one pass: begin, see (layers in order), end. States are detached views, which stay as
-    they are until `end`: do not keep them longer, do not write to them."""
+    they are until `end`: do not keep them longer, do not write to them. seen_BS: the positions for which the site was
+    computed, where that is not all (at the others x is no state and must not count)."""
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None: ...
 
-    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None: ...
+    def see(self, layer: int, site: Site, x_BSD: Tensor, seen_BS: Tensor | None = None) -> None: ...
 
     def end(self) -> None: ...
 
@@ -68,7 +76,8 @@ class Tap:
         return self
 
     def _hook(self, stack: ExitStack, layer: int, site: Site, place: Place) -> None:
-        stack.enter_context(observe(place, lambda x: self._see(layer, site, x)))
+        stream = site is Site.RESID_MID  # as it is, not what is taken of it for the FFN
+        stack.enter_context(observe(place, lambda x: self._see(layer, site, x), first=stream))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,11 +88,28 @@ class Tap:
 
     def _see(self, layer: int, site: Site, x: Tensor) -> None:
         if self._open:
-            x_BSD = x.detach().clone() if self.llm.table.written_to else x.detach()
-            if x_BSD.dim() == 2:  # OPT flattens its FFN
-                x_BSD = x_BSD.view(*self._shape, -1)
+            running = self.llm.running
+            taken = running.taken.get((layer - 1, site)) if running is not None else None
+            x_BSD = self._placed(layer, site, x.detach(), taken)
+            if self.llm.table.written_to and x_BSD.data_ptr() == x.data_ptr():
+                x_BSD = x_BSD.clone()
+            seen = () if taken is None else (taken.wanted_BS,)
             for sink in self.sinks:
-                sink.see(layer, site, x_BSD)
+                sink.see(layer, site, x_BSD, *seen)
+
+    def _placed(self, layer: int, site: Site, x: Tensor, taken: Taken | None) -> Tensor:
+        """x_BSD of what a module is given or gives: OPT flattens its FFN, a skip takes some rows. Raises UserError where
+        positions are missing and nobody says which: an index into them would be of other tokens, or of none."""
+        batch, length = self._shape
+        num = math.prod(x.shape[:-1])
+        if num == batch * length:
+            return x.reshape(batch, length, -1)
+        if taken is not None and num == taken.num_given:
+            return taken.put(x)
+        raise UserError(
+            f"alignment.sites: {site.value} at layer {layer} has {num} positions of {batch * length}; an intervention "
+            "takes tokens out there without saying which (FrozenLLM.running.taken): leave the site out"
+        )
 
     def batch(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> TapBatch:
         return TapBatch(self, roles_BS, sample_ids)

@@ -42,13 +42,15 @@ class Rooms:
 @dataclasses.dataclass
 class Stretch:
     """States of layers that follow each other, as they came, with their versions when they were shown, which may be
-    earlier. lender: who saw the same states a layer before."""
+    earlier. lender: who saw the same states a layer before. seen: of each layer the positions that are states, None
+    for all."""
 
     lender: Pass | None
     layers: list[int] = dataclasses.field(default_factory=list)
     states: list[Tensor] = dataclasses.field(default_factory=list)
     versions: list[int] = dataclasses.field(default_factory=list)
     scales: list[Scale] = dataclasses.field(default_factory=list)  # empty where the plan needs none
+    seen: list[Tensor | None] = dataclasses.field(default_factory=list)
 
     @property
     def is_full(self) -> bool:

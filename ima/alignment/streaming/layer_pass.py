@@ -54,7 +54,8 @@ class Places:
 class Seen:
     """What a pass leaves of one site. means: of some of the plan's views each, the mean tokens, zero where an example
     has none; has_LBR: which it has. norms_LBR are those of the means, dots_LBQ the products of the plan's pairs.
-    norms_LBS: of tokens; cosines[n]: the l and the cosines between layers l and l + n of each token."""
+    norms_LBS: of tokens; cosines[n]: the l and the cosines between layers l and l + n of each token. seen_LBS: which
+    positions are states there; None for all."""
 
     layers: list[int]
     means: list[tuple[slice, Tensor]]
@@ -63,6 +64,7 @@ class Seen:
     dots_LBQ: Tensor
     norms_LBS: Tensor
     cosines: dict[int, tuple[list[int], Tensor]]
+    seen_LBS: Tensor | None = None
 
 
 class Pass:
@@ -91,8 +93,17 @@ class Pass:
         self.has_LBR[..., : plan.num_by_role] = has_BR[:, : plan.num_by_role]
         self.norms_LBR = torch.ones_like(self.has_LBR)
         self.dots_LBQ = self.has_LBR.new_zeros(num_layers, batch_size, len(plan.pairs))
+        self.seen_LBS: Tensor | None = None
 
-    def add(self, layer: int, x_BSD: Tensor, scale: Scale | None, version: int, lender: Pass | None) -> list[Stretch]:
+    def add(
+        self,
+        layer: int,
+        x_BSD: Tensor,
+        scale: Scale | None,
+        version: int,
+        lender: Pass | None,
+        seen_BS: Tensor | None = None,
+    ) -> list[Stretch]:
         """What is ready to be looked at, in order."""
         ready = []
         if self.added.layers and (self.added.layers[-1] != layer - 1 or self.added.lender is not lender):
@@ -102,6 +113,7 @@ class Pass:
         self.added.layers.append(layer)
         self.added.states.append(x_BSD)
         self.added.versions.append(version)
+        self.added.seen.append(seen_BS)
         if scale is not None:
             self.added.scales.append(scale)
         return ready + self.rest() if self.added.is_full else ready
@@ -138,12 +150,14 @@ class Pass:
 
     def _look_at_tokens(self, stretch: Stretch, rows: slice) -> None:
         """Norms, mean tokens and products with earlier layers, some samples at a time; then the cosines."""
+        partial_LBKS = self._partial_weights(stretch, rows)
         block = self.earlier.beside(stretch, dict.fromkeys(self.compared, stretch.layers))
         for tile, states in block.tiles():
             block_LBSD = self.floats.of(states)
             x_LBSD = block_LBSD[-len(stretch.layers) :]
             self.norms_LBS[rows, tile] = vector_norm(x_LBSD, dim=-1)
-            weight_LBKS = self.weight_BKS[tile].expand(len(x_LBSD), -1, -1, -1)
+            whole_BKS = self.weight_BKS[tile]
+            weight_LBKS = whole_BKS.expand(len(x_LBSD), -1, -1, -1) if partial_LBKS is None else partial_LBKS[:, tile]
             if "nomassive" in self.plan.variants:
                 weight_LBKS = torch.cat([weight_LBKS, self._without_massive(stretch, rows, tile)], 2)
             means_XKD = torch.bmm(weight_LBKS.flatten(0, 1), x_LBSD.flatten(0, 1))
@@ -153,6 +167,22 @@ class Pass:
                 self.means["nomassive"][rows, tile] = means_LBKD[:, :, num:]
             self._multiply(block, tile, block_LBSD)
         self._divide(block)
+
+    def _partial_weights(self, stretch: Stretch, rows: slice) -> Tensor | None:
+        """weight_LBKS of layers of which some are of some positions only, and who has a view there; None where all are
+        of all."""
+        if all(seen_BS is None for seen_BS in stretch.seen):
+            return None
+        mask_BRS = self.places.mask_BRS
+        if self.seen_LBS is None:
+            self.seen_LBS = mask_BRS.new_ones(self.norms_LBS.shape)
+        for row, seen_BS in zip(range(rows.start, rows.stop), stretch.seen, strict=True):
+            if seen_BS is not None:
+                self.seen_LBS[row] = seen_BS
+        mask_LBRS = mask_BRS & self.seen_LBS[rows, :, None]
+        count_LBR = mask_LBRS.sum(-1)
+        self.has_LBR[rows, :, : self.plan.num_by_role] = (count_LBR > 0).float()
+        return (mask_LBRS / count_LBR.clamp_min(1)[..., None])[:, :, : self.weight_BKS.shape[1]]
 
     def _multiply(self, block: Block, tile: slice, block_LBSD: Tensor) -> None:
         """Products of the block's pairs."""
@@ -174,6 +204,8 @@ class Pass:
         """weight_LB2S of the means of P and T without massive tokens, which norms have to be known for."""
         massive_L = torch.tensor([scale.massive for scale in stretch.scales], device=self.norms_LBS.device)
         small_LBS = self.norms_LBS[rows, tile] <= massive_L[:, None, None]
+        if self.seen_LBS is not None:
+            small_LBS &= self.seen_LBS[rows, tile]
         kept_LB2S = self.places.mask_BRS[tile, :2] & small_LBS[:, :, None]
         count_LB2 = kept_LB2S.sum(-1)
         self.has_LBR[rows, tile, self.plan.at("nomassive")] = (count_LB2 > 0).float()
@@ -205,7 +237,8 @@ class Pass:
         if "scaled" in plan.variants:
             inverse_LD = torch.stack([scale.inverse_D for scale in stretch.scales])
             made_LB2D = torch.mul(means_LB2D, inverse_LD[:, None, None], out=self.means["scaled"][rows])
-            follows("scaled", made_LB2D, has_LB2)
+            known_L = has_LB2.new_tensor([scale.known for scale in stretch.scales])
+            follows("scaled", made_LB2D, has_LB2 * known_L[:, None, None])
         if "centred" in plan.variants:
             made_LB2D, known_LB2 = centred(stretch.scales, means_LB2D, self.places.inside_B)
             follows("centred", made_LB2D.mul_(has_LB2[..., None]), has_LB2 * known_LB2)
@@ -265,6 +298,7 @@ class Pass:
             self.dots_LBQ[:num],
             self.norms_LBS[:num],
             cosines,
+            None if self.seen_LBS is None else self.seen_LBS[:num],
         )
 
 

@@ -3,7 +3,8 @@
 The all-pairs similarity of methods 1 factorises, mean_ab cos(m_a, m_b) = (mean u)(mean u) with u = m / |m|, so one
 sum of unit vectors per layer, view and jackknife group is all that is kept. Sums add up over batches and ranks in
 any split and order. Everything is fp32 whatever the model computes in. Views are those of `ima.alignment.views`. Zero
-vectors have cosine 0.
+vectors have cosine 0. Where a site is computed for some tokens only (`ima.alignment.tap`), a view is of those of its
+tokens, and an example whose view has none there is as one without the role.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class SiteStats:
     unit_sum_LGRD: unit mean tokens of each of plan.views (of centred ones none: only their matched cosine means
     something); count_LGR: examples that have the view there; nonzero_LGR:
     those of them whose mean is not the zero vector; matched_LGQ / matched_count_LGQ: cosine of an example's own two
-    views for each of plan.pairs; norm_hist_LRH: histogram of token norms; step_sum[n]_LGR / token_count_GR: cosine
+    views for each of plan.pairs; norm_hist_LRH: histogram of token norms; step_sum[n]_LGR / step_count[n]_LGR: cosine
     between layer l and l + n of the same token.
     """
 
@@ -55,12 +56,14 @@ class SiteStats:
         self.norm_hist_LRH = torch.zeros(num_layers, norms, NUM_BINS, dtype=torch.int64, device=device)
         steps = [n for n in STEPS if n < num_layers] if consecutive else []
         self.step_sum_LGR = {n: zeros(num_layers - n, NUM_GROUPS, norms) for n in steps}
-        self.token_count_GR = zeros(NUM_GROUPS, norms)
+        self.step_count_LGR = {n: zeros(num_layers - n, NUM_GROUPS, norms) for n in steps}
 
     def tensors(self) -> dict[str, Tensor]:
         """All state; adding it elementwise to that of another split of the data gives the state of both."""
         named = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return named | {f"step_sum_{n}": value for n, value in self.step_sum_LGR.items()}
+        for name, steps in (("step_sum", self.step_sum_LGR), ("step_count", self.step_count_LGR)):
+            named |= {f"{name}_{n}": value for n, value in steps.items()}
+        return named
 
     def num_bytes(self) -> int:
         return sum(value.numel() * value.element_size() for value in self.tensors().values())
@@ -108,7 +111,7 @@ class AlignmentStats:
         self._forget()
         self.num_examples += len(sample_ids)
 
-    def see(self, layer: int, site: Site, x_BSD: Tensor) -> None:
+    def see(self, layer: int, site: Site, x_BSD: Tensor, seen_BS: Tensor | None = None) -> None:
         self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
         if site not in self._seen:
             self._start(site, x_BSD)
@@ -117,7 +120,7 @@ class AlignmentStats:
         lender = None
         if site is Site.RESID_PRE and self._is_last_output(layer, x_BSD, version):
             lender = self._seen[Site.RESID_POST]
-        for stretch in self._seen[site].add(layer, x_BSD, scale, version, lender):
+        for stretch in self._seen[site].add(layer, x_BSD, scale, version, lender, seen_BS):
             self._look(site, stretch)
         if site is Site.RESID_POST:
             self._last_output = layer, x_BSD, version
@@ -219,16 +222,24 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
     mask_BRS = places.mask_BRS[:, : len(NORM_VIEWS)]
     b_N, r_N, s_N = mask_BRS.nonzero(as_tuple=True)
     bins_LN = norm_bins(seen.norms_LBS)[:, b_N, s_N]
-    flat_X = (bins_LN + (layers[:, None] * len(NORM_VIEWS) + r_N) * NUM_BINS).flatten()
+    flat_LN = bins_LN + (layers[:, None] * len(NORM_VIEWS) + r_N) * NUM_BINS
+    flat_X = flat_LN.flatten() if seen.seen_LBS is None else flat_LN[seen.seen_LBS[:, b_N, s_N]]
     stats.norm_hist_LRH.view(-1).index_add_(0, flat_X, torch.ones_like(flat_X))
 
     mask = mask_BRS.float()
-    stats.token_count_GR += onehot_GB @ mask.sum(-1)
+    count_LBR = mask.sum(-1)[None]
     for n, (starts, cosines_LBS) in seen.cosines.items():
         if n in stats.step_sum_LGR:
+            if seen.seen_LBS is not None:  # the token has to be there at both layers
+                ends = [[seen.layers.index(start + step) for start in starts] for step in (0, n)]
+                both_LBS = (seen.seen_LBS[ends[0]] & seen.seen_LBS[ends[1]]).float()
+                cosines_LBS = cosines_LBS * both_LBS
+                count_LBR = torch.einsum("lbs,brs->lbr", both_LBS, mask)
             summed_LBR = torch.einsum("lbs,brs->lbr", cosines_LBS, mask)
             where = torch.tensor(starts, device=layers.device)
             stats.step_sum_LGR[n].index_add_(0, where, torch.matmul(onehot_GB, summed_LBR))
+            counted_LGR = torch.matmul(onehot_GB, count_LBR).expand(len(starts), -1, -1)
+            stats.step_count_LGR[n].index_add_(0, where, counted_LGR)
     return matched_LBQ.where(both_LBQ > 0, torch.nan)
 
 

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ima.core.types import Role
+from ima.core.types import Role, Site
 from ima.interventions.skip.fast_path import Lean, complaint
 from ima.interventions.skip.plan import Skip
 from ima.interventions.skip.select import by_chance, by_place, decoded_by_chance, lowest, num_skipped, real, role_mask
@@ -168,10 +168,18 @@ class Engine:
                 self.now[block] = self._now(block, decision, running)
                 if self.kinds[block] is not None:
                     running.memo[key] = decision, self.now[block]
+            self._tell(block, running)
             if self.decisions is not None:
                 self.decisions.append((running.num_past, block, decision))
 
         return begin
+
+    def _tell(self, block: int, running: Running) -> None:
+        """For whoever looks into the block: which sites are computed for some tokens only."""
+        now = self.now[block]
+        for site, rows in ((Site.SA, now.queries), (Site.LN2, now.ffn), (Site.FC1, now.ffn), (Site.FC2, now.ffn)):
+            if rows is not None:
+                running.taken[block, site] = rows
 
     def _end(self, block: int) -> Callable[..., None]:
         def end(_module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:

@@ -22,7 +22,7 @@ class Rows:
 
     def __init__(self, keep_BS: Tensor, real_BS: Tensor) -> None:
         self.batch, self.length = keep_BS.shape
-        self.wanted_BS = keep_BS & real_BS
+        self.wanted_BS: Tensor = keep_BS & real_BS
         self.num = int(self.wanted_BS.sum())
         columns = self.wanted_BS.any(0).nonzero()[:, 0]
         self.lo, self.hi = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
@@ -36,6 +36,11 @@ class Rows:
     @property
     def is_slice(self) -> bool:
         return self.index_N is None
+
+    @property
+    def num_given(self) -> int:
+        """How many rows `pick` gives."""
+        return self.batch * (self.hi - self.lo) if self.index_N is None else len(self.index_N)
 
     def pick(self, x: Tensor) -> Tensor:
         """Rows of x, (B, S, ...) or flattened (B * S, ...): (B, n, ...) or (1, N, ...), flattened where x is."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.core.types import Role
+from ima.core.types import Role, Site
 from ima.models.llm.chat import ChatFormat
 from ima.models.llm.facts import Known, of_config
 from ima.models.llm.sites import SiteTable, check_sites
@@ -34,16 +34,32 @@ class Generation:
     num_beams: int = 1
 
 
+class Taken(Protocol):
+    """Positions of a pass at which a site is computed; at the others it is not. A module there is given them alone
+    (`num_given` rows, some of them perhaps not wanted), which `put` brings back to their places, or all."""
+
+    @property
+    def wanted_BS(self) -> Tensor: ...
+
+    @property
+    def num_given(self) -> int: ...
+
+    def put(self, y: Tensor, /) -> Tensor:
+        """(B, S, D), zeros where nothing was taken."""
+
+
 @dataclasses.dataclass
 class Running:
     """The pass that runs now: roles_BS and sample_ids of its rows (None where the caller did not say), and how many
-    positions came before it (cached decoding). `memo` lives as long as the pass, `history` as long as the decoding."""
+    positions came before it (cached decoding). `memo` lives as long as the pass, `history` as long as the decoding.
+    taken: by block and site, where an intervention leaves the site out for some positions."""
 
     roles_BS: Tensor
     sample_ids: tuple[str, ...] | None = None
     num_past: int = 0
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
     history: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    taken: dict[tuple[int, Site], Taken] = dataclasses.field(default_factory=dict)
 
 
 class FrozenLLM(nn.Module):

@@ -189,11 +189,12 @@ class Look:
 
 
 @contextmanager
-def observe(place: Place, see: Observer) -> Iterator[None]:
-    """Call `see(tensor)` each time the site is computed; the tensor is not changed. Removed on leaving."""
+def observe(place: Place, see: Observer, first: bool = False) -> Iterator[None]:
+    """Call `see(tensor)` each time the site is computed; the tensor is not changed. Removed on leaving. first: an input
+    as it comes, before what others make of it for this module."""
     look = Look(place.side, see)
     if place.side == "input":
-        handle = place.module.register_forward_pre_hook(look, with_kwargs=True)
+        handle = place.module.register_forward_pre_hook(look, with_kwargs=True, prepend=first)
     else:
         handle = place.module.register_forward_hook(look)
     try:
