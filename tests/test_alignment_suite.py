@@ -16,9 +16,10 @@ from ima.config.settings import Alignment
 from ima.core.errors import UserError
 from ima.models.adapters.base import PoolAdapter
 from ima.models.llm.load import tiny
-from ima.pipeline.callbacks import AlignmentLogger, Recorder
+from ima.pipeline.callbacks import AlignmentLogger
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.lightning_module import MappingModule
+from ima.pipeline.recorder import Recorder
 from ima.runs.results import RowWriter, read_rows
 from ima.tasks.caption import CaptionTask
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ima.core.errors import UserError
 from ima.core.types import Role
-from ima.interventions import Intervention, stack
+from ima.interventions.base import Intervention
 from ima.interventions.drop import Drop
 from ima.interventions.isolate import Isolate
 from ima.interventions.merge import Merge
@@ -22,8 +22,10 @@ from ima.interventions.parallel import Parallel
 from ima.interventions.skip.entropy import Entropy
 from ima.interventions.skip.exit import Exit
 from ima.interventions.skip.plan import Skip
+from ima.interventions.stack import stack
 from ima.models.llm.acceleration.blocks import accelerate
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import Generation
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 G = int(Role.GENERATED)

@@ -15,17 +15,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ima.core.types import Role
-from ima.interventions import Intervention, stack
+from ima.interventions.base import Intervention
 from ima.interventions.drop import Drop
 from ima.interventions.flops import Flops, decode, prefill
 from ima.interventions.isolate import Isolate
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
-from ima.interventions.plan import mean_tokens, plan_facts, plan_table
+from ima.interventions.plan import mean_tokens, plan_facts, plan_of, plan_table
+from ima.interventions.skip.engine import Engine
 from ima.interventions.skip.entropy import Entropy
 from ima.interventions.skip.exit import Exit
 from ima.interventions.skip.plan import Skip
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.interventions.stack import stack
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import Generation
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 TOKENS = {"percept": 8, "special": 1, "prompt": 4}
@@ -116,8 +119,8 @@ def test_half_of_the_decoded_tokens_by_chance_is_half_the_ffn() -> None:
 def test_a_plan_is_told_in_words_and_numbers() -> None:
     llm = FrozenLLM(tiny_model("llama", num_blocks=9), tiny_tokenizer())
     plan: list[Intervention] = [Skip("block", ("percept",), start=2, every=2, ratio=0.5), Drop(8), Isolate(2)]
-    text = plan_table(llm, plan, TOKENS)
-    facts = plan_facts(llm, plan, TOKENS)
+    text = plan_table(llm, plan_of(llm, plan, TOKENS))
+    facts = plan_facts(plan_of(llm, plan, TOKENS))
     rows = {row.split("  ")[0]: row for row in text.splitlines()}
     assert "percept and others apart" in rows["0-1"] and "100.0 %" in rows["0-1"]
     assert "no block for percept: 4 of 8 prompt tokens" in rows["2-6 by 2"]
@@ -132,7 +135,7 @@ def test_a_plan_is_told_in_words_and_numbers() -> None:
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_plan_has_a_table_whose_lines_add_up(plan: str) -> None:
     llm = make("llama")
-    text, made = plan_table(llm, PLANS[plan](), TOKENS), PLANS[plan]()
+    text, made = plan_table(llm, plan_of(llm, PLANS[plan](), TOKENS)), PLANS[plan]()
     lines = [line.split() for line in text.splitlines()[1:-2]]
     parts = sum(float(line[-3]) for line in lines)
     assert parts == pytest.approx(total(prefill(llm, made, TOKENS)) / 1e9, rel=1e-3)
@@ -155,5 +158,19 @@ def test_an_intervention_of_ones_own_need_only_act() -> None:
 
     llm = make("llama")
     Scale().check(llm.known)
-    assert plan_facts(llm, [Scale()], TOKENS)["interventions"] == [{"kind": "Scale", "factor": 0.5}]
-    assert "Scale" in plan_table(llm, [Scale()], TOKENS)
+    plan = plan_of(llm, [Scale()], TOKENS)
+    facts, text = plan_facts(plan), plan_table(llm, plan)
+    assert facts["interventions"] == [{"kind": "Scale", "factor": 0.5}]
+    assert facts["flops"]["prefill_left"] is None and facts["flops"]["unknown"] == ["Scale"]
+    assert "Scale" in text and "unknown of" in text and "100" not in text
+
+
+def test_a_plan_asks_the_engine_once_for_each_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    plain = Engine.__init__
+    monkeypatch.setattr(
+        Engine, "__init__", lambda self, *args, **named: (made.append(1), plain(self, *args, **named))[1]
+    )
+    llm = make("llama")
+    plan_table(llm, plan_of(llm, [Skip("ffn", start=1), Skip("attn", start=1)], TOKENS))
+    assert len(made) == 2

@@ -290,7 +290,7 @@ def test_too_large_a_model_stays_stock() -> None:
 
 @pytest.mark.real
 def test_smollm2_keeps_its_numbers_and_its_bf16_error() -> None:
-    """Running text: on a few random tokens gradients are so ill-conditioned that stock bf16 itself is off by 100 %.
+    """PassContext text: on a few random tokens gradients are so ill-conditioned that stock bf16 itself is off by 100 %.
     Medians over examples, since single ones differ by more than the two ways of computing do."""
     from ima.models.llm.embedded import load_smollm2
 

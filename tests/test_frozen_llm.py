@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ima.core.tensor_file import weight_sum
 from ima.core.types import Role
-from ima.models.llm.frozen import FrozenLLM, Generation, contiguous_head
+from ima.models.llm.frozen import FrozenLLM, contiguous_head
+from ima.models.llm.pass_context import Generation
 from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+from ima.models.llm.tuning import weight_sum
 
 families = pytest.mark.parametrize("family", FAMILY_NAMES)
 P, Q, A = int(Role.PERCEPT), int(Role.PROMPT), int(Role.ANSWER)

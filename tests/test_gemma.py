@@ -16,8 +16,9 @@ from ima.core.errors import UserError
 from ima.core.types import Role
 from ima.models.formats.gguf import FORMATS, Gguf, GgufTensor
 from ima.models.llm import gemma
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.gemma import GEMMA, GEMMA_KEYS, convert_gemma, load_gemma, load_gemma3_270m, merges_of
+from ima.models.llm.pass_context import Generation
 
 NUM_BLOCKS = 7  # the sixth sees everything, the others a window
 BYTES = [f"<0x{i:02X}>" for i in range(256)]

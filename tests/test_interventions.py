@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ima.core.errors import UserError
 from ima.core.types import Role
-from ima.interventions import stack
 from ima.interventions.skip.plan import Skip
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.interventions.stack import stack
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import Generation
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 PARTS = ("ffn", "attn", "block")

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from ima.config.compose import CONF, compose
 from ima.core.errors import UserError
 from ima.core.types import Role
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import hf
+from ima.models.llm.pass_context import Generation
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 # conf/llm -> the tiny family of the same class

@@ -18,8 +18,9 @@ from ima.config.settings import Alignment
 from ima.core.errors import UserError
 from ima.core.types import Role, Sample, Site
 from ima.data.shapes import Shapes
-from ima.models.hf_multimodal import Lmm, LmmCollate, LmmEvaluator, hf
-from ima.models.llm.frozen import Generation
+from ima.models.hf_multimodal import Lmm, hf
+from ima.models.llm.pass_context import Generation
+from ima.pipeline.hf_evaluator import LmmCollate, LmmEvaluator
 from ima.report.build import write_report
 from ima.runs.results import read_result
 from ima.tasks.caption import CaptionTask

@@ -11,12 +11,11 @@ import pytest
 import torch
 from test_masks_calibration import Inputs, equal, examples
 
+from ima.cli.masks import llm_of
 from ima.core.errors import UserError
-from ima.core.tensor_file import weight_sum
-from ima.interventions import stack
 from ima.interventions.prune import subnet
 from ima.interventions.prune.apply import masked
-from ima.interventions.prune.builder import Maker
+from ima.interventions.prune.builder import MaskBuilder
 from ima.interventions.prune.calibration import one_shot
 from ima.interventions.prune.compare import density_by_chance
 from ima.interventions.prune.export import complaint_sparse, export, semi_structured
@@ -27,16 +26,21 @@ from ima.interventions.prune.scores import linears_of, wanda
 from ima.interventions.prune.select import keep_by
 from ima.interventions.prune.sums import ROLE_SETS, Sums
 from ima.interventions.skip.plan import Skip
+from ima.interventions.stack import stack
 from ima.models.llm.acceleration.blocks import accelerate
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import tiny
+from ima.models.llm.pass_context import Generation
+from ima.models.llm.tuning import weight_sum
 from ima.pipeline.calibration import CalibrationTask
 
 FAMILIES = ("opt", "llama", "gemma3", "phi3", "gpt_neox")
 
 
 def any_mask(llm: FrozenLLM, ratio: float = 0.5, seed: int = 0) -> Mask:
-    return Maker(llm, {"_target_": "ima.models.llm.load.tiny"}).make(Recipe("random", ratio, seed=seed), None, [])
+    return MaskBuilder(llm, node={"_target_": "ima.models.llm.load.tiny"}).make(
+        Recipe("random", ratio, seed=seed), None, []
+    )
 
 
 def batch(llm: FrozenLLM) -> Inputs:
@@ -205,24 +209,23 @@ class MadeUp(CalibrationTask):
 
 
 @pytest.fixture
-def maker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Maker:
+def maker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MaskBuilder:
     monkeypatch.setenv("IMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("ima.interventions.prune.builder.CalibrationTask", MadeUp)
     MadeUp.passes = 0
-    return Maker(tiny("llama"), {"_target_": "ima.models.llm.load.tiny", "family": "llama"})
+    return MaskBuilder(tiny("llama"), MadeUp, {"_target_": "ima.models.llm.load.tiny", "family": "llama"})
 
 
 RUNS = ("task0", "task1", "task2")
 
 
-def test_each_task_is_calibrated_once_whatever_masks_are_made_of_it(maker: Maker) -> None:
+def test_each_task_is_calibrated_once_whatever_masks_are_made_of_it(maker: MaskBuilder) -> None:
     for roles in ("percept", "text", "both"):
         for ratio in (0.3, 0.5):
             for name in RUNS:
                 maker.path(Recipe("wanda", ratio, roles=roles, run=name))  # type: ignore[arg-type]
     maker.path(Recipe("subnet", 0.5, runs=RUNS))
     assert MadeUp.passes == 3
-    again = Maker(maker.llm, maker.node)
+    again = MaskBuilder(maker.llm, MadeUp, maker.node)
     assert again.path(Recipe("wanda", 0.5, run="task0")) == maker.path(Recipe("wanda", 0.5, run="task0"))
     again.path(Recipe("wanda", 0.7, run="task0"))
     assert MadeUp.passes == 3
@@ -230,14 +233,14 @@ def test_each_task_is_calibrated_once_whatever_masks_are_made_of_it(maker: Maker
     assert MadeUp.passes == 4
 
 
-def test_other_weights_never_get_a_cached_mask(maker: Maker) -> None:
+def test_other_weights_never_get_a_cached_mask(maker: MaskBuilder) -> None:
     recipe = Recipe("magnitude", 0.5)
-    assert maker.path(recipe) != Maker(tiny("llama", seed=1)).path(recipe)
+    assert maker.path(recipe) != MaskBuilder(tiny("llama", seed=1), MadeUp).path(recipe)
 
 
 @pytest.mark.parametrize("matched", ["overall", "matrix"])
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "random", "union"])
-def test_what_a_subnet_is_compared_with_has_its_sparsity(maker: Maker, method: Any, matched: Any) -> None:
+def test_what_a_subnet_is_compared_with_has_its_sparsity(maker: MaskBuilder, method: Any, matched: Any) -> None:
     whole = Mask.load(maker.path(Recipe("subnet", 0.5, runs=RUNS)))
     assert abs(1 - whole.density - 0.5) < 0.02 and whole.facts["task_ratio"] < 0.5
     assert 1 - whole.density < whole.facts["chance_sparsity"]  # tasks share |W|: they agree more than chance
@@ -252,7 +255,7 @@ def test_what_a_subnet_is_compared_with_has_its_sparsity(maker: Maker, method: A
         assert max(other.densities().values()) - min(other.densities().values()) <= 1 / 512  # one weight of a matrix
 
 
-def test_sequential_and_one_shot_masks_of_a_run_are_two(maker: Maker) -> None:
+def test_sequential_and_one_shot_masks_of_a_run_are_two(maker: MaskBuilder) -> None:
     one, other = (
         Mask.load(maker.path(Recipe("wanda", 0.5, run="task0", order=order))) for order in ("one_shot", "sequential")
     )
@@ -276,7 +279,7 @@ def test_plain_transformers_loads_an_exported_checkpoint_and_computes_the_same(f
     llm = tiny(family)
     mask = any_mask(llm)
     before = weight_sum(llm)
-    export(mask, "m", tmp_path / "out", llm)
+    export(mask, "m", tmp_path / "out", lambda: llm)
     assert weight_sum(llm) == before
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "out")("hello").input_ids])
@@ -285,21 +288,22 @@ def test_plain_transformers_loads_an_exported_checkpoint_and_computes_the_same(f
     weights = dict(model.named_parameters())
     assert all(((weights[f"{path}.weight"] != 0).numpy() <= mask.kept(path)).all() for path in mask.shapes)
     with pytest.raises(UserError, match="exists already"):
-        export(mask, "m", tmp_path / "out", llm)
+        export(mask, "m", tmp_path / "out", lambda: llm)
 
 
 def test_an_export_loads_the_llm_that_the_mask_names(tmp_path: Path) -> None:
     llm = tiny("llama")
-    path = export(any_mask(llm), "m", tmp_path / "out")
+    mask = any_mask(llm)
+    path = export(mask, "m", tmp_path / "out", lambda: llm_of(mask, "m"))
     assert (path / "config.json").is_file() and (path / "mask.json").is_file()
     with pytest.raises(UserError, match="does not say how its LLM is loaded"):
-        export(Maker(llm).make(Recipe("random"), None, []), "m", tmp_path / "other")
+        llm_of(MaskBuilder(llm).make(Recipe("random"), None, []), "m")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here they are multiplied")
 def test_two_to_four_without_a_gpu_is_one_clear_line() -> None:
     llm = tiny("llama")
-    mask = Maker(llm).make(Recipe("random", 0.5, pattern="2:4"), None, [])
+    mask = MaskBuilder(llm).make(Recipe("random", 0.5, pattern="2:4"), None, [])
     with pytest.raises(UserError, match="no CUDA GPU here"), semi_structured(llm, mask):
         pass
     assert "2:4 is needed" in complaint_sparse(llm, any_mask(llm))

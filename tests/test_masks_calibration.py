@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.core.tensor_file import weight_sum
 from ima.core.types import Role
 from ima.interventions.prune.calibration import one_shot, sequential
 from ima.interventions.prune.scores import linears_of, wanda
@@ -19,6 +18,7 @@ from ima.interventions.prune.select import keep_by
 from ima.interventions.prune.sums import ROLE_SETS, Sums, chosen_roles
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import tiny
+from ima.models.llm.tuning import weight_sum
 
 FAMILIES = ("opt", "llama", "gemma3", "phi3", "gpt_neox")
 P, Q, A, S, PAD = (int(role) for role in (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD))

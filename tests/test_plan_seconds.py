@@ -10,8 +10,8 @@ from test_interventions import hooks_of
 from ima.core.types import Batch, Role, Sample
 from ima.interventions.skip.plan import Skip
 from ima.models.adapters.base import LinearAdapter
-from ima.models.llm.frozen import Generation
 from ima.models.llm.load import tiny
+from ima.models.llm.pass_context import Generation
 from ima.pipeline.lightning_module import MappingModule
 from ima.pipeline.plan_seconds import plan_seconds
 

@@ -9,7 +9,6 @@ import torch
 from test_skipping import ROLES, make, states
 
 from ima.core.errors import UserError
-from ima.interventions import stack
 from ima.interventions.drop import Drop
 from ima.interventions.merge import Merge
 from ima.interventions.paper_modes import skipped_blocks, translate
@@ -17,6 +16,7 @@ from ima.interventions.parallel import Parallel
 from ima.interventions.skip.entropy import Entropy
 from ima.interventions.skip.exit import Exit
 from ima.interventions.skip.plan import Skip
+from ima.interventions.stack import stack
 
 
 @pytest.mark.parametrize(("interval", "num"), [(1, 30), (2, 15), (3, 10), (4, 7), (60, 0)])

@@ -12,10 +12,11 @@ import pytest
 
 from ima.report import write_report
 from ima.report.correlation import correlate
-from ima.report.load import Run, load_runs
+from ima.report.load import load_runs
 from ima.report.page.tables import overview_columns
 from ima.report.proxies import correlation_table, places, relation_text
 from ima.report.relations import Point, is_control, permutation_p, points_of, relations, resampled, targets
+from ima.report.run import Run
 
 
 def point(x: float, y: float, group: str = "", control: bool = False) -> Point:

@@ -9,8 +9,9 @@ import pytest
 
 from ima.core.files import write_json
 from ima.report.figures.skip import skip_figures, skip_tradeoff
-from ima.report.load import Run, load_run
+from ima.report.load import load_run
 from ima.report.plans import points_of
+from ima.report.run import Run
 
 
 def write(folder: Path, value: float, left: float | None = None, evaluated: Path | None = None, **skip: Any) -> Run:

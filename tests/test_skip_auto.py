@@ -8,8 +8,9 @@ import pytest
 
 from ima.core.errors import UserError
 from ima.core.types import Row
+from ima.interventions.base import Setting
 from ima.interventions.flops import prefill
-from ima.interventions.skip.auto import SkipAuto, changes, resolved
+from ima.interventions.skip.auto import SkipAuto, changes
 from ima.interventions.skip.plan import Skip
 from ima.models.llm.load import tiny
 from ima.runs.results import RowWriter
@@ -44,7 +45,7 @@ def test_the_last_epochs_similarity_of_perceptual_tokens_across_a_block_decides(
 
 @pytest.mark.parametrize("budget", [0.95, 0.9, 0.8, 0.7])
 def test_as_few_blocks_as_the_budget_asks_for_least_changing_first(run: Path, budget: float) -> None:
-    (skip,) = resolved([SkipAuto(budget)], LLM, TOKENS, run)
+    skip = SkipAuto(budget).resolve(LLM, Setting(TOKENS, run))
     assert isinstance(skip, Skip)
     chosen = skip.blocks(6)
     order = sorted(range(1, 6), key=lambda block: -SIMILAR[block])
@@ -54,21 +55,21 @@ def test_as_few_blocks_as_the_budget_asks_for_least_changing_first(run: Path, bu
 
 def test_a_budget_out_of_reach_is_refused_with_what_is_within(run: Path) -> None:
     with pytest.raises(UserError, match=r"budget: 0.05 is out of reach.*leaves 0\.\d+"):
-        SkipAuto(0.05).resolve(LLM, TOKENS, run)
+        SkipAuto(0.05).resolve(LLM, Setting(TOKENS, run))
 
 
 def test_nothing_to_choose_by_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no consecutive similarity"):
-        SkipAuto(0.9).resolve(LLM, TOKENS, tmp_path)
+        SkipAuto(0.9).resolve(LLM, Setting(TOKENS, tmp_path))
     with pytest.raises(UserError, match="name the run folder"):
-        SkipAuto(0.9).resolve(LLM, TOKENS, None)
+        SkipAuto(0.9).resolve(LLM, Setting(TOKENS))
 
 
 def test_rows_of_another_llm_are_refused(run: Path) -> None:
     with pytest.raises(UserError, match="6 blocks measured, this LLM has 3"):
-        SkipAuto(0.9).resolve(tiny(num_blocks=3), TOKENS, run)
+        SkipAuto(0.9).resolve(tiny(num_blocks=3), Setting(TOKENS, run))
 
 
 def test_other_interventions_pass_unchanged(run: Path) -> None:
     skip = Skip()
-    assert resolved([skip], LLM, TOKENS, run) == [skip]
+    assert skip.resolve(LLM, Setting(TOKENS, run)) is skip

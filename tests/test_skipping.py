@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ima.core.errors import UserError
 from ima.core.types import Role
-from ima.interventions import stack
 from ima.interventions.skip.engine import Decision, Engine, replay
 from ima.interventions.skip.fast_path import run_block
 from ima.interventions.skip.plan import Skip
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.interventions.stack import stack
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import Generation
 from ima.models.llm.projections import projections_of
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 

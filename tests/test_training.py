@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 from stamps import draw_stamps
 
 from ima.config.compose import compose
-from ima.core.tensor_file import weight_sum
 from ima.core.types import ROW_FIELDS, ROW_SCHEMA
 from ima.data.collate import Collate
 from ima.data.loader import schedule
+from ima.models.llm.tuning import weight_sum
 from ima.pipeline.assemble import assemble
 from ima.pipeline.checkpoint import load_adapter
 from ima.pipeline.fit import start, train

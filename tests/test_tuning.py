@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 from test_mixture import RUN, TINY, config_of, curve
 
 from ima.core.errors import UserError
-from ima.core.tensor_file import weight_sum
 from ima.core.types import Role
 from ima.data.collate import Collate
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import tiny
 from ima.models.llm.lora import Fused, LoraMap
-from ima.models.llm.tuning import load_tensors, make_trainable, trained_names, trained_tensors
+from ima.models.llm.tuning import load_tensors, make_trainable, trained_names, trained_tensors, weight_sum
 from ima.pipeline.assemble import assemble
 from ima.runs.results import read_result
 

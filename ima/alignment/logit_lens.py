@@ -14,29 +14,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ima.alignment.reservoir import Tokens
 from ima.alignment.rows import Base, make
 from ima.alignment.scores import mean_with_error
-from ima.core.errors import UserError
 from ima.core.types import Row, Site
-from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.frozen import FrozenLLM, final_norm
 
 TOP = 5
 NUM_SHOWN = 8
 CHUNK = 8192
-
-
-def final_norm(llm: FrozenLLM) -> nn.Module:
-    """The norm between the last block and the LM head."""
-    base = llm.model.base_model
-    for holder in (base, getattr(base, "decoder", None), getattr(base, "language_model", None)):
-        for name in ("norm", "final_layer_norm", "ln_f"):
-            found = getattr(holder, name, None)
-            if isinstance(found, nn.Module):
-                return found
-    raise UserError(f"alignment.num_vocabulary_layers: {llm.name} has no norm before its head that is known; use 0")
 
 
 class Head:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ima.alignment.reference_pass import quantiles_of
-from ima.alignment.streaming.layer_pass import dot
+from ima.alignment.streaming.places import dot
 from ima.alignment.streaming.statistics import SiteStats
 from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, NUM_GROUPS, group_of, split_view
 

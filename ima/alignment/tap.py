@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ima.core.errors import UserError
 from ima.core.types import Site
-from ima.models.llm.frozen import FrozenLLM, Taken
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import Taken
 from ima.models.llm.sites import Place, observe
 
 
@@ -98,8 +99,8 @@ class Tap:
                 sink.see(layer, site, x_BSD, *seen)
 
     def _placed(self, layer: int, site: Site, x: Tensor, taken: Taken | None) -> Tensor:
-        """x_BSD of what a module is given or gives: OPT flattens its FFN, a skip takes some rows. Raises UserError where
-        positions are missing and nobody says which: an index into them would be of other tokens, or of none."""
+        """x_BSD of what a module is given or gives: OPT flattens its FFN, a skip takes some rows. Raises UserError
+        where positions are missing and nobody says which: an index into them would be of other tokens, or of none."""
         batch, length = self._shape
         num = math.prod(x.shape[:-1])
         if num == batch * length:

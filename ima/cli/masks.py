@@ -16,7 +16,7 @@ from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.recipe import CALIBRATED, OF_A_SET, Recipe
 
 if TYPE_CHECKING:
-    from ima.interventions.prune.builder import Maker
+    from ima.interventions.prune.builder import MaskBuilder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,13 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def maker_of(runs: Iterable[str]) -> Maker:
+def maker_of(runs: Iterable[str]) -> MaskBuilder:
     """For the LLM that all runs share. Raises UserError where they do not."""
     import torch
 
-    from ima.interventions.prune.builder import Maker
+    from ima.interventions.prune.builder import MaskBuilder
     from ima.models.llm.frozen import FrozenLLM
     from ima.pipeline.assemble import build
+    from ima.pipeline.calibration import CalibrationTask
     from ima.pipeline.checkpoint import load_llm
     from ima.pipeline.stages import effective
     from ima.runs.find import find_adapter, run_config, run_folder
@@ -88,7 +89,7 @@ def maker_of(runs: Iterable[str]) -> Maker:
         load_llm(find_adapter(next(iter(runs)))[1], llm)
         llm.merge()
     llm.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Maker(llm, nodes[0])
+    return MaskBuilder(llm, CalibrationTask, nodes[0])
 
 
 def make(options: argparse.Namespace) -> None:
@@ -161,4 +162,15 @@ def iou(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     from ima.interventions.prune.export import export as write
 
-    print(write(Mask.load(options.mask), options.mask, options.out))
+    mask = Mask.load(options.mask)
+    print(write(mask, options.mask, options.out, lambda: llm_of(mask, options.mask)))
+
+
+def llm_of(mask: Mask, name: str) -> Any:
+    """The LLM that the mask was made for. Raises UserError where the mask does not say how to load it."""
+    from ima.pipeline.assemble import build
+
+    node = mask.facts.get("llm_node")
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise UserError(f"{name}: does not say how its LLM is loaded; make it with python -m ima masks make")
+    return build({"llm": dict(node) | {"dtype": mask.facts.get("dtype", node.get("dtype", "auto"))}}, "llm")

@@ -8,7 +8,8 @@ program itself stay assertions.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -22,3 +23,16 @@ def nearest(name: str, allowed: Iterable[str], num: int = 3) -> str:
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     listed = ", ".join(allowed) if len(allowed) <= 24 else ", ".join(allowed[:24]) + ", ..."
     return f"{hint}allowed: {listed}"
+
+
+@contextmanager
+def prefix_errors(key: str) -> Iterator[None]:
+    """What is refused inside becomes a line that begins with the key; `name: ...` is about the key's `name`."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if message.startswith(key):
+            raise
+        names = message.partition(":")[0].replace(".", "_").isidentifier()
+        raise UserError(f"{key}.{message}" if names else f"{key}: {message}") from error

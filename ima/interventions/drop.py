@@ -12,12 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from ima.core.errors import UserError
+from ima.interventions.base import Intervention
 from ima.interventions.hooks import described, shadow, which_blocks
+from ima.interventions.work import Savings
 from ima.models.llm.facts import Known
 from ima.models.llm.frozen import FrozenLLM
 
 
-class Drop:
+class Drop(Intervention):
     """Leave out the blocks start <= b < stop (None: to the end, the final norm follows)."""
 
     RANGES = {"start": (1, None), "stop": (2, None)}
@@ -48,6 +50,12 @@ class Drop:
             for block in self.blocks(llm.num_blocks):
                 shadow(stack, llm.table.blocks[block], pass_by)
             yield
+
+    def savings(self, llm: FrozenLLM, roles_1S: Tensor) -> Savings:
+        return Savings(dropped=frozenset(self.blocks(llm.num_blocks)))
+
+    def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
+        return "dropped" if block in self.blocks(llm.num_blocks) else ""
 
     def describe(self) -> dict[str, Any]:
         return described("drop", vars(self))

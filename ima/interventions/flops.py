@@ -1,52 +1,27 @@
 """What a pass costs, part by part, and what a plan leaves of it: FLOPs with a multiply-add counted as 2.
 
 Counted are the matrix products: projections, attention scores and values over the whole rectangle of queries x keys
-(masked ones are computed too), FFN, LM head. Norms, rotations and softmax are not. The number of skipped tokens is what
-the engine itself decides on a made-up sequence of the given roles. Agrees with PyTorch's FLOP counter where the rows of
-a batch agree on what is skipped; else a batch computes a few positions more (`rows.MAX_SURPLUS`).
+(masked ones are computed too), FFN, LM head. Norms, rotations and softmax are not. What is left out is what each
+intervention says itself (`Intervention.savings`); one that does not say makes the plan's FLOPs unknown. Agrees with
+PyTorch's FLOP counter where the rows of a batch agree on what is skipped; else a batch computes a few positions more
+(`token_index.MAX_SURPLUS`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ima.core.types import Role
-from ima.interventions import Intervention
-from ima.interventions.drop import Drop
-from ima.interventions.skip.engine import Engine
-from ima.interventions.skip.entropy import Entropy
-from ima.interventions.skip.plan import Skip
-from ima.models.llm.frozen import FrozenLLM, Running
+from ima.interventions.base import Intervention, Tokens
+from ima.interventions.work import Chance, Flops, Savings, weight_of
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.projections import projections_of
 
 ORDER = (Role.SOFT, Role.PERCEPT, Role.SPECIAL, Role.PROMPT, Role.ANSWER)  # of a made-up sequence
-Tokens = Mapping[str, int]  # name of a role, lower case -> how many of it an example has
-
-
-@dataclasses.dataclass(frozen=True)
-class Flops:
-    """By part. `lens`: what an entropy looks through before it decides."""
-
-    query: float = 0.0
-    key: float = 0.0
-    value: float = 0.0
-    out: float = 0.0
-    scores: float = 0.0
-    values: float = 0.0
-    ffn: float = 0.0
-    head: float = 0.0
-    lens: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return sum(dataclasses.astuple(self))
-
-    def __add__(self, other: Flops) -> Flops:
-        return Flops(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +73,7 @@ def shape_of(llm: FrozenLLM, block: int) -> BlockShape:
     )
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    module = getattr(module, "base_layer", module)  # LoRA beside it is as good as free
-    assert isinstance(module, nn.Linear)
-    return module.weight
-
-
-# -- what a plan leaves out ------------------------------------------------------------------------------------------
+# -- what a plan leaves ----------------------------------------------------------------------------------------------
 
 
 def sequence(tokens: Tokens) -> Tensor:
@@ -114,24 +83,11 @@ def sequence(tokens: Tokens) -> Tensor:
     return torch.tensor([[int(role) for role in ORDER for _ in range(tokens.get(role.name.lower(), 0))]])
 
 
-def decisions(llm: FrozenLLM, skips: Sequence[Skip], roles_1S: Tensor) -> dict[int, dict[str, Tensor]]:
-    """Block -> what is skipped there by part, as the engine decides it for the prompt. An entropy skips nothing here:
-    what it skips lies in the data."""
-    engine = Engine(llm, [skip for skip in skips if not isinstance(skip, Entropy) and skip.ratio > 0])
-    running = Running(roles_1S, ("plan",))
-    states = torch.randn(2, *roles_1S.shape, 4, generator=torch.Generator().manual_seed(0))
-    engine.inputs = dict.fromkeys(range(llm.num_blocks), states[0])
-    return {block: engine.choose(block, states[1], running) for block in engine.by_block}
-
-
-def count(decision: Mapping[str, Tensor], *parts: str) -> int:
-    found = [decision[part] for part in parts if part in decision]
-    return int(torch.stack(found).any(0).sum()) if found else 0
-
-
-def dropped(llm: FrozenLLM, interventions: Sequence[Intervention]) -> set[int]:
-    drops = [change for change in interventions if isinstance(change, Drop)]
-    return {block for drop in drops for block in drop.blocks(llm.num_blocks)}
+def savings_of(llm: FrozenLLM, interventions: Sequence[Intervention], roles_1S: Tensor) -> list[Savings] | None:
+    """Of each intervention, or None where one does not say what it saves."""
+    found = [intervention.savings(llm, roles_1S) for intervention in interventions]
+    known = [savings for savings in found if savings is not None]
+    return known if len(known) == len(found) else None
 
 
 def head_flops(llm: FrozenLLM) -> float:
@@ -139,73 +95,64 @@ def head_flops(llm: FrozenLLM) -> float:
     return 2.0 * weight_of(llm.model.get_output_embeddings()).numel()
 
 
-def lens_flops(llm: FrozenLLM, interventions: Sequence[Intervention], block: int) -> Flops:
-    looks = [skip for skip in interventions if isinstance(skip, Entropy) and block in skip.blocks(llm.num_blocks)]
-    return Flops(lens=head_flops(llm) * len(looks))
-
-
-def prefill(llm: FrozenLLM, interventions: Sequence[Intervention], tokens: Tokens) -> list[Flops]:
-    """Per block, of the pass over the prompt of one example that fills the cache; last the LM head, for one row."""
+def prefill(llm: FrozenLLM, interventions: Sequence[Intervention], tokens: Tokens) -> list[Flops] | None:
+    """Per block, of the pass over the prompt of one example that fills the cache; last the LM head, for one row. None:
+    unknown."""
     roles_1S = sequence(tokens)
-    length, gone = roles_1S.shape[1], dropped(llm, interventions)
-    skipped = decisions(llm, [change for change in interventions if isinstance(change, Skip)], roles_1S)
+    savings = savings_of(llm, interventions, roles_1S)
+    return None if savings is None else prefill_left(llm, savings, roles_1S.shape[1])
+
+
+def prefill_left(llm: FrozenLLM, savings: Sequence[Savings], length: int) -> list[Flops]:
     found = []
     for block in range(llm.num_blocks):
-        if block in gone:
+        if any(block in each.dropped for each in savings):
             found.append(Flops())
             continue
-        decision = skipped.get(block, {})
-        num_queries = length - count(decision, "attn", "block")
-        num_ffn = length - count(decision, "ffn", "block")
-        made = length - count(decision, "hidden")
-        flops = shape_of(llm, block).flops(num_queries, made, length, num_ffn, length)
-        found.append(flops + lens_flops(llm, interventions, block))
+
+        def num_left(*parts: str, block: int = block) -> int:
+            here = (each.prompt.get(block, {}) for each in savings)
+            masks = [decision[part] for decision in here for part in parts if part in decision]
+            return length - (int(torch.stack(masks).any(0).sum()) if masks else 0)
+
+        flops = shape_of(llm, block).flops(
+            num_left("attn", "block"), num_left("hidden"), length, num_left("ffn", "block"), length
+        )
+        found.append(sum((each.added[block] for each in savings if block in each.added), flops))
     return [*found, Flops(head=head_flops(llm))]
 
 
-def decode(llm: FrozenLLM, interventions: Sequence[Intervention], num_past: int) -> list[Flops]:
+def decode(llm: FrozenLLM, interventions: Sequence[Intervention], num_past: int) -> list[Flops] | None:
     """Per block, of one more token after `num_past` positions in the cache; last the LM head. A token that is skipped
-    by chance counts with its chance."""
-    gone = dropped(llm, interventions)
-    skips = [s for s in interventions if isinstance(s, Skip) and not isinstance(s, Entropy) and s.ratio > 0]
+    by chance counts with its chance. None: unknown."""
+    savings = savings_of(llm, interventions, torch.tensor([[int(Role.PROMPT)]]))
+    return None if savings is None else decode_left(llm, savings, num_past)
+
+
+def decode_left(llm: FrozenLLM, savings: Sequence[Savings], num_past: int) -> list[Flops]:
     found = []
     for block in range(llm.num_blocks):
-        if block in gone:
+        if any(block in each.dropped for each in savings):
             found.append(Flops())
             continue
-        here = [skip for skip in skips if block in skip.blocks(llm.num_blocks)]
         shape = shape_of(llm, block)
         num_keys = num_past + 1 if shape.window is None else min(num_past + 1, shape.window)
-        kept = {
-            what: kept_share(llm, [skip for skip in here if skip.part in parts and skip.visibility in seen])
-            for what, parts, seen in (
-                ("queries", ("attn", "block"), ("visible", "hidden")),
-                ("ffn", ("ffn", "block"), ("visible", "hidden")),
-                ("keys", ("attn", "block", "heads"), ("hidden",)),
-            )
-        }
-        flops = shape.flops(kept["queries"], kept["keys"], num_keys, kept["ffn"], 1)
-        found.append(flops + lens_flops(llm, interventions, block))
+
+        def kept(*parts: str, block: int = block) -> float:
+            here = (each.decoded.get(block, {}) for each in savings)
+            return kept_share([chances[part] for chances in here for part in parts if part in chances])
+
+        flops = shape.flops(kept("attn", "block"), kept("hidden"), num_keys, kept("ffn", "block"), 1)
+        found.append(sum((each.added[block] for each in savings if block in each.added), flops))
     return [*found, Flops(head=head_flops(llm))]
 
 
-def kept_share(llm: FrozenLLM, skips: Sequence[Skip]) -> float:
-    """Chance that a decoded token is computed. Skips with one seed draw alike, so that the larger chance holds."""
+def kept_share(chances: Sequence[Chance]) -> float:
+    """Chance that a decoded token is computed. Draws of one seed agree, so that the larger chance holds."""
     by_seed: dict[int, float] = {}
-    for skip in skips:
-        by_seed[skip.seed] = max(by_seed.get(skip.seed, 0.0), decoded_share(llm, skip))
+    for chance in chances:
+        by_seed[chance.seed] = max(by_seed.get(chance.seed, 0.0), chance.share)
     kept = 1.0
     for share in by_seed.values():
         kept *= 1 - share
     return kept
-
-
-def decoded_share(llm: FrozenLLM, skip: Skip) -> float:
-    """Chance that a skip leaves out a decoded token."""
-    if int(Role.GENERATED) not in skip.ids:
-        return 0.0
-    running = Running(torch.tensor([[int(Role.GENERATED)]]), ("plan",), num_past=1)
-    chosen = skip.chosen(llm, torch.zeros(1, 1, 4), running)
-    if chosen is not None:  # by a rule of its own
-        return float(bool(chosen.any()))
-    return skip.ratio if skip.select == "random" else float(skip.ratio >= 0.5)  # one token, rounded half up

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from ima.core.errors import UserError
 from ima.core.types import Role
+from ima.interventions.base import Intervention
 from ima.interventions.hooks import Args, Kwargs, before, described
+from ima.interventions.work import NOTHING, Savings
 from ima.models.llm.facts import Known
-from ima.models.llm.frozen import FrozenLLM, Running
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import PassContext
 
 
-class Isolate:
+class Isolate(Intervention):
     """`num_blocks`: so many blocks from the first on keep the modalities apart."""
 
     RANGES = {"num_blocks": (1, None)}
@@ -48,11 +51,17 @@ class Isolate:
                 before(stack, llm.table.blocks[block], part)
             yield
 
+    def savings(self, llm: FrozenLLM, roles_1S: Tensor) -> Savings:
+        return NOTHING
+
+    def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
+        return "percept and others apart" if block < self.num_blocks else ""
+
     def describe(self) -> dict[str, Any]:
         return described("isolate", vars(self), "saves no FLOPs: only the mask differs")
 
 
-def isolated(mask: Tensor | None, running: Running) -> Tensor:
+def isolated(mask: Tensor | None, running: PassContext) -> Tensor:
     """The mask (B, 1, S, keys) of a block, None for causal, without what crosses the sides. Blocks with one mask share
     one result."""
     key = ("isolated", id(mask))
@@ -62,7 +71,7 @@ def isolated(mask: Tensor | None, running: Running) -> Tensor:
     return found
 
 
-def crossing_cut(mask: Tensor | None, running: Running) -> Tensor:
+def crossing_cut(mask: Tensor | None, running: PassContext) -> Tensor:
     percept_BS = running.roles_BS == Role.PERCEPT
     if "isolated" not in running.memo:  # once a pass, however many masks it has
         running.memo["isolated"] = True

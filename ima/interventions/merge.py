@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ima.core.errors import UserError
+from ima.interventions.base import Intervention
 from ima.interventions.hooks import (
     Args,
     Kwargs,
@@ -27,12 +28,13 @@ from ima.interventions.hooks import (
     which_blocks,
     with_states,
 )
+from ima.interventions.work import NOTHING, Savings
 from ima.models.llm.facts import Known
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.sites import first_tensor
 
 
-class Merge:
+class Merge(Intervention):
     """Merge b with b + 1 for b in the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, or in
     the list `blocks`; pairs may not overlap. phase: for tokens of the prompt (prefill), answer tokens (decode) or both.
     """
@@ -107,6 +109,13 @@ class Merge:
         before(stack, second, same_input)
         after(stack, second, mean)
         stack.callback(kept.clear)
+
+    def savings(self, llm: FrozenLLM, roles_1S: Tensor) -> Savings:
+        return NOTHING
+
+    def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
+        firsts = self.blocks(llm.num_blocks)
+        return "merged in pairs" if block in firsts or block - 1 in firsts else ""
 
     def describe(self) -> dict[str, Any]:
         return described("merge", vars(self), "saves no FLOPs: both blocks run, one after the other")

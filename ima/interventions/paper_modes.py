@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ima.core.errors import UserError, nearest
-from ima.interventions import Intervention
+from ima.interventions.base import Intervention
 from ima.interventions.drop import Drop
 from ima.interventions.hooks import Phase
 from ima.interventions.merge import Merge

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ima.core.errors import UserError
 from ima.core.types import Site
+from ima.interventions.base import Intervention
 from ima.interventions.hooks import (
     Args,
     Kwargs,
@@ -27,6 +28,7 @@ from ima.interventions.hooks import (
     which_blocks,
     with_states,
 )
+from ima.interventions.work import NOTHING, Savings
 from ima.models.llm.facts import Known
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.projections import projections_of
@@ -34,7 +36,7 @@ from ima.models.llm.projections import projections_of
 Norm = Literal["own", "ln1"]
 
 
-class Parallel:
+class Parallel(Intervention):
     """In the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, or in the list `blocks`, the
     FFN reads what attention reads: through its `own` norm, or through that of attention (`ln1`). phase: for tokens of
     the prompt (prefill), answer tokens (decode) or both."""
@@ -118,6 +120,12 @@ class Parallel:
             return torch.where(chosen, by_ln1, by_ln2)
 
         shadow(stack, ln2, forward)
+
+    def savings(self, llm: FrozenLLM, roles_1S: Tensor) -> Savings:
+        return NOTHING
+
+    def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
+        return f"parallel (norm {self.norm})" if block in self.blocks(llm.num_blocks) else ""
 
     def describe(self) -> dict[str, Any]:
         return described("parallel", vars(self), "saves no FLOPs by itself")

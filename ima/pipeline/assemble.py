@@ -7,11 +7,7 @@ seed.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,155 +18,18 @@ from hydra.utils import instantiate
 from ima.config.roots import MAIN
 from ima.config.settings import Alignment, Entry, Training
 from ima.core.assets.registry import cache_dir
-from ima.core.errors import UserError, nearest
-from ima.core.types import Sample
-from ima.data.collate import CachedPercepts, Collate, LivePercepts, NoisePercepts, Percepts
+from ima.core.errors import UserError, nearest, prefix_errors
+from ima.data.collate import CachedPercepts, LivePercepts, NoisePercepts, Percepts
 from ima.data.feature_cache import FeatureStore
 from ima.data.source import Source
-from ima.interventions import Intervention
-from ima.models.adapters.base import Adapter, AdapterSet, PoolAdapter
+from ima.interventions.base import Intervention
+from ima.models.adapters.base import Adapter, PoolAdapter
 from ima.models.encoders.base import Encoder
 from ima.models.encoders.controls import NoiseEncoder
 from ima.models.llm.facts import known
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.lightning_module import MappingModule
+from ima.pipeline.parts import Channel, Parts, Stream
 from ima.tasks.base import Task
-
-TEST_TRACKS = (("T0", "T1"), ("test",), ("val",))  # the first of these that a source has
-
-
-@dataclasses.dataclass
-class Channel:
-    """An encoder with the adapter that its features go through. name: "" where a run has one."""
-
-    name: str
-    encoder: Encoder
-    adapter: Adapter
-
-
-@dataclasses.dataclass
-class Stream:
-    """One entry of a mixture, made: a source, its task and the channel of its media. name: "" in a run of one task."""
-
-    name: str
-    source: Source
-    task: Task
-    channel: Channel
-    percepts: Percepts
-    store: FeatureStore | None
-    training: Training
-    weight: float = 1.0
-    limit: int | None = None
-    eval_limit: int | None = None
-
-    @property
-    def key(self) -> str:
-        """What messages begin with."""
-        return f"mixture.{self.name}.data" if self.name else "data"
-
-    def all_samples(self, split: str) -> list[Sample]:
-        """Of a split that is there, marked as this entry's."""
-        samples = self.source.samples(split)
-        if not self.name:
-            return samples
-        limit = self.limit if split == "train" else self.eval_limit
-        return [dataclasses.replace(sample, entry=self.name) for sample in spread(samples, limit)]
-
-    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
-        if split not in self.source.splits:
-            raise UserError(
-                f"alignment.split: {split!r} is no split of {self.source.name}; it has {', '.join(self.source.splits)}"
-            )
-        return self.all_samples(split)[:limit]
-
-    def tracks(self) -> dict[str, list[Sample]]:
-        """Test track -> samples; tracks without samples are left out."""
-        splits = self.source.splits
-        names = self.training.tracks or next((tracks for tracks in TEST_TRACKS if set(tracks) & set(splits)), ())
-        for name in self.training.tracks or ():
-            if name not in splits and not self.name:
-                raise UserError(f"trainer.tracks: {self.source.name} has no {name!r}; it has {', '.join(splits)}")
-        return {name: samples for name in names if name in splits and (samples := self.all_samples(name))}
-
-    def controls(self) -> dict[str, list[Sample]]:
-        """Control -> the samples of the first test track with their media spoilt that way."""
-        first = next(iter(self.tracks().values()), [])
-        return {
-            name: [self.source.control(sample, name) for sample in first]
-            for name in (self.source.controls if self.channel.encoder.reads_medium else ())
-        }
-
-    def collate(self, llm: FrozenLLM, percepts: Percepts | None = None, **options: Any) -> Collate:
-        """percepts: others than its own."""
-        mine = self.percepts if percepts is None else percepts
-        return Collate(self.task, llm, mine, channel=self.channel.name, max_tokens=self.training.max_tokens, **options)
-
-
-@dataclasses.dataclass
-class Parts:
-    """Everything a run is made of, instantiated from its config. A run of one task has one channel and one stream;
-    `encoder`, `source`, ... are those of the first."""
-
-    channels: dict[str, Channel]
-    streams: list[Stream]
-    llm: FrozenLLM
-    training: Training
-    alignment: Alignment | None
-    interventions: list[Intervention]
-
-    @property
-    def adapter(self) -> Adapter | AdapterSet:
-        """What is trained: the only adapter, or all of them."""
-        if list(self.channels) == [""]:
-            return self.channels[""].adapter
-        return self._set
-
-    @functools.cached_property
-    def _set(self) -> AdapterSet:
-        return AdapterSet({name: channel.adapter for name, channel in self.channels.items()})
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.streams[0].channel.encoder
-
-    @property
-    def task(self) -> Task:
-        return self.streams[0].task
-
-    @property
-    def source(self) -> Source:
-        return self.streams[0].source
-
-    @property
-    def percepts(self) -> Percepts:
-        return self.streams[0].percepts
-
-    @property
-    def store(self) -> FeatureStore | None:
-        return self.streams[0].store
-
-    def trained(self) -> list[torch.nn.Parameter]:
-        return [*self.adapter.parameters(), *(p for p in self.llm.parameters() if p.requires_grad)]
-
-    def samples(self, split: str, limit: int | None = None) -> list[Sample]:
-        return self.streams[0].samples(split, limit)
-
-    def module(self, num_steps: int = 1) -> MappingModule:
-        t = self.training
-        share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
-        live = {s.channel.name: s.channel.encoder for s in self.streams if isinstance(s.percepts, LivePercepts)}
-        encoder = live.get("") if "" in self.channels else torch.nn.ModuleDict(live) if live else None
-        return MappingModule(
-            self.adapter, self.llm, encoder, t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio,
-            num_steps, share, t.clip_norm, t.llm_lr,
-        )  # fmt: skip
-
-
-def spread(samples: list[Sample], num: int | None) -> list[Sample]:
-    """`num` samples evenly over the list (which is sorted by noun in many sources), always the same."""
-    if num is None or num >= len(samples):
-        return samples
-    return [samples[index * len(samples) // num] for index in range(num)]
 
 
 def training_of(config: dict[str, Any]) -> Training:
@@ -209,7 +68,7 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
     llm = llm if llm is not None else build(config, "llm")
     assert llm is not None
     for name, intervention in interventions.items():
-        with keyed(f"intervention.{name}"), intervention.apply(llm):
+        with prefix_errors(f"intervention.{name}"), intervention.apply(llm):
             pass
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     channels = build_channels(trained or config, encoders, llm)
@@ -221,7 +80,7 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
         streams.append(
             Stream(name, source, task, channel, percepts, store, training, entry.weight, entry.limit, entry.eval_limit)
         )
-    return Parts(channels, streams, llm, training, alignment, list(interventions.values()))
+    return Parts(channels, streams, llm, training, alignment, interventions)
 
 
 def entries_of(config: dict[str, Any]) -> dict[str, Entry]:
@@ -315,33 +174,20 @@ def build_interventions(config: dict[str, Any]) -> dict[str, Intervention]:
     llm = known(config["llm"]) if interventions else None
     for name, intervention in interventions.items():
         if llm is not None:
-            with keyed(f"intervention.{name}"):
+            with prefix_errors(f"intervention.{name}"):
                 intervention.check(llm)
     return interventions
 
 
 def build(config: dict[str, Any], name: str, prefix: str = "") -> Any:
     """Instantiate a node. What its constructor refuses is the user's to mend: one line that begins with the key."""
-    with keyed(f"{prefix}{name}"):
+    with prefix_errors(f"{prefix}{name}"):
         try:
             return instantiate(config[name])
         except InstantiationException as error:
             if not isinstance(error.__cause__, UserError):
                 raise
             raise error.__cause__ from error
-
-
-@contextmanager
-def keyed(key: str) -> Iterator[None]:
-    """What is refused inside becomes a line that begins with the key; `name: ...` is about the key's `name`."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        if message.startswith(key):
-            raise
-        names = message.partition(":")[0].replace(".", "_").isidentifier()
-        raise UserError(f"{key}.{message}" if names else f"{key}: {message}") from error
 
 
 def without_target(node: dict[str, Any]) -> dict[str, Any]:

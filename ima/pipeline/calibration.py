@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ima.core.cache import build_folder, cache_dir, sha256_of
+from ima.core.cache import sha256_of
 from ima.core.errors import UserError
 from ima.core.types import Sample
-from ima.interventions.prune.calibration import Inputs, one_shot
-from ima.interventions.prune.scores import weights_id
-from ima.interventions.prune.sums import Sums
+from ima.interventions.prune.calibration import Inputs
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.assemble import Stream, assemble
+from ima.pipeline.assemble import assemble
 from ima.pipeline.checkpoint import load_adapter
+from ima.pipeline.parts import Stream
 from ima.pipeline.stages import effective
 from ima.runs.find import find_adapter, run_config, run_folder
 from ima.runs.results import read_result
@@ -93,13 +92,3 @@ class CalibrationTask:
         stream.store.ensure(media, device, stream.training.eval_batch_size, stream.training.num_workers)
         bad = stream.store.bad
         return [sample for sample in chosen if not any(shown.medium_key in bad for shown in sample.shown)]
-
-    def sums(self, llm: FrozenLLM) -> Sums:
-        """One-shot statistics of all roles: from the cache, or made once under a lock."""
-        key = hashlib.sha256(f"{self.key}|{weights_id(llm)}|{llm.dtype}".encode()).hexdigest()[:16]
-        target = cache_dir() / "calibration" / f"{self.name}-{key}"
-
-        def build(folder: Path) -> None:
-            one_shot(llm, self.inputs(llm)).save(folder / "sums.safetensors", self.facts() | {"llm": llm.name})
-
-        return Sums.load(build_folder(target, build) / "sums.safetensors")[0]

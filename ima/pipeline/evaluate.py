@@ -18,17 +18,21 @@ from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.core.progress import timed
 from ima.core.provenance import provenance
-from ima.interventions import stack
-from ima.interventions.prune.intervention import MaskWeights
-from ima.interventions.skip.auto import resolved
-from ima.models.hf_multimodal import Lmm, LmmEvaluator
-from ima.pipeline.assemble import Stream, assemble, build, device_of, training_of, tupled, without_target
-from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer, Recorder
+from ima.interventions.base import Setting
+from ima.interventions.plan import plan_of
+from ima.interventions.stack import stack
+from ima.models.hf_multimodal import Lmm
+from ima.pipeline.assemble import assemble, build, device_of, training_of, tupled, without_target
+from ima.pipeline.calibration import CalibrationTask
+from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer
 from ima.pipeline.checkpoint import load_adapter, load_llm
+from ima.pipeline.hf_evaluator import LmmEvaluator
 from ima.pipeline.loggers.wandb import failures_told
+from ima.pipeline.parts import Stream
 from ima.pipeline.plan_seconds import plan_seconds, say_seconds
 from ima.pipeline.predictions import write_all_samples
-from ima.pipeline.prepare import fast, llm_facts, make_ready, run_facts, say_plan, task_facts, typical_tokens
+from ima.pipeline.prepare import fast, llm_facts, make_ready, print_plan, run_facts, task_facts, typical_tokens
+from ima.pipeline.recorder import Recorder
 from ima.pipeline.stages import effective
 from ima.pipeline.streams import facts_of, gather, measures_of, seconds_of, write_table
 from ima.runs.find import run_config
@@ -55,23 +59,24 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         module = parts.module().to(device).eval()
     with timed(clock, "encode"):
         shown = make_ready(parts, training=False)
-    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), run, config["llm"])
-    facts = run_facts(parts, shown) | {"evaluated": str(checkpoint)}
-    say_plan(parts, shown)
+    parts.resolve(Setting(typical_tokens(parts, shown), run, config["llm"], CalibrationTask))
+    plan = plan_of(parts.llm, parts.acting, typical_tokens(parts, shown))
+    facts = run_facts(parts, shown, plan) | {"evaluated": str(checkpoint)}
+    print_plan(parts.llm, plan)
     recorder, logger = recording(config, folder, facts_of(parts.streams[0]))
     measures = measures_of(parts, module, shown, recorder, folder)
     named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
     epoch = int(named[1]) if named else t.epochs
-    with failures_told(logger), stack(parts.llm, parts.interventions), fast(parts):
+    with failures_told(logger), stack(parts.llm, parts.acting), fast(parts):
         for part in (part for measure in measures for part in measure.parts):
             part.measure(epoch, 0, last=True)
     gather(recorder, measures)
     facts["seconds"] = {key: round(value, 2) for key, value in (clock | seconds_of(measures)).items()}
-    if any(not isinstance(each, MaskWeights) for each in parts.interventions) and shown[0].val:
+    if any(each.saves_time for each in parts.acting) and shown[0].val:
         items = [(sample, 0) for sample in shown[0].val[: t.eval_batch_size]]
         batch = parts.streams[0].collate(parts.llm, answers=False)(items)
         settings = measures[0].evaluator.settings
-        facts["plan_seconds"] = plan_seconds(module, parts.interventions, batch, settings, t.fast)
+        facts["plan_seconds"] = plan_seconds(module, parts.acting, batch, settings, t.fast)
         say_seconds(facts["plan_seconds"])
     result = ended(record, recorder, facts, started)
     write_all_samples(folder, [measure.final for measure in measures], epoch)

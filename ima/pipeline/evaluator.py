@@ -23,7 +23,8 @@ from ima.core.types import Row, Sample
 from ima.data.collate import Collate, NoPercepts, Percepts
 from ima.data.loader import eval_loader
 from ima.data.source import Source
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import Generation
 from ima.tasks.base import Metric, Prediction, Task
 
 

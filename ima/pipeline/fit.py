@@ -22,22 +22,25 @@ from ima.core.errors import UserError
 from ima.core.files import write_atomic, write_json
 from ima.core.progress import timed
 from ima.core.provenance import provenance
-from ima.core.tensor_file import weight_sum
 from ima.core.types import Row, Sample
 from ima.data.collate import MixedCollate
 from ima.data.loader import TrainLoader
 from ima.data.mixture import Mixture
-from ima.interventions import stack
-from ima.interventions.skip.auto import resolved
+from ima.interventions.base import Setting
+from ima.interventions.plan import plan_of
+from ima.interventions.stack import stack
 from ima.models.llava import is_foreign
-from ima.models.llm.tuning import trained_names
-from ima.pipeline.assemble import Parts, Stream, assemble, device_of, training_of
-from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Recorder, StepRecorder, drop_unfinished
+from ima.models.llm.tuning import trained_names, weight_sum
+from ima.pipeline.assemble import assemble, device_of, training_of
+from ima.pipeline.calibration import CalibrationTask
+from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, StepRecorder
 from ima.pipeline.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, load_llm, save_adapter, save_llm
 from ima.pipeline.lightning_module import KnownRanks
 from ima.pipeline.loggers.wandb import failures_told
+from ima.pipeline.parts import Parts, Stream
 from ima.pipeline.predictions import write_all_samples
-from ima.pipeline.prepare import fast, make_ready, run_facts, say_plan, typical_tokens
+from ima.pipeline.prepare import fast, make_ready, print_plan, run_facts, typical_tokens
+from ima.pipeline.recorder import Recorder, drop_unfinished
 from ima.pipeline.stages import effective
 from ima.pipeline.streams import facts_of, gather, measures_of, seconds_of, write_table
 from ima.runs.find import run_folder
@@ -123,18 +126,19 @@ def train(
         frozen_before = weight_sum(parts.llm, trained_names(parts.llm))
     with timed(clock, "encode"):
         shown = make_ready(parts, training=True, report=main)
-    parts.interventions = resolved(parts.interventions, parts.llm, typical_tokens(parts, shown), node=config["llm"])
+    parts.resolve(Setting(typical_tokens(parts, shown), None, config["llm"], CalibrationTask))
+    plan = plan_of(parts.llm, parts.acting, typical_tokens(parts, shown))
     pools = [one.train for one in shown]
     steps_per_epoch = mixture_of(parts, pools).num_batches(t.batch_size)
     module = parts.module(num_steps=steps_per_epoch * t.epochs)
-    facts = run_facts(parts, shown)
+    facts = run_facts(parts, shown, plan)
     if resume:
         facts |= {"start_norm": earlier["start_norm"]} if "start_norm" in earlier else {}
     else:
         facts |= begin(parts, pools, init)
 
     if main:
-        say_plan(parts, shown)
+        print_plan(parts.llm, plan)
         write_json(folder / "result.json", record | {"metrics": {}, "facts": facts, "wall_seconds": None})
     writer = RowWriter(folder / "rows.jsonl") if main else None
     recorder = Recorder(folder.name, writer, facts_of(parts.streams[0]))
@@ -175,7 +179,7 @@ def train(
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    with failures_told(logger), timed(clock, "fit"), stack(parts.llm, parts.interventions), fast(parts):
+    with failures_told(logger), timed(clock, "fit"), stack(parts.llm, parts.acting), fast(parts):
         try:
             trainer.fit(
                 module,

@@ -25,7 +25,8 @@ from ima.core.errors import UserError
 from ima.core.types import Batch, MediaGroup, Role
 from ima.models.adapters.base import Adapter, AdapterSet
 from ima.models.encoders.base import Encoder
-from ima.models.llm.frozen import FrozenLLM, Generation
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import Generation
 from ima.models.llm.tuning import trained_tensors
 from ima.models.splice import splice
 

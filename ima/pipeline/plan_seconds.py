@@ -14,9 +14,10 @@ import torch
 
 from ima.core.timing import ratio, rounds
 from ima.core.types import Batch
-from ima.interventions import Intervention, stack
+from ima.interventions.base import Intervention
+from ima.interventions.stack import stack
 from ima.models.llm.acceleration.blocks import accelerate
-from ima.models.llm.frozen import Generation
+from ima.models.llm.pass_context import Generation
 from ima.pipeline.lightning_module import MappingModule
 
 NUM_ROUNDS = 5

@@ -22,10 +22,10 @@ from ima.core.progress import progress
 from ima.core.types import Sample
 from ima.data.collate import LivePercepts, NoPercepts
 from ima.data.feature_cache import read_media
-from ima.interventions.plan import mean_tokens, plan_facts, plan_table
+from ima.interventions.plan import Plan, mean_tokens, plan_facts, plan_table
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.assemble import Parts, Stream
+from ima.pipeline.parts import Parts, Stream
 
 NUM_LOOKED_AT = 8  # frames of a clip
 NUM_TYPICAL = 64  # samples whose prompts are counted
@@ -149,7 +149,7 @@ def fast(parts: Parts) -> AbstractContextManager[object]:
     return accelerate(parts.llm.model) if parts.training.fast and parts.llm.trains == "none" else nullcontext()
 
 
-def run_facts(parts: Parts, shown: Sequence[Shown]) -> dict[str, Any]:
+def run_facts(parts: Parts, shown: Sequence[Shown], plan: Plan) -> dict[str, Any]:
     """What there is to know of a run beside its config; of a mixture, `entries` with what each one has of its own."""
     skipped: dict[str, int] = {}
     for stream, one in zip(parts.streams, shown, strict=True):
@@ -163,7 +163,7 @@ def run_facts(parts: Parts, shown: Sequence[Shown]) -> dict[str, Any]:
         "num_frozen": sum(p.numel() for p in parts.llm.parameters() if not p.requires_grad),
         "device": str(parts.llm.device),
         "feature_cache_bytes": sum(stream.store.num_bytes() for stream in parts.streams if stream.store),
-        "plan": plan_facts(parts.llm, parts.interventions, typical_tokens(parts, shown)),
+        "plan": plan_facts(plan),
     }
     if parts.llm.trains != "none":
         facts["llm_train"] = parts.llm.trains
@@ -206,10 +206,10 @@ def task_facts(stream: Stream) -> dict[str, Any]:
     }
 
 
-def say_plan(parts: Parts, shown: Sequence[Shown]) -> None:
-    """On the terminal, where there is one."""
-    if parts.interventions:
-        print(plan_table(parts.llm, parts.interventions, typical_tokens(parts, shown)))
+def print_plan(llm: FrozenLLM, plan: Plan) -> None:
+    """On the terminal, where something is planned."""
+    if plan.interventions:
+        print(plan_table(llm, plan))
 
 
 def typical_tokens(parts: Parts, shown: Sequence[Shown]) -> dict[str, int]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.files import write_atomic
-from ima.pipeline.assemble import Parts, Stream
-from ima.pipeline.callbacks import AlignmentLogger, EpochPart, GenerationScorer, Recorder
+from ima.pipeline.callbacks import AlignmentLogger, EpochPart, GenerationScorer
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.lightning_module import MappingModule
+from ima.pipeline.parts import Parts, Stream
 from ima.pipeline.predictions import Final
 from ima.pipeline.prepare import Shown
+from ima.pipeline.recorder import Recorder
 from ima.report.entry_table import csv_of, entry_lines, text_rows
 
 

@@ -11,10 +11,11 @@ from ima.core.files import write_atomic
 from ima.report.collect import csv_table, table_rows, write_table
 from ima.report.entry_table import csv_of
 from ima.report.figures.all import comparison_figures, figures_of
-from ima.report.load import Run, load_runs
+from ima.report.load import load_runs
 from ima.report.mixture import run_lines
 from ima.report.page.page import page
 from ima.report.proxies import correlation_table
+from ima.report.run import Run
 
 MAX_DETAILED = 16
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.files import replace_atomic, write_atomic
-from ima.report.load import Run, flatten, load_runs, text
+from ima.report.load import flatten, load_runs, text
+from ima.report.run import Run
 
 FIRST = ("run", "status", "reason", "wall_seconds", "commit", "dirty", "command", "folder")
 

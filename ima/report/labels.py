@@ -11,10 +11,8 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ima.report.load import Run
+from ima.report.run import Run
 
 HASH = re.compile(r"[0-9a-f]{12}")
 EPOCH = re.compile(r"epoch-0*(\d+)\.safetensors")

@@ -6,9 +6,7 @@ that the page shows. Rows stay dictionaries; pandas would cost a second of start
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,42 +14,11 @@ from typing import Any
 
 from ima.core.errors import UserError
 from ima.report.labels import name_jobs
+from ima.report.run import Run
 from ima.runs.results import read_result, read_rows
 
 NOT_RUNS = {"wandb", "media", "figures", "checkpoints", "masks", "__pycache__"}
 PLAIN_DICTS = ("config", "metrics", "versions", "git", "facts")
-
-
-@dataclasses.dataclass
-class Run:
-    """One run folder. `rows` and `samples` are empty where they were not asked for or not there."""
-
-    folder: Path
-    name: str
-    result: dict[str, Any]
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    samples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def status(self) -> str:
-        return str(self.result.get("status") or "unknown")
-
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """Flat name -> number, None where it was not measured (JSON has no NaN)."""
-        return {str(name): number(value) for name, value in self.result["metrics"].items()}
-
-    @property
-    def reason(self) -> str:
-        return str(self.result.get("reason") or "")
-
-
-def number(value: Any) -> float | None:
-    """A finite float, or None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from ima.report.curves import Z95
 from ima.report.entry_table import HALLUCINATION, Line, entry_lines
-from ima.report.load import Run
 from ima.report.page.words import value_text
 from ima.report.relations import Point, is_control, relations, training_of
+from ima.report.run import Run
 
 HEADS = {"f1": "F1 of yes", "yes_ratio": "says yes", "chair_s": "CHAIR-s", "chair_i": "CHAIR-i"}
 NOTE = (

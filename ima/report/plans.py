@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ima.report.load import Run, load_run, number
+from ima.report.load import load_run
+from ima.report.run import Run, number
 
 TRAINED = "trained under it: "
 METRICS = tuple(

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure as Canvas
 from ima.report.figures.drawing import Figure
 from ima.report.figures.style import Theme
 from ima.report.labels import shortened
-from ima.report.load import Run
 from ima.report.page.words import value_text
 from ima.report.relations import COLUMNS, GAP, Point, points_of, relations, targets
+from ima.report.run import Run
 
 MAX_FIGURES, MAX_LABELLED, MAX_BARS = 5, 14, 60
 RISES = (4.0, -9.0, 13.0, -18.0, 22.0, -27.0, 31.0, -36.0)  # points

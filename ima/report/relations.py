@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ima.report.load import Run
+from ima.report.run import Run
 
 Array = np.ndarray
 SCORES = ("noun_accuracy", "accuracy", "f1", "chair_i", "cider_d", "cider")

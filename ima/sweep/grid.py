@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from ima.config.compose import CONF, PARSER, compose, default_groups
 from ima.config.roots import ROOTS, config_hash
 from ima.core.errors import UserError, nearest
+from ima.sweep.job import quoted
 
 Overrides = list[str]
 
@@ -114,7 +115,6 @@ def evaluation_jobs(
     training: dict[str, Any], evaluations: Iterable[dict[str, Any]], folder: Path, conf: Path, keep_going: bool
 ) -> list[dict[str, Any]]:
     """The evaluations of one training's adapters; each `needs` the training. None of a refused training."""
-    from ima.sweep.job import quoted
 
     jobs: list[dict[str, Any]] = []
     if "error" in training:

@@ -10,7 +10,7 @@ from ima.report import collect
 from ima.report.collect import write_table
 from ima.report.curves import BESIDE
 from ima.report.entry_table import entry_lines
-from ima.report.load import number
+from ima.report.run import number
 from ima.sweep.job import Job
 from ima.sweep.view import MEANING, seconds_text
 

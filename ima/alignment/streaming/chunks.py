@@ -10,16 +10,13 @@ import dataclasses
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ima.alignment.reference_pass import Scale
 from ima.models.llm.sites import version_of
-
-if TYPE_CHECKING:
-    from ima.alignment.streaming.layer_pass import Pass
 
 MAX_BYTES = 32 * 2**20  # of a stretch, as it came
 TILE_BYTES = 4 * 2**20  # of some samples in fp32: what a call costs is then little, and they stay in the cache
@@ -39,13 +36,37 @@ class Rooms:
         return self.kept[name][:size].view(shape)
 
 
+class Lender(Protocol):
+    """The part of a pass that lends what it found: it saw the same states a layer before. Layers first in all of it."""
+
+    layers: list[int]
+    means: dict[str, Tensor]
+    cosines_LBS: dict[int, Tensor]
+
+    @property
+    def norms_LBS(self) -> Tensor: ...
+
+    @property
+    def has_LBR(self) -> Tensor: ...
+
+    @property
+    def norms_LBR(self) -> Tensor: ...
+
+    @property
+    def dots_LBQ(self) -> Tensor: ...
+
+    def rest(self) -> Sequence[Stretch]:
+        """What was added and not looked at yet."""
+        ...
+
+
 @dataclasses.dataclass
 class Stretch:
     """States of layers that follow each other, as they came, with their versions when they were shown, which may be
     earlier. lender: who saw the same states a layer before. seen: of each layer the positions that are states, None
     for all."""
 
-    lender: Pass | None
+    lender: Lender | None
     layers: list[int] = dataclasses.field(default_factory=list)
     states: list[Tensor] = dataclasses.field(default_factory=list)
     versions: list[int] = dataclasses.field(default_factory=list)

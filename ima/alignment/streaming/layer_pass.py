@@ -6,65 +6,16 @@ fp32 whatever the model computes in.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ima.alignment.reference_pass import Scale, Scales, centred
-from ima.alignment.streaming.chunks import Block, Earlier, Floats, Rooms, Stretch, unchanged
-from ima.alignment.views import NUM_GROUPS, ROLE_VIEWS, Plan, group_of, view_masks
+from ima.alignment.reference_pass import Scale, centred
+from ima.alignment.streaming.chunks import Block, Earlier, Floats, Lender, Rooms, Stretch, unchanged
+from ima.alignment.streaming.places import Places, Seen, cosine, dot
+from ima.alignment.views import ROLE_VIEWS, Plan
 
 STEPS = (1, 8)
-
-
-@dataclasses.dataclass
-class Places:
-    """Who is who in one batch. mask_BRS, weight_BRS: of the views that roles alone decide, the weights sum to one;
-    any_sink: whether the first position of a sequence is a P or T token; groups, onehot_GB: jackknife groups;
-    inside_B: of the subset that the scales are from."""
-
-    mask_BRS: Tensor
-    weight_BRS: Tensor
-    has_BR: Tensor
-    any_sink: bool
-    groups: list[int]
-    onehot_GB: Tensor
-    inside_B: Tensor
-
-    @classmethod
-    def of(cls, roles_BS: Tensor, sample_ids: Sequence[str], num_views: int, scales: Scales | None) -> Places:
-        mask_BRS = view_masks(roles_BS)
-        any_sink = not torch.equal(mask_BRS[:, :2], mask_BRS[:, len(ROLE_VIEWS) :])
-        mask_BRS = mask_BRS[:, :num_views]
-        count_BR = mask_BRS.sum(-1)
-        weight_BRS = mask_BRS.float() / count_BR.clamp_min(1)[..., None]
-        device = roles_BS.device
-        groups = [group_of(sample_id) for sample_id in sample_ids]
-        inside = [scales is not None and sample_id in scales.sample_ids for sample_id in sample_ids]
-        onehot_GB = torch.nn.functional.one_hot(torch.tensor(groups, device=device), NUM_GROUPS).T.float()
-        has_BR = (count_BR > 0).float()
-        return cls(mask_BRS, weight_BRS, has_BR, any_sink, groups, onehot_GB, torch.tensor(inside, device=device))
-
-
-@dataclasses.dataclass
-class Seen:
-    """What a pass leaves of one site. means: of some of the plan's views each, the mean tokens, zero where an example
-    has none; has_LBR: which it has. norms_LBR are those of the means, dots_LBQ the products of the plan's pairs.
-    norms_LBS: of tokens; cosines[n]: the l and the cosines between layers l and l + n of each token. seen_LBS: which
-    positions are states there; None for all."""
-
-    layers: list[int]
-    means: list[tuple[slice, Tensor]]
-    has_LBR: Tensor
-    norms_LBR: Tensor
-    dots_LBQ: Tensor
-    norms_LBS: Tensor
-    cosines: dict[int, tuple[list[int], Tensor]]
-    seen_LBS: Tensor | None = None
 
 
 class Pass:
@@ -101,7 +52,7 @@ class Pass:
         x_BSD: Tensor,
         scale: Scale | None,
         version: int,
-        lender: Pass | None,
+        lender: Lender | None,
         seen_BS: Tensor | None = None,
     ) -> list[Stretch]:
         """What is ready to be looked at, in order."""
@@ -258,7 +209,7 @@ class Pass:
             made_LB2D[rows.start] = there_LB2[0] = 0
         return made_LB2D[rows], there_LB2
 
-    def _borrow(self, stretch: Stretch, rows: slice, lender: Pass) -> None:
+    def _borrow(self, stretch: Stretch, rows: slice, lender: Lender) -> None:
         """All that can be said of these states is known, but for cosines with states that were not borrowed."""
         start = lender.layers.index(stretch.layers[0] - 1)
         theirs = slice(start, start + len(stretch.layers))
@@ -300,14 +251,3 @@ class Pass:
             cosines,
             None if self.seen_LBS is None else self.seen_LBS[:num],
         )
-
-
-def dot(a_BSD: Tensor, b_BSD: Tensor) -> Tensor:
-    """Inner products over the last dimension. On the CPU numpy reads both once; torch would write the product."""
-    if a_BSD.device.type == "cpu":
-        return torch.from_numpy(np.vecdot(a_BSD.numpy(), b_BSD.numpy()))
-    return (a_BSD * b_BSD).sum(-1)
-
-
-def cosine(product: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
-    return product / (norm_a * norm_b).clamp_min(torch.finfo(torch.float32).tiny)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ima.alignment.reference_pass import NUM_BINS, Scales, norm_bins
 from ima.alignment.streaming.chunks import Floats, Rooms, Stretch, side_by_side
-from ima.alignment.streaming.layer_pass import STEPS, Pass, Places, Seen, cosine
+from ima.alignment.streaming.layer_pass import STEPS, Pass
+from ima.alignment.streaming.places import Places, Seen, cosine
 from ima.alignment.streaming.work_queue import Lanes
 from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
 from ima.core.distributed import num_ranks

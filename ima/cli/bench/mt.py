@@ -44,7 +44,8 @@ from ima.core.timing import Ratio, ratio, rounds
 from ima.core.types import Role, Sample
 from ima.data.collate import LivePercepts
 from ima.models.llm.acceleration.blocks import accelerate
-from ima.pipeline.assemble import Parts, Stream, assemble
+from ima.pipeline.assemble import assemble
+from ima.pipeline.parts import Parts, Stream
 
 GOALS = {
     "vs_trainer_uncached": "goal >= 1.1",

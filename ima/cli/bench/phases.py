@@ -20,8 +20,9 @@ from ima.data.collate import LivePercepts
 from ima.data.loader import TrainLoader
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.splice import splice
-from ima.pipeline.assemble import Parts
-from ima.pipeline.callbacks import Bar, Recorder, StepRecorder
+from ima.pipeline.callbacks import Bar, StepRecorder
+from ima.pipeline.parts import Parts
+from ima.pipeline.recorder import Recorder
 
 NUM_IDLE_STEPS = 60
 

@@ -18,7 +18,7 @@ import torch
 from ima.cli.bench.pairs import report
 from ima.core.timing import Ratio, ratio, rounds
 from ima.core.types import Role
-from ima.interventions.prune.builder import Maker
+from ima.interventions.prune.builder import MaskBuilder
 from ima.interventions.prune.calibration import Inputs, one_shot, sequential
 from ima.interventions.prune.export import complaint_sparse, semi_structured
 from ima.interventions.prune.mask import Mask, read_header
@@ -63,7 +63,7 @@ def main(num_rounds: int) -> None:
     facts: dict[str, Any] = {"llm": llm.name, "dtype": str(llm.dtype), "device": str(llm.device), "rounds": num_rounds}
     facts |= {"num_examples": NUM_EXAMPLES, "num_percepts": NUM_PERCEPTS, "text_lengths": TEXT_LENGTHS}
     facts["num_tokens"] = sum(int((roles_BS != Role.PAD).sum()) for _, roles_BS in batches)
-    mask = Maker(llm).make(Recipe("magnitude", 0.5, pattern="2:4"), None, [])
+    mask = MaskBuilder(llm).make(Recipe("magnitude", 0.5, pattern="2:4"), None, [])
     facts["semi_structured"] = complaint_sparse(llm, mask) or "measured"
     if facts["semi_structured"] == "measured":
         ratios["semi_structured_speed"] = sparse_speed(llm, mask, num_rounds)

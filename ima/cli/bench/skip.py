@@ -21,9 +21,9 @@ from ima.cli.bench.pairs import FOLDER
 from ima.core.files import write_json
 from ima.core.timing import Ratio, ratio, rounds
 from ima.core.types import Role
-from ima.interventions import stack
 from ima.interventions.skip.fast_path import rotate
 from ima.interventions.skip.plan import Skip
+from ima.interventions.stack import stack
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import smollm2
 

@@ -28,9 +28,10 @@ from ima.core.timing import ratio, rounds
 from ima.core.types import Role, Sample
 from ima.data.collate import Collate, LivePercepts
 from ima.models.llm.acceleration.blocks import Acceleration, accelerate
-from ima.pipeline.assemble import Parts, assemble
+from ima.pipeline.assemble import assemble
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.lightning_module import MappingModule
+from ima.pipeline.parts import Parts
 
 GOALS = {
     "step_vs_bare": "goal <= 1.05, ambition 0.7",

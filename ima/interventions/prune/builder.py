@@ -20,25 +20,26 @@ from torch import Tensor
 from ima.core.cache import build_folder, cache_dir
 from ima.core.errors import UserError
 from ima.core.provenance import provenance
+from ima.interventions.base import Calibrate, CalibrationSource
 from ima.interventions.prune import subnet
-from ima.interventions.prune.calibration import sequential
+from ima.interventions.prune.calibration import one_shot, sequential
 from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.recipe import OF_A_SET, Recipe
-from ima.interventions.prune.scores import chance, linears_of, magnitude, model_facts, wanda
+from ima.interventions.prune.scores import chance, linears_of, magnitude, model_facts, wanda, weights_id
 from ima.interventions.prune.select import keep_by, keep_global, keep_number, keep_pattern, num_pruned, shares
 from ima.interventions.prune.sums import Sums, chosen_roles
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.calibration import CalibrationTask
 
 FILE = "mask.safetensors"
 VERSION = 1  # raise it when masks of the same recipe change
 
 
-class Maker:
-    """Makes masks for one LLM. node: the config that loads it, so that a mask can be exported later."""
+class MaskBuilder:
+    """Makes masks for one LLM. calibrate: examples of a run, where a method needs some. node: the config that loads the
+    LLM, so that a mask can be exported later."""
 
-    def __init__(self, llm: FrozenLLM, node: dict[str, Any] | None = None) -> None:
-        self.llm, self.node = llm, node
+    def __init__(self, llm: FrozenLLM, calibrate: Calibrate | None = None, node: dict[str, Any] | None = None) -> None:
+        self.llm, self.calibrate, self.node = llm, calibrate, node
         self.linears = linears_of(llm)
         self.shapes = {path: (linear.out_features, linear.in_features) for path, linear in self.linears.items()}
         self._sums: dict[str, Sums] = {}
@@ -62,11 +63,14 @@ class Maker:
 
         return build_folder(cache_dir() / "masks" / f"{recipe.method}-{key}", build) / FILE
 
-    def tasks_of(self, recipe: Recipe, run: Path | str | None) -> tuple[CalibrationTask | None, list[CalibrationTask]]:
+    def tasks_of(
+        self, recipe: Recipe, run: Path | str | None
+    ) -> tuple[CalibrationSource | None, list[CalibrationSource]]:
         """(the task of a Wanda mask, those of the set)."""
 
-        def task(folder: Path | str) -> CalibrationTask:
-            return CalibrationTask(folder, recipe.num_examples, recipe.seed)
+        def task(folder: Path | str) -> CalibrationSource:
+            assert self.calibrate is not None, "nobody says how examples of a run are had"
+            return self.calibrate(folder, recipe.num_examples, recipe.seed)
 
         own = None
         if recipe.method == "wanda":
@@ -76,7 +80,7 @@ class Maker:
             own = task(folder)
         return own, [task(each) for each in recipe.runs] if recipe.uses_runs else []
 
-    def make(self, recipe: Recipe, own: CalibrationTask | None, tasks: list[CalibrationTask]) -> Mask:
+    def make(self, recipe: Recipe, own: CalibrationSource | None, tasks: list[CalibrationSource]) -> Mask:
         facts: dict[str, Any] = {}
         if recipe.method in OF_A_SET:
             kept, facts = self.of_a_set(recipe, tasks)
@@ -92,7 +96,7 @@ class Maker:
         mask.facts |= {"asked": recipe.ratio, "sparsity": 1 - mask.density}
         return mask
 
-    def name(self, recipe: Recipe, own: CalibrationTask | None, tasks: list[CalibrationTask]) -> str:
+    def name(self, recipe: Recipe, own: CalibrationSource | None, tasks: list[CalibrationSource]) -> str:
         words = [recipe.method, *([own.name, recipe.roles] if own else []), f"{recipe.ratio:g}"]
         if recipe.method in OF_A_SET:
             words.insert(1, f"{len(tasks)} tasks {recipe.roles}")
@@ -104,16 +108,16 @@ class Maker:
 
     # -- scores ------------------------------------------------------------------------------------------------------
 
-    def sums(self, task: CalibrationTask) -> Sums:
+    def sums(self, task: CalibrationSource) -> Sums:
         if task.key not in self._sums:
-            self._sums[task.key] = task.sums(self.llm)
+            self._sums[task.key] = sums_of(task, self.llm)
         return self._sums[task.key]
 
-    def wanda(self, task: CalibrationTask, recipe: Recipe) -> Callable[[str], Tensor]:
+    def wanda(self, task: CalibrationSource, recipe: Recipe) -> Callable[[str], Tensor]:
         sums, roles = self.sums(task), chosen_roles(recipe.roles, recipe.answers)
         return lambda path: wanda(self.linears[path], sums.norm(path, roles))
 
-    def scores(self, recipe: Recipe, own: CalibrationTask | None) -> Callable[[str], Tensor]:
+    def scores(self, recipe: Recipe, own: CalibrationSource | None) -> Callable[[str], Tensor]:
         if recipe.method == "magnitude":
             return lambda path: magnitude(self.linears[path])
         if recipe.method == "random":
@@ -146,7 +150,7 @@ class Maker:
             return keep_global(scores, self.shapes, num_pruned(total, recipe.ratio))
         return {path: keep_by(group, scores(path), recipe.ratio) for path in self.shapes}
 
-    def sequential(self, recipe: Recipe, task: CalibrationTask) -> dict[str, np.ndarray]:
+    def sequential(self, recipe: Recipe, task: CalibrationSource) -> dict[str, np.ndarray]:
         roles = chosen_roles(recipe.roles, recipe.answers)
 
         def decide(path: str, sums: Sums) -> np.ndarray:
@@ -157,7 +161,7 @@ class Maker:
 
         return sequential(self.llm, task.inputs(self.llm), decide)
 
-    def of_a_set(self, recipe: Recipe, tasks: list[CalibrationTask]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def of_a_set(self, recipe: Recipe, tasks: list[CalibrationSource]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         reduce: subnet.Reduce = "intersection" if recipe.method == "subnet" else "union"
         each = [self.wanda(task, recipe) for task in tasks]
 
@@ -176,6 +180,17 @@ class Maker:
         num, density = len(tasks), 1 - found.task_ratio
         by_chance = density**num if reduce == "intersection" else 1 - (1 - density) ** num
         return kept, {"task_ratio": found.task_ratio, "chance_sparsity": 1 - by_chance}
+
+
+def sums_of(task: CalibrationSource, llm: FrozenLLM) -> Sums:
+    """One-shot statistics of all roles: from the cache, or made once under a lock."""
+    key = hashlib.sha256(f"{task.key}|{weights_id(llm)}|{llm.dtype}".encode()).hexdigest()[:16]
+    target = cache_dir() / "calibration" / f"{task.name}-{key}"
+
+    def build(folder: Path) -> None:
+        one_shot(llm, task.inputs(llm)).save(folder / "sums.safetensors", task.facts() | {"llm": llm.name})
+
+    return Sums.load(build_folder(target, build) / "sums.safetensors")[0]
 
 
 def as_score(ranks_OI: np.ndarray) -> Tensor:

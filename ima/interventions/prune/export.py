@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,13 @@ from ima.interventions.prune.mask import Mask
 from ima.models.llm.frozen import FrozenLLM
 
 
-def load_llm(mask: Mask, name: str) -> FrozenLLM:
-    """The LLM that the mask was made for. Raises UserError where the mask does not say how to load it."""
-    from ima.pipeline.assemble import build
-
-    node = mask.facts.get("llm_node")
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise UserError(f"{name}: does not say how its LLM is loaded; make it with python -m ima masks make")
-    llm: FrozenLLM = build({"llm": dict(node) | {"dtype": mask.facts.get("dtype", node.get("dtype", "auto"))}}, "llm")
-    return llm
-
-
-def export(mask: Mask, name: str, folder: Path, llm: FrozenLLM | None = None) -> Path:
+def export(mask: Mask, name: str, folder: Path, load: Callable[[], FrozenLLM]) -> Path:
     """config.json, safetensors and tokenizer with the pruned weights zero, whole or not at all; the mask's provenance
-    beside them in mask.json. Raises UserError where the folder is taken."""
+    beside them in mask.json. load: gives the LLM that the mask was made for. Raises UserError where the folder is
+    taken."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already and is not empty; give another --out")
-    llm = llm if llm is not None else load_llm(mask, name)
+    llm = load()
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary_beside(folder) as temporary:

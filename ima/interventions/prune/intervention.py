@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from ima.interventions import Intervention
+from torch import Tensor
+
+from ima.interventions.base import Intervention, Setting
 from ima.interventions.prune.apply import masked
-from ima.interventions.prune.builder import Maker
+from ima.interventions.prune.builder import MaskBuilder
 from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.recipe import Group, Matched, Method, Order, Pattern, Recipe, RoleSet
+from ima.interventions.work import NOTHING, Savings
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.assemble import keyed
 
 NOTE = "unstructured zeros save no time"
 # What result.json and the figures tell of a mask.
@@ -28,6 +29,8 @@ TOLD = ("name", "method", "group", "pattern", "matched", "roles", "answers", "or
 class MaskWeights(Intervention):
     """The mask in the file `path` (python -m ima masks make). any_weights: also on an LLM of the same shapes whose
     weights are others than those that it was made for."""
+
+    saves_time = False
 
     def __init__(self, path: str, any_weights: bool = False) -> None:
         self.path, self.any_weights = path, any_weights
@@ -49,6 +52,12 @@ class MaskWeights(Intervention):
 
         with masked(llm, self.load(), self.path, self.any_weights):
             yield
+
+    def savings(self, llm: FrozenLLM, roles_1S: Tensor) -> Savings:
+        return NOTHING
+
+    def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
+        return f"{100 * self.sparsity:.1f} % of the weights zero, which saves no time"
 
     def describe(self) -> dict[str, Any]:
         mask = self.load()
@@ -87,11 +96,11 @@ class Prune(Intervention):
         """Nothing yet: what acts is what `resolve` gives."""
         yield
 
-    def resolve(self, llm: FrozenLLM, run: Path | None, node: dict[str, Any] | None = None) -> MaskWeights:
+    def resolve(self, llm: FrozenLLM, setting: Setting) -> MaskWeights:
         """The mask of the recipe. Raises UserError where there is nothing to calibrate on."""
 
-        with keyed("intervention.prune"):
-            return MaskWeights(str(Maker(llm, node).path(self.recipe, run)))
+        builder = MaskBuilder(llm, setting.calibrate, setting.llm_node)
+        return MaskWeights(str(builder.path(self.recipe, setting.run)))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "prune"} | self.recipe.settings()

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ima.core.errors import UserError
-from ima.interventions import Intervention
-from ima.interventions.flops import Tokens, prefill
-from ima.interventions.prune.intervention import Prune
+from ima.interventions.base import Intervention, Setting
+from ima.interventions.flops import prefill
 from ima.interventions.skip.plan import Skip
 from ima.models.llm.facts import Known
 from ima.models.llm.frozen import FrozenLLM
@@ -55,23 +54,24 @@ class SkipAuto(Intervention):
         self.check(llm.known)
         yield
 
-    def resolve(self, llm: FrozenLLM, tokens: Tokens, run: Path | None) -> Skip:
-        """The Skip for an example with so many tokens of each role. Raises UserError where the budget is out of reach
-        or there is nothing to choose by."""
-        folder = Path(self.run) if self.run is not None else run
+    def resolve(self, llm: FrozenLLM, setting: Setting) -> Skip:
+        """The Skip for an example with so many tokens of each role as the setting says. Raises UserError where the
+        budget is out of reach or there is nothing to choose by."""
+        tokens = setting.tokens
+        folder = Path(self.run) if self.run is not None else setting.run
         if folder is None:
-            raise UserError("intervention.skip_auto.run: name the run folder whose rows.jsonl says where tokens change")
+            raise UserError("run: name the run folder whose rows.jsonl says where tokens change")
         found = changes(folder, llm.num_blocks)
         order = sorted((block for block in found if block >= self.start), key=lambda block: (-found[block], block))
-        whole = sum(flops.total for flops in prefill(llm, [], tokens))
+        whole = sum(flops.total for flops in prefill(llm, [], tokens) or ())
         share = 1.0
         for num in range(1, len(order) + 1):
             skip = Skip(self.part, self.roles, blocks=sorted(order[:num]))
-            share = sum(flops.total for flops in prefill(llm, [skip], tokens)) / whole
+            share = sum(flops.total for flops in prefill(llm, [skip], tokens) or ()) / whole
             if share <= self.budget:
                 return skip
         raise UserError(
-            f"intervention.skip_auto.budget: {self.budget} is out of reach, skipping {self.part} for "
+            f"budget: {self.budget} is out of reach, skipping {self.part} for "
             f"{', '.join(self.roles)} in all blocks from {self.start} on leaves {share:.3f}; raise it or add roles"
         )
 
@@ -91,20 +91,3 @@ def changes(folder: Path, num_blocks: int) -> dict[int, float]:
     if sorted(found) != list(range(num_blocks)):
         raise UserError(f"{folder / 'rows.jsonl'}: {len(found)} blocks measured, this LLM has {num_blocks}; same LLM?")
     return found
-
-
-def resolved(
-    interventions: Sequence[Intervention],
-    llm: FrozenLLM,
-    tokens: Tokens,
-    run: Path | None = None,
-    node: dict[str, Any] | None = None,
-) -> list[Intervention]:
-    """What acts: skips with their blocks chosen, masks made. node: the config that the LLM comes from."""
-    out: list[Intervention] = []
-    for each in interventions:
-        if isinstance(each, SkipAuto):
-            out.append(each.resolve(llm, tokens, run))
-        else:
-            out.append(each.resolve(llm, run, node) if isinstance(each, Prune) else each)
-    return out

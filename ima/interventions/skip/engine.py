@@ -15,45 +15,39 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ima.core.types import Role, Site
-from ima.interventions.skip.fast_path import Lean, complaint
-from ima.interventions.skip.plan import Skip
+from ima.interventions.skip.attention import deciding, switch_attention
+from ima.interventions.skip.decision import BlockDecision, Decide, SkipRule
+from ima.interventions.skip.fast_path import FastPathForward, unsupported_reason
 from ima.interventions.skip.select import by_chance, by_place, decoded_by_chance, lowest, num_skipped, real, role_mask
 from ima.interventions.skip.token_index import Rows
-from ima.models.llm.frozen import FrozenLLM, Running
+from ima.interventions.work import Decision
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import PassContext
 from ima.models.llm.projections import projections_of
-
-ATTENTION = "ima_skip"
-_engines: dict[nn.Module, tuple[Engine, int]] = {}  # attention modules of entered engines
-
-Decision = dict[str, Tensor]  # part -> skip_BS
-Decide = Callable[[int, Tensor, Running], Decision]
 
 
 class Engine:
     """Context manager: the skips act while it is open; left, also by an exception, the model is what it was.
 
-    `decide` replaces the skips' own choice (replay); `record`: keep what was decided, in `decisions`. `lean`: plain
-    blocks without detours.
+    `decide` replaces the skips' own choice (replay); `record`: keep what was decided, in `decisions`. `fast_path`:
+    plain blocks without detours.
     """
 
     def __init__(
         self,
         llm: FrozenLLM,
-        skips: Sequence[Skip],
+        skips: Sequence[SkipRule],
         decide: Decide | None = None,
         record: bool = False,
-        lean: bool = True,
+        fast_path: bool = True,
     ) -> None:
-        self.lean = lean
+        self.fast_path = fast_path
         self.llm, self.skips = llm, list(skips)
         for skip in self.skips:
             skip.check(llm.known)
-        self.by_block: dict[int, list[Skip]] = {}
+        self.by_block: dict[int, list[SkipRule]] = {}
         for skip in self.skips:
             for block in skip.blocks(llm.num_blocks):
                 self.by_block.setdefault(block, []).append(skip)
@@ -64,7 +58,7 @@ class Engine:
             else dict.fromkeys(range(llm.num_blocks))
         )
         self.decisions: list[tuple[int, int, Decision]] | None = [] if record else None
-        self.now: dict[int, Now] = {}
+        self.now: dict[int, BlockDecision] = {}
         self.inputs: dict[int, Tensor] = {}
         self._stack: ExitStack | None = None
 
@@ -81,19 +75,19 @@ class Engine:
         assert self._stack is None, "entered already"
         with ExitStack() as stack:
             acting = {block: skips for block, skips in self.by_block.items() if any(s.ratio > 0 for s in skips)}
-            lean = self.lean and bool(acting) and not complaint(self, min(acting))
+            fast = self.fast_path and bool(acting) and not unsupported_reason(self.llm, min(acting))
             for block, skips in acting.items():
                 num_hooks = self._install(stack, block, skips)
-                if lean and "forward" not in vars(self.llm.table.blocks[block]):
+                if fast and "forward" not in vars(self.llm.table.blocks[block]):
                     layer = self.llm.table.blocks[block]
-                    layer.forward = Lean(self, block, num_hooks)
+                    layer.forward = FastPathForward(layer, self.now, block, num_hooks)
                     stack.callback(vars(layer).pop, "forward")
             compared = {b - 1 for b, skips in acting.items() for s in skips if s.select == "similar" and s.needs_states}
             for block in compared:
                 layer = self.llm.table.blocks[block]
                 stack.callback(layer.register_forward_pre_hook(self._keep(block), with_kwargs=True).remove)
             if any(skip.part != "ffn" for skips in acting.values() for skip in skips):
-                self._switch_attention(stack)
+                switch_attention(stack, self.llm.model.config)
             self._stack = stack.pop_all()
         return self
 
@@ -103,18 +97,10 @@ class Engine:
         assert self._stack is not None
         self._stack.close()
         self._stack = None
-        self.now, self.inputs = {}, {}
+        self.now.clear()
+        self.inputs.clear()
 
-    def _switch_attention(self, stack: ExitStack) -> None:
-        """Attention of this model goes through `attend`. Configs of sub-modules are the model's own object."""
-        config = self.llm.model.config
-        before = config._attn_implementation
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
-        config._attn_implementation = ATTENTION
-        stack.callback(setattr, config, "_attn_implementation", before)
-
-    def _install(self, stack: ExitStack, block: int, skips: Sequence[Skip]) -> int:
+    def _install(self, stack: ExitStack, block: int, skips: Sequence[SkipRule]) -> int:
         """Puts the hooks on a block; returns how many lie on the modules inside it."""
         layer, maps = self.llm.table.blocks[block], projections_of(self.llm.table, block)
         parts = {skip.part for skip in skips}
@@ -142,9 +128,7 @@ class Engine:
                 if module is not None and any(skip.visibility == "hidden" for skip in skips):
                     hook(module, before=self._pick(block, "keys"), after=self._put(block, "keys"))
         if parts - {"ffn"}:
-            assert maps.attention not in _engines, "two engines on one model"
-            _engines[maps.attention] = (self, block)
-            stack.callback(_engines.pop, maps.attention)
+            deciding(stack, maps.attention, self.now, block)
         return num
 
     # -- the hooks ---------------------------------------------------------------------------------------------------
@@ -174,7 +158,7 @@ class Engine:
 
         return begin
 
-    def _tell(self, block: int, running: Running) -> None:
+    def _tell(self, block: int, running: PassContext) -> None:
         """For whoever looks into the block: which sites are computed for some tokens only."""
         now = self.now[block]
         for site, rows in ((Site.SA, now.queries), (Site.LN2, now.ffn), (Site.FC1, now.ffn), (Site.FC2, now.ffn)):
@@ -211,7 +195,7 @@ class Engine:
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
-    def _now(self, block: int, decision: Decision, running: Running) -> Now:
+    def _now(self, block: int, decision: Decision, running: PassContext) -> BlockDecision:
         def rows(*parts: str) -> Rows | None:
             skips = [decision[part] for part in parts if part in decision and bool(decision[part].any())]
             if not skips:
@@ -223,7 +207,7 @@ class Engine:
             found: Rows = running.memo[key]
             return found
 
-        now = Now(rows("ffn", "block"), rows("attn", "block"), rows("hidden"), None, {}, running)
+        now = BlockDecision(rows("ffn", "block"), rows("attn", "block"), rows("hidden"), None, {}, running)
         if any(skip.visibility == "hidden" for skip in self.by_block[block]):
             hidden_BS = decision.get("hidden", torch.zeros_like(running.roles_BS, dtype=torch.bool))
             past = running.history.setdefault(("hidden", block), [])
@@ -232,7 +216,7 @@ class Engine:
         now.heads = {int(part[4:]): skip for part, skip in decision.items() if part.startswith("head")}
         return now
 
-    def choose(self, block: int, x_BSD: Tensor, running: Running) -> Decision:
+    def choose(self, block: int, x_BSD: Tensor, running: PassContext) -> Decision:
         """What the skips of a block leave out, by part: ffn, attn, block; head<h>; hidden: keys that nobody sees."""
         decision: Decision = {}
 
@@ -249,7 +233,7 @@ class Engine:
                 add("hidden", skip_BS)
         return decision
 
-    def _chosen(self, index: int, skip: Skip, block: int, x_BSD: Tensor, running: Running) -> Tensor:
+    def _chosen(self, index: int, skip: SkipRule, block: int, x_BSD: Tensor, running: PassContext) -> Tensor:
         varies = skip.needs_states or skip.redraw_per_block
         key = ("chosen", index, block if varies else None)
         if key not in running.memo:
@@ -262,7 +246,9 @@ class Engine:
         found: Tensor = running.memo[key]
         return found
 
-    def _chosen_of(self, group: Sequence[int], skip: Skip, block: int, x_BSD: Tensor, running: Running) -> Tensor:
+    def _chosen_of(
+        self, group: Sequence[int], skip: SkipRule, block: int, x_BSD: Tensor, running: PassContext
+    ) -> Tensor:
         role_BS = role_mask(running.roles_BS, group)
         if skip.ratio == 1:
             return role_BS
@@ -283,76 +269,13 @@ class Engine:
         return lowest(change, role_BS, num_B)
 
 
-class Now:
-    """What a block leaves out in the running pass, ready for the hooks: `ffn`, `queries`, `keys` are the rows that are
-    computed (None: all); hidden_BK: keys that nobody sees, past ones included."""
-
-    def __init__(
-        self,
-        ffn: Rows | None,
-        queries: Rows | None,
-        keys: Rows | None,
-        hidden_BK: Tensor | None,
-        heads: dict[int, Tensor],
-        running: Running,
-    ) -> None:
-        self.ffn, self.queries, self.keys = ffn, queries, keys
-        self.hidden_BK, self.heads, self.running = hidden_BK, heads, running
-
-
-# -- attention -------------------------------------------------------------------------------------------------------
-
-
-def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (B, H, S, W), key and value (B, H_kv, K, W) -> (B, S, H, W)."""
-    entered = _engines.get(module)
-    now = entered[0].now.get(entered[1]) if entered is not None else None
-    if now is None or (now.queries is None and now.hidden_BK is None and not now.heads):
-        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return found, None
-    length, num_keys = query.shape[2], key.shape[2]
-    columns = now.queries.queries() if now.queries is not None else torch.arange(length, device=query.device)[None]
-    if attention_mask is None:  # causal, all seen: the mask that the taken queries need
-        places = torch.arange(num_keys, device=query.device)
-        attention_mask = places <= (columns + num_keys - length)[:, None, :, None]
-    elif now.queries is not None:
-        if now.queries.is_slice:
-            attention_mask = attention_mask[:, :, now.queries.lo : now.queries.hi]
-        else:
-            wide = attention_mask.expand(len(columns), -1, -1, -1)
-            attention_mask = wide.gather(2, columns[:, None, :, None].expand(-1, wide.shape[1], -1, num_keys))
-    if now.hidden_BK is not None:
-        seen = ~now.hidden_BK[:, None, None, -num_keys:]
-        attention_mask = (
-            attention_mask & seen
-            if attention_mask.dtype == torch.bool
-            else attention_mask.masked_fill(~seen, torch.finfo(attention_mask.dtype).min)
-        )
-    if now.queries is not None:
-        if columns.shape[1] == 0:
-            return query.new_zeros(query.shape[0], length, query.shape[1], query.shape[3]), None
-        if now.queries.is_slice:
-            query = query[:, :, now.queries.lo : now.queries.hi]
-        else:
-            query = query.gather(2, columns[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-    found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if now.queries is not None:
-        found = now.queries.put_queries(found, columns)
-    for head, skip_BS in now.heads.items():
-        found = found.clone()
-        found[:, :, head] = torch.where(skip_BS[..., None], 0, found[:, :, head])
-    return found, None
-
-
-def replay(llm: FrozenLLM, skips: Sequence[Skip], decisions: Sequence[tuple[int, int, Decision]]) -> Engine:
+def replay(llm: FrozenLLM, skips: Sequence[SkipRule], decisions: Sequence[tuple[int, int, Decision]]) -> Engine:
     """An engine that makes the decisions of recorded passes (one decoding) again, in one pass over the whole."""
     whole: dict[int, list[Decision]] = {}
     for _, block, decision in decisions:
         whole.setdefault(block, []).append(decision)
 
-    def decide(block: int, _x_BSD: Tensor, running: Running) -> Decision:
+    def decide(block: int, _x_BSD: Tensor, running: PassContext) -> Decision:
         steps = whole[block]
         names = {name for step in steps for name in step}
         lengths = [next(iter(step.values())).shape[1] for step in steps]

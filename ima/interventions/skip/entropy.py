@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ima.alignment.logit_lens import final_norm
 from ima.core.errors import UserError
 from ima.core.types import Role
 from ima.interventions.hooks import Phase, described
 from ima.interventions.skip.exit import split
 from ima.interventions.skip.plan import Part, Skip
-from ima.models.llm.frozen import FrozenLLM, Running
+from ima.interventions.work import Flops, Savings, weight_of
+from ima.models.llm.frozen import FrozenLLM, final_norm
+from ima.models.llm.pass_context import PassContext
 
 LENS_ROWS = 256  # tokens whose logits exist at one time
 
@@ -54,7 +55,7 @@ class Entropy(Skip):
         return True
 
     @torch.no_grad()
-    def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: Running) -> Tensor | None:
+    def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: PassContext) -> Tensor | None:
         roles_BS = running.roles_BS
         last_B, decoded_BS = split(roles_BS)
         rows_B = torch.arange(len(roles_BS), device=roles_BS.device)
@@ -65,6 +66,15 @@ class Entropy(Skip):
         low_BS = torch.where(decoded_BS, low_BS, low_BS[rows_B, last_B][:, None])
         may_BS = torch.isin(roles_BS, torch.tensor(self.ids, device=roles_BS.device))
         return low_BS & may_BS & (roles_BS != Role.PAD)
+
+    def savings(self, llm: FrozenLLM, roles_1S: Tensor) -> Savings:
+        """What it skips lies in the data and is not counted; the lens that it looks through is."""
+        looks = Flops(lens=2.0 * weight_of(llm.model.get_output_embeddings()).numel())
+        return Savings(added=dict.fromkeys(self.blocks(llm.num_blocks), looks))
+
+    def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
+        named = f"{self.part} of {', '.join(self.roles)} where entropy < {self.threshold:g}"
+        return f"{named} (not counted; the lens is)" if block in self.blocks(llm.num_blocks) else ""
 
     def describe(self) -> dict[str, Any]:
         names = ("threshold", "part", "roles", "start", "stop", "every", "listed", "phase")

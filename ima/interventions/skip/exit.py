@@ -18,7 +18,8 @@ from ima.core.types import Role
 from ima.interventions.hooks import DECODED, described
 from ima.interventions.skip.plan import Skip
 from ima.models.llm.facts import Known
-from ima.models.llm.frozen import FrozenLLM, Running
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import PassContext
 
 Leaving = Literal["context", "percept", "last"]
 
@@ -43,7 +44,7 @@ class Exit(Skip):
             raise UserError(f"block: {self.block}; early in {num_blocks} blocks is after 0 to {num_blocks - 2}")
         super().check(llm)
 
-    def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: Running) -> Tensor | None:
+    def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: PassContext) -> Tensor | None:
         if self.leaving != "context":
             return None
         last_B, _ = split(running.roles_BS)

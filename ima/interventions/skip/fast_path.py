@@ -8,39 +8,39 @@ stock block when the skips are entered; whatever does not fit keeps the hooks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ima.core.types import Role
+from ima.interventions.skip.decision import BlockDecision
 from ima.interventions.skip.token_index import Rows
 from ima.models.llm.acceleration.self_check import without_hooks
-
-if TYPE_CHECKING:
-    from ima.interventions.skip.engine import Engine, Now
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import PassContext
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TOLERANCE = 1e-3  # relative, in fp32
 
 
-class Lean:
+class FastPathForward:
     """Stands in for the `forward` of one block while its engine is open. `num_hooks`: those that the engine itself put
     on the block's modules; with more, somebody watches, and the stock forward runs."""
 
-    def __init__(self, engine: Engine, block: int, num_hooks: int) -> None:
-        self.engine, self.block, self.num_hooks = engine, block, num_hooks
-        self.layer: Any = engine.llm.table.blocks[block]
+    def __init__(self, layer: Any, decisions: Mapping[int, BlockDecision], block: int, num_hooks: int) -> None:
+        self.layer, self.decisions, self.block, self.num_hooks = layer, decisions, block, num_hooks
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        now = self.engine.now.get(self.block)
+        now = self.decisions.get(self.block)
         if args or now is None or not self.fits(now, kwargs) or num_inner_hooks(self.layer) != self.num_hooks:
             out: Tensor = type(self.layer).forward(self.layer, hidden_states, *args, **kwargs)
             return out
         return run_block(self.layer, hidden_states, now, kwargs)
 
-    def fits(self, now: Now, kwargs: dict[str, Any]) -> bool:
+    def fits(self, now: BlockDecision, kwargs: dict[str, Any]) -> bool:
         """Something is skipped, with all keys in this very pass (prefill or no cache at all)."""
         acts = now.ffn is not None or now.queries is not None
         return acts and now.hidden_BK is None and not now.heads and now.running.num_past == 0
@@ -80,7 +80,7 @@ def add_at(x_BSD: Tensor, y_BnD: Tensor, rows: Rows | None, owned: bool) -> Tens
     return x_BSD.scatter_add_(1, columns[..., None].expand_as(y_BnD), y_BnD)
 
 
-def run_block(layer: Any, x_BSD: Tensor, now: Now, kwargs: dict[str, Any]) -> Tensor:
+def run_block(layer: Any, x_BSD: Tensor, now: BlockDecision, kwargs: dict[str, Any]) -> Tensor:
     """The block's output under `now`, from its own modules; their hooks do not fire."""
     free = not torch.is_grad_enabled() or not x_BSD.requires_grad  # states of our own may be written to
     mid_BSD = x_BSD
@@ -100,7 +100,7 @@ def run_block(layer: Any, x_BSD: Tensor, now: Now, kwargs: dict[str, Any]) -> Te
     return flat.index_add_(0, now.ffn.index_N, y[0]).view_as(mid_BSD)
 
 
-def attention(layer: Any, x_BSD: Tensor, now: Now, kwargs: dict[str, Any]) -> Tensor | None:
+def attention(layer: Any, x_BSD: Tensor, now: BlockDecision, kwargs: dict[str, Any]) -> Tensor | None:
     """(B, n, D): what attention adds for the taken queries; None where there are none (keys went to the cache)."""
     maps, rows = layer.self_attn, now.queries
     if rows is None:
@@ -136,7 +136,7 @@ def rotate(x_BHnW: Tensor, cos_BnW: Tensor, sin_BnW: Tensor) -> Tensor:
     return x_BHnW * cos_BnW[:, None] + torch.cat([-second, first], dim=-1) * sin_BnW[:, None]
 
 
-def rows_mask(mask: Tensor | None, now: Now, length: int) -> Tensor:
+def rows_mask(mask: Tensor | None, now: BlockDecision, length: int) -> Tensor:
     """The rows of the attention mask that the taken queries need; a missing mask is causal. Made once a pass."""
     rows = now.queries
     assert rows is not None
@@ -157,12 +157,9 @@ def rows_mask(mask: Tensor | None, now: Now, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def complaint(engine: Engine, block: int) -> str:
+def unsupported_reason(llm: FrozenLLM, block: int) -> str:
     """Why a block cannot run lean; "" where it can. Compares with the stock block, in fp32, all tokens taking part."""
-    from ima.interventions.skip.engine import Now
-    from ima.models.llm.frozen import Running
-
-    table = engine.llm.table
+    table = llm.table
     layer: Any = table.blocks[block]
     if table.model_type not in FAMILIES:
         return f"{table.model_type} is not of the plain kind"
@@ -171,14 +168,14 @@ def complaint(engine: Engine, block: int) -> str:
         return "its modules are not those of the plain kind"
     dtype = next(layer.parameters()).dtype
     generator = torch.Generator().manual_seed(0)
-    width = engine.llm.model.config.hidden_size
+    width = llm.model.config.hidden_size
     maps: Any = layer.self_attn
     x_BSD = torch.randn(2, 5, width, generator=generator).to(layer.input_layernorm.weight.device, dtype)
     angle = (torch.rand(2, 5, maps.head_dim // 2, generator=generator) * 6).repeat(1, 1, 2)
     position = (angle.cos().to(x_BSD), angle.sin().to(x_BSD))
     roles = torch.full((2, 5), int(Role.PROMPT), device=x_BSD.device)
     everything = torch.ones_like(roles, dtype=torch.bool)
-    now = Now(Rows(everything, everything), Rows(everything, everything), None, None, {}, Running(roles))
+    now = BlockDecision(Rows(everything, everything), Rows(everything, everything), None, None, {}, PassContext(roles))
     kwargs = {"attention_mask": None, "position_embeddings": position}
     with without_hooks(layer):
         stock = type(layer).forward(layer, x_BSD, **kwargs)

@@ -7,18 +7,23 @@ computing what is skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ima.core.errors import UserError, nearest
 from ima.core.types import Role
+from ima.interventions.base import Intervention, Joined
 from ima.interventions.hooks import DECODED, Phase, described, which_blocks
+from ima.interventions.skip.engine import Engine
 from ima.interventions.skip.select import NEEDS_STATES, Select
+from ima.interventions.work import NOTHING, Chance, Decision, Savings
 from ima.models.llm.facts import Known
-from ima.models.llm.frozen import FrozenLLM, Running
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pass_context import PassContext
 
 Part = Literal["ffn", "attn", "block", "heads"]
 Visibility = Literal["visible", "hidden"]
@@ -33,7 +38,7 @@ ROLES = {
 }
 
 
-class Skip:
+class Skip(Intervention):
     """Skip `part` of the blocks start <= b < stop (None: to the end) with (b - start) % every == 0, or of the list
     `blocks`, for `ratio` of the tokens of each of `roles`.
 
@@ -82,6 +87,10 @@ class Skip:
         self.redraw_per_block, self.seed = redraw_per_block, seed
         self.ids = tuple(sorted(ids))
 
+    @classmethod
+    def joined(cls) -> Joined:
+        return Engine
+
     @property
     def needs_states(self) -> bool:
         """Whether the choice depends on hidden states, and so on the block."""
@@ -114,16 +123,62 @@ class Skip:
         if wrong:
             raise UserError(f"heads: {wrong[0]} is none of {llm.name}'s heads 0 to {llm.num_heads - 1}")
 
-    def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: Running) -> Tensor | None:
+    def chosen(self, llm: FrozenLLM, x_BSD: Tensor, running: PassContext) -> Tensor | None:
         """skip_BS where a kind of skip has a rule of its own for what it leaves out; None: ratio and select say."""
         return None
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        from ima.interventions.skip.engine import Engine
-
         with Engine(llm, [self]):
             yield
 
+    def savings(self, llm: FrozenLLM, roles_1S: Tensor) -> Savings:
+        """As the engine itself decides on a made-up sequence of these roles."""
+        if self.ratio == 0:
+            return NOTHING
+        share = self.decoded_share(llm)
+        parts: list[str] = [] if self.part == "heads" else [self.part]
+        parts += ["hidden"] if self.visibility == "hidden" else []
+        chances = {part: Chance(self.seed, share) for part in parts}
+        return Savings(decisions(llm, self, roles_1S), dict.fromkeys(self.blocks(llm.num_blocks), chances))
+
+    def decoded_share(self, llm: FrozenLLM) -> float:
+        """Chance that a decoded token is left out."""
+        if int(Role.GENERATED) not in self.ids:
+            return 0.0
+        running = PassContext(torch.tensor([[int(Role.GENERATED)]]), ("plan",), num_past=1)
+        chosen = self.chosen(llm, torch.zeros(1, 1, 4), running)
+        if chosen is not None:  # by a rule of its own
+            return float(bool(chosen.any()))
+        return self.ratio if self.select == "random" else float(self.ratio >= 0.5)  # one token, rounded half up
+
+    def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
+        if savings is None or block not in savings.prompt:
+            return ""
+        names = [self.part] if self.heads is None else [f"head{head}" for head in self.heads]
+        what = self.part if self.heads is None else f"heads {','.join(map(str, self.heads))}"
+        num = count(savings.prompt[block], *names)
+        asked = int(sum((roles_1S == role).sum() for role in self.ids))
+        texts = [f"{num} of {asked} prompt tokens"] if asked else []
+        decoded = self.decoded_share(llm)
+        texts += [f"{100 * decoded:g} % of decoded ones"] if decoded else []
+        hidden = ", hidden" if self.visibility == "hidden" else ""
+        return f"no {what} for {', '.join(self.roles)}: {', '.join(texts) or 'nobody'}{hidden}"
+
     def describe(self) -> dict[str, Any]:
         return described("skip", {name: value for name, value in vars(self).items() if name != "ids"})
+
+
+def decisions(llm: FrozenLLM, skip: Skip, roles_1S: Tensor) -> dict[int, Decision]:
+    """Block -> what is left out there by part, as the engine decides it for a prompt of these roles."""
+    engine = Engine(llm, [skip])
+    running = PassContext(roles_1S, ("plan",))
+    states = torch.randn(2, *roles_1S.shape, 4, generator=torch.Generator().manual_seed(0))
+    engine.inputs.update(dict.fromkeys(range(llm.num_blocks), states[0]))
+    return {block: engine.choose(block, states[1], running) for block in engine.by_block}
+
+
+def count(decision: Mapping[str, Tensor], *parts: str) -> int:
+    """Positions at which any of these parts is left out."""
+    found = [decision[part] for part in parts if part in decision]
+    return int(torch.stack(found).any(0).sum()) if found else 0

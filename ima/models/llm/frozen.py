@@ -7,59 +7,23 @@ beams.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.core.types import Role, Site
+from ima.core.types import Role
 from ima.models.llm.chat import ChatFormat
 from ima.models.llm.facts import Known, of_config
+from ima.models.llm.pass_context import Generation, PassContext
 from ima.models.llm.sites import SiteTable, check_sites
 from ima.models.llm.tuning import Train, make_trainable, merge_lora
 
 MAX_PLAIN_LENGTH = 192  # in bf16 on two cores: 8 times faster at 38 positions, 2 at 128, slower from 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """Settings of decoding: greedy for num_beams 1, else beam search; nothing is sampled."""
-
-    max_new_tokens: int = 12
-    num_beams: int = 1
-
-
-class Taken(Protocol):
-    """Positions of a pass at which a site is computed; at the others it is not. A module there is given them alone
-    (`num_given` rows, some of them perhaps not wanted), which `put` brings back to their places, or all."""
-
-    @property
-    def wanted_BS(self) -> Tensor: ...
-
-    @property
-    def num_given(self) -> int: ...
-
-    def put(self, y: Tensor, /) -> Tensor:
-        """(B, S, D), zeros where nothing was taken."""
-
-
-@dataclasses.dataclass
-class Running:
-    """The pass that runs now: roles_BS and sample_ids of its rows (None where the caller did not say), and how many
-    positions came before it (cached decoding). `memo` lives as long as the pass, `history` as long as the decoding.
-    taken: by block and site, where an intervention leaves the site out for some positions."""
-
-    roles_BS: Tensor
-    sample_ids: tuple[str, ...] | None = None
-    num_past: int = 0
-    memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    history: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    taken: dict[tuple[int, Site], Taken] = dataclasses.field(default_factory=dict)
 
 
 class FrozenLLM(nn.Module):
@@ -106,7 +70,7 @@ class FrozenLLM(nn.Module):
         if self.chat is not None and self.chat.stop_id != self.eos_id:
             self.stop_ids.append(self.chat.stop_id)
         self.embedding_norm = self._embedding_norm()
-        self.running: Running | None = None
+        self.running: PassContext | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,7 +125,7 @@ class FrozenLLM(nn.Module):
         sample_ids: for interventions that draw by sample."""
         mask_BS = (roles_BS != Role.PAD).long()
         positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
-        running = Running(roles_BS, None if sample_ids is None else tuple(sample_ids))
+        running = PassContext(roles_BS, None if sample_ids is None else tuple(sample_ids))
         with self._running(running), self._attention(x_BSD.shape[1]):
             output = self.model.base_model(
                 inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, position_ids=positions_BS, use_cache=False
@@ -210,7 +174,7 @@ class FrozenLLM(nn.Module):
         return sums / chosen.sum(1)
 
     @contextmanager
-    def _running(self, running: Running) -> Iterator[None]:
+    def _running(self, running: PassContext) -> Iterator[None]:
         before, self.running = self.running, running
         try:
             yield
@@ -235,10 +199,10 @@ class FrozenLLM(nn.Module):
             else:
                 roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
             ids = None if sample_ids is None else tuple(name for name in sample_ids for _ in range(times))
-            self.running = Running(roles, ids, num_past, history=history)
+            self.running = PassContext(roles, ids, num_past, history=history)
             num_past += length
 
-        with self._running(Running(roles_BS, sample_ids)):
+        with self._running(PassContext(roles_BS, sample_ids)):
             handle = self.model.register_forward_pre_hook(before_pass, with_kwargs=True)
             try:
                 yield
@@ -299,3 +263,14 @@ def contiguous_head(model: Any) -> Iterator[None]:
 
 def first_id(value: int | list[int]) -> int:
     return value[0] if isinstance(value, list) else value
+
+
+def final_norm(llm: FrozenLLM) -> nn.Module:
+    """The norm between the last block and the LM head."""
+    base = llm.model.base_model
+    for holder in (base, getattr(base, "decoder", None), getattr(base, "language_model", None)):
+        for name in ("norm", "final_layer_norm", "ln_f"):
+            found = getattr(holder, name, None)
+            if isinstance(found, nn.Module):
+                return found
+    raise UserError(f"alignment.num_vocabulary_layers: {llm.name} has no norm before its head that is known; use 0")

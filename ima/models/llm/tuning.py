@@ -6,6 +6,7 @@ the modules keep their names, hooks see what they always see.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,3 +81,17 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
         if value.shape != own[name].shape:
             raise UserError(f"{where}: {name} is {tuple(value.shape)}, this LLM needs {tuple(own[name].shape)}")
         own[name].copy_(value)
+
+
+def weight_sum(module: nn.Module, without: Collection[str] = ()) -> str:
+    """A fingerprint of all parameters and buffers, bit for bit, that is cheap on any device: 64-bit sums of the raw
+    bits, plain and weighted by position. `without`: names that are left out."""
+    plain, weighted = 0, 0
+    for name, tensor in module.state_dict().items():
+        if name in without:
+            continue
+        bits = tensor.detach().contiguous().flatten().view(torch.uint8)
+        bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 4)).view(torch.int32).long()
+        plain += int(bits.sum())
+        weighted += int((bits * (torch.arange(bits.numel(), device=bits.device) % 65521 + 1)).sum())
+    return f"{plain & (2**64 - 1):016x}{weighted & (2**64 - 1):016x}"

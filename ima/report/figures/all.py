@@ -14,7 +14,7 @@ from ima.report.figures.masks import mask_rows, overlap_figures
 from ima.report.figures.mixture import mixture_figures, named
 from ima.report.figures.reservoir import geometry, token_pairs, tsne
 from ima.report.figures.task import task_parts, tasks, training
-from ima.report.load import Run
+from ima.report.run import Run
 
 __all__ = ["comparison_figures", "figures_of", "full_figures"]
 

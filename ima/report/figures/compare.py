@@ -18,8 +18,8 @@ from ima.report.figures.style import DASHES, HEIGHT, MARKERS, NUM_CATEGORIES, Th
 from ima.report.figures.task import HEADLINE_SCORES
 from ima.report.figures.variants import variant_figures
 from ima.report.labels import shortened
-from ima.report.load import Run
 from ima.report.proxies import proxy_figures
+from ima.report.run import Run
 
 MAX_OVERLAID = 16
 LINE_HEIGHT = 0.2  # inches of a line of the legend

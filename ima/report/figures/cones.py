@@ -16,7 +16,7 @@ from ima.report.figures.drawing import Figure
 from ima.report.figures.full import VARIANTS, latest
 from ima.report.figures.panels import Panel, Stroke, multiples
 from ima.report.figures.style import DASHES, NUM_CATEGORIES
-from ima.report.load import Run
+from ima.report.run import Run
 from ima.runs.results import read_rows
 
 SEPARATOR = " ~ "

@@ -18,7 +18,7 @@ from ima.report.curves import Curve, Row, curve, finite, where
 from ima.report.figures.drawing import Figure
 from ima.report.figures.panels import Panel, Stroke, multiples
 from ima.report.figures.style import DASHES, NARROW, NUM_CATEGORIES, Theme
-from ima.report.load import Run
+from ima.report.run import Run
 from ima.runs.results import read_rows
 
 MAX_STROKES = 6

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure as Canvas
 
 from ima.report.figures.drawing import Figure, legend
 from ima.report.figures.style import NARROW, Theme
-from ima.report.load import Run, number
 from ima.report.plans import METRICS, baseline, plan_of
+from ima.report.run import Run, number
 
 NO_TIME = "Unstructured zeros save no time: every product is as large as before."
 

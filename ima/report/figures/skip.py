@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from ima.report.figures.drawing import Figure, legend
 from ima.report.figures.places import same_price, skip_places
 from ima.report.figures.style import MARKERS, Theme
-from ima.report.load import Run
 from ima.report.plans import METRICS, TRAINED, Point, points_of, skips_of
+from ima.report.run import Run
 
 MAX_MARKED = 40
 

@@ -21,7 +21,7 @@ HEADLINE_SCORES = ("noun_accuracy", "accuracy", "noun_f1", "cider_d")
 
 
 def smooth(found: Curve, share: float = 0.03) -> Curve:
-    """Running mean over `share` of the points (centred), thinned to MAX_POINTS; gaps are skipped."""
+    """PassContext mean over `share` of the points (centred), thinned to MAX_POINTS; gaps are skipped."""
     points = [point for point in found.points if math.isfinite(point[1])]
     reach = max(1, round(len(points) * share))
     step = max(1, len(points) // MAX_POINTS)

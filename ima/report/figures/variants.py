@@ -23,9 +23,9 @@ from ima.report.figures.mixture import one
 from ima.report.figures.panels import Panel, Stroke, multiples
 from ima.report.figures.style import DASHES, MARKERS, NUM_CATEGORIES, Theme
 from ima.report.labels import shortened
-from ima.report.load import Run
 from ima.report.mixture import by_name, entry_names, mixture_points
 from ima.report.proxies import relation_text
+from ima.report.run import Run
 
 Groups = dict[str, dict[str, list[Row]]]  # run -> entry -> rows
 MAX_VARIANTS, MAX_ENTRIES = 6, 8

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ima.report.load import Run, number
+from ima.report.run import Run, number
 
 MAX_SAMPLES, MAX_TOKENS, MAX_WORDS = 3, 12, 2
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from ima.report.figures.drawing import Figure
 from ima.report.figures.style import css_variables
-from ima.report.load import Run
 from ima.report.mixture import entry_section, variant_section
 from ima.report.page import tables
 from ima.report.page.decoded import decoded_section
 from ima.report.page.samples import sample_section
 from ima.report.page.words import HEADLINES, MAX_HEADLINES, seconds_text, value_text
 from ima.report.proxies import proxy_section
+from ima.report.run import Run
 
 
 def page(runs: Sequence[Run], figures: Sequence[Figure], proxies: Sequence[dict[str, Any]] = ()) -> str:

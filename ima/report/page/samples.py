@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ima.report.curves import finite, track_rank
-from ima.report.load import Run
 from ima.report.page.words import track_name
+from ima.report.run import Run
 
 MAX_CARDS = 36
 MAX_SIDE = 224  # pixels

@@ -11,8 +11,9 @@ from typing import Any
 from ima.report import curves as series
 from ima.report.figures.drawing import thinned
 from ima.report.labels import varied
-from ima.report.load import Run, differing_keys, flatten, text
+from ima.report.load import differing_keys, flatten, text
 from ima.report.page.words import HEADLINES, seconds_text, track_name, value_text
+from ima.report.run import Run
 
 MAX_METRIC_COLUMNS = 8
 MAX_EPOCH_COLUMNS = 10
