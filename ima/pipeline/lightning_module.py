@@ -268,7 +268,7 @@ class KnownRanks(LightningEnvironment):
         return self.place.rank
 
     def set_global_rank(self, rank: int) -> None:
-        rank_zero_only.rank = self.place.rank
+        rank_zero_only.rank = self.place.rank  # type: ignore[attr-defined]
 
     def local_rank(self) -> int:
         return self.place.local

@@ -1,14 +1,18 @@
 """Run folders: which folder a config goes to, whether it is finished, resumed or refused, and who may write there.
 
 A folder belongs to the hash of its config. The same command again goes on where the last one stopped, or says that
-it is finished; another config in the same folder is refused unless `overwrite=true`.
+it is finished; another config in the same folder is refused unless `overwrite=true`, which removes what the run wrote
+and nothing else.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,23 @@ from ima.config.roots import config_hash
 from ima.core.errors import UserError
 from ima.core.files import remove_temporaries, write_json
 from ima.runs.results import read_result
+
+# What a run writes into its folder, at the top and in folders of its own; everything else there is somebody else's.
+OWN = {
+    "result.json", "rows.jsonl", "predictions.jsonl", "samples.jsonl", "tasks.csv", "report.html", "comparison.json",
+    "alignment.safetensors", "alignment.json", "examples.jsonl",
+    "adapter.safetensors", "adapter.json", "adapter.llm.safetensors",
+}  # fmt: skip
+FIGURE = re.compile(r"[^/]+\.(svg|png|csv)")  # where all three are there
+NUM_FILES_OF_A_FIGURE = 3
+OWN_BELOW = {
+    "checkpoints": re.compile(r"(last|epoch-\d+)(\.llm)?\.(safetensors|json)"),
+    "media": re.compile(r"[^/]+-\d\d\.(png|mp3|wav|webm)"),
+    "entries": re.compile(r"[^/]+/(alignment\.(safetensors|json)|examples\.jsonl)"),
+    "figures": FIGURE,
+    "wandb": re.compile(r"(offline-)?run-[^/]+/.+|latest-run|debug[\w-]*\.log", re.DOTALL),
+}
+MAX_NAMED = 6
 
 
 def run_name(config: Mapping[str, Any]) -> str:
@@ -29,10 +50,13 @@ def run_name(config: Mapping[str, Any]) -> str:
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of a finished run of this very config in `folder`, or None where there is work to do. Empties the
-    folder where it is to be overwritten. Raises UserError where it holds another run."""
+    """The result of a finished run of this very config in `folder`, or None where there is work to do. Removes what
+    the run wrote where it is to be overwritten. Raises UserError where the folder holds another run."""
     if not (folder / "result.json").is_file():
         refuse_sweep(folder)
+        if config.get("overwrite") and folder.is_dir():
+            for stage in [path for path in folder.iterdir() if is_plain_folder(path) and is_stage(path)]:
+                clear(stage)  # the run was killed before its last stage began
         return None
     if config.get("overwrite"):
         clear(folder)
@@ -70,10 +94,76 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def clear(folder: Path) -> None:
-    for path in folder.iterdir():
+    """Remove what a run wrote into its folder, its stages below it too, and say in one line what else there is."""
+    if left := remove_own(folder):
+        more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+        print(f"{folder}: written anew; what the run did not write stays: {', '.join(left[:MAX_NAMED])}{more}")
+
+
+def remove_own(folder: Path) -> list[str]:
+    """Remove what a run wrote; names of the rest. result.json goes last: until then the folder says whose it is. A link
+    goes where it has the name of something of ours, and is never followed."""
+    left = []
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == "result.json", path.name)):
         if path.name == "lock":
             continue
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if is_plain_folder(path) and is_stage(path):
+            left += [f"{path.name}/{name}" for name in remove_own(path)]
+            if {inner.name for inner in path.iterdir()} <= {"lock"}:
+                shutil.rmtree(path)
+        elif is_plain_folder(path) and path.name in OWN_BELOW and not is_run(path):
+            left += [f"{path.name}/{name}" for name in remove_below(path, OWN_BELOW[path.name])]
+        elif not is_plain_folder(path) and (path.name in OWN or (path.is_symlink() and path.name in OWN_BELOW)):
+            path.unlink()
+        else:
+            left.append(path.name)
+    return left
+
+
+def remove_below(place: Path, own: re.Pattern[str]) -> list[str]:
+    """The same of a folder that a run keeps inside its own; `own` matches its files by their path in `place`."""
+    files, left = [], []
+    for folder, children, names in os.walk(place):
+        for child in [child for child in children if is_plain_folder(at := Path(folder, child)) and is_run(at)]:
+            left.append(Path(folder, child).relative_to(place).as_posix())
+            children.remove(child)
+        links = [child for child in children if Path(folder, child).is_symlink()]
+        files += [Path(folder, name).relative_to(place).as_posix() for name in [*names, *links]]
+    stems = Counter(name.rpartition(".")[0] for name in files)
+    for name in files:
+        whole = own is not FIGURE or stems[name.rpartition(".")[0]] == NUM_FILES_OF_A_FIGURE
+        if own.fullmatch(name) and whole:
+            (place / name).unlink()
+        else:
+            left.append(name)
+    for folder, _, _ in os.walk(place, topdown=False):
+        with suppress(OSError):  # not empty
+            Path(folder).rmdir()
+    return sorted(left)
+
+
+def is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("result.json", "sweep.json"))
+
+
+def is_stage(folder: Path) -> bool:
+    """Whether `folder` holds an earlier stage of the run whose folder it lies in (`ima.stages.chain`): its stages end
+    with its name, and it bears the name of that run. Another run could lie there too, with a name of its own."""
+    with suppress(UserError, TypeError, AttributeError, ValueError):
+        config, above = read_result(folder).get("config") or {}, folder.parent
+        if list(config.get("stage") or {})[-1:] != [folder.name]:
+            return False
+        name = config.get("name")
+        with suppress(UserError):
+            if name == (read_result(above).get("config") or {}).get("name"):
+                return True
+        parts = Path(str(name or "")).parts
+        return above.absolute().parts[len(above.absolute().parts) - len(parts) :] == parts
+    return False
 
 
 @contextmanager
