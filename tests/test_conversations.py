@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launcher import Launcher
 from PIL import Image
 
 from ima.core.errors import UserError
@@ -241,6 +242,68 @@ def test_a_record_that_is_not_as_the_format_says_is_named(tmp_path: Path, change
     with pytest.raises(UserError, match=said) as caught:
         source.samples("train")
     assert "talk.json: [4]" in str(caught.value)
+
+
+def test_a_run_on_conversations_of_several_turns_ends_with_all_its_measurements(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """Each validation sample is asked its last question, the turns before it given; blind too, once a text."""
+    said = [("What is it?", "A cat."), ("Sure?", "Yes.")]
+    turns = [turn for ask, answer in said for turn in (
+        {"from": "human", "value": ask}, {"from": "gpt", "value": answer})]  # fmt: skip
+    first = {"from": "human", "value": f"<image>\n{said[0][0]}"}
+    talk = [
+        {"id": str(index), "image": f"x/{index % 2}.png", "conversations": [first, *turns[1:]]} for index in range(9)
+    ]
+    talk[-1] = talk[-1] | {"conversations": [first, {"from": "gpt", "value": "A dog."}, *turns[2:]]}
+    write(tmp_path, talk)
+    argv = ["llm=tiny", "llm.chat=chatml", "data=llava_665k", "task=conversation", "encoder=noise", "encoder.dim=8",
+            f"data.folder={tmp_path}", f"data.media={tmp_path}", "data.splits.train.annotations=talk.json",
+            "data.num_val=3", "encoder.num_tokens=4", "adapter.hidden=16", "adapter.grid=1", "trainer.epochs=1",
+            "trainer.accelerator=cpu", "task.max_new_tokens=4", "logger=none", f"output_dir={tmp_path}",
+            "name=talk"]  # fmt: skip
+    done = launcher.run("train", argv)
+    assert done.code == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "talk/predictions.jsonl").read_text().splitlines()]
+    by_track = {track: [line for line in lines if line["track"] == track] for track in ("val", "blind")}
+    assert [len(found) for found in by_track.values()] == [3, 3] and len(lines) == 6
+    assert all(line["references"] == ["Yes."] and line["question"] == "What is it?" for line in lines)
+    metrics = json.loads((tmp_path / "talk/result.json").read_text())["metrics"]
+    assert {"val/rouge_l", "blind/rouge_l", "val/loss", "ima/mean"} <= metrics.keys()
+
+
+def test_blind_samples_that_show_the_same_text_share_a_generation_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import dataclasses
+
+    from ima.pipeline.evaluator import Evaluator
+    from ima.tasks.choice import ChoiceTask
+
+    llm = llm_of("chatml")
+    talks = [ASKED, ASKED, [("user", "What is it?"), ("assistant", "A dog."), *ASKED[2:]]]
+    samples = [dataclasses.replace(sample_of(talk), id=f"c/{index}") for index, talk in enumerate(talks)]
+    asked: list[str] = []
+
+    class Model:
+        def __init__(self) -> None:
+            self.llm, self.device = llm, "cpu"
+
+        def generate(self, batch: Any, _settings: Any) -> list[str]:
+            asked.extend(sample.id for sample in batch.samples)
+            return [f"said {sample.turns[1][1]}" for sample in batch.samples]
+
+    nothing: Any = None
+    evaluator = Evaluator(Model(), ConversationTask(), nothing, NoPercepts(), 4)  # type: ignore[arg-type]
+    found = evaluator.predict(samples, blind=True)
+    assert [prediction.text for prediction in found] == ["said A cat.", "said A cat.", "said A dog."]
+    assert len(asked) == 2 and asked[-1] == "c/2"
+    # of one question, but other options to choose from
+    options = [dataclasses.replace(sample_of([]), question="Which?", facts={"choices": names}, id=name)
+               for name, names in (("a", ("x", "y")), ("b", ("u", "v")))]  # fmt: skip
+    choosing = Evaluator(Model(), ChoiceTask("{question}", "likelihood"), nothing, NoPercepts(), 4)  # type: ignore[arg-type]
+    monkeypatch.setattr(choosing, "_likeliest", lambda chosen, _percepts: {s.id: s.facts["choices"][0] for s in chosen})
+    assert [prediction.text for prediction in choosing.predict(options, blind=True)] == ["x", "u"]
 
 
 @pytest.mark.real

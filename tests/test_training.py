@@ -213,8 +213,8 @@ DEATHS = {
     "in the last epoch": (STEP, 11),
     "in the last measurement": (PREDICT, 6),
     "while writing what is shown": ("ima.pipeline.fit.write_all_samples", 1),
-    "while writing the export": ("ima.core.tensor_file.write_tensors", 9),
-    "while a file takes its place": ("ima.runs.results.os.replace", 7),
+    "while writing the export": ("ima.pipeline.callbacks.Export.on_train_end", 1),
+    "while a file takes its place": ("ima.core.files.os.replace", 7),
 }
 
 
@@ -351,6 +351,27 @@ def test_a_run_that_fails_says_why_and_the_same_command_goes_on(launcher: Launch
     assert again.code == 0, again.stderr
     assert_same_run(outputs / "failed", whole)
     assert "reason" not in read_result(outputs / "failed")
+
+
+def test_a_last_measurement_that_fails_loses_no_training(launcher: Launcher, outputs: Path, whole: Path) -> None:
+    argv, folder = [*RUN, f"output_dir={outputs}", "name=unmeasured"], outputs / "unmeasured"
+    failed = launcher.run("train", argv, patch="training_faults.fail_in_the_last_scoring")
+    assert failed.code == 1 and read_result(folder)["status"] == "failed"
+    assert (folder / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    assert (folder / "adapter.json").is_file()
+    again = launcher.run("train", argv, die=STEP)  # which kills it if it makes a step
+    assert again.code == 0, again.stderr
+    assert_same_run(folder, whole)
+
+
+def test_no_tracks_means_none(launcher: Launcher, tmp_path: Path) -> None:
+    argv = [*NOISE, "trainer.epochs=1", "trainer.tracks=[]", f"output_dir={tmp_path}", "name=bare"]
+    done = launcher.run("train", argv)
+    assert done.code == 0, done.stderr
+    assert not any("noun_accuracy" in name for name in read_result(tmp_path / "bare")["metrics"])
+    assert (tmp_path / "bare" / "predictions.jsonl").read_text() == ""
+    rows = list(read_rows(tmp_path / "bare" / "rows.jsonl"))
+    assert {row["split"] for row in rows} == {"train", "val"}
 
 
 def test_an_interrupted_run_says_so_and_goes_on(launcher: Launcher, outputs: Path, whole: Path) -> None:

@@ -33,6 +33,10 @@ def fail_at_step_6() -> None:
     before("ima.pipeline.callbacks.StepRecorder.on_train_batch_end", 6, pull_the_plug)
 
 
+def fail_in_the_last_scoring() -> None:
+    before("ima.pipeline.evaluator.Evaluator.prior", 1, pull_the_plug)
+
+
 def press_control_c() -> None:
     raise KeyboardInterrupt
 

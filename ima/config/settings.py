@@ -19,7 +19,8 @@ class Training:
 
     `cache_features` keeps encoder features on disk (frozen, deterministic encoders only); `eval_samples` and
     `generate_samples` limit the samples measured while training (None: all); the last epoch's tasks use all.
-    `tracks`: the test splits that tasks are scored on; None for T0 and T1, or test, or val, whichever there is first.
+    `tracks`: the test splits that tasks are scored on; None for T0 and T1, or test, or val, whichever there is first;
+    [] for none.
 
     `llm_lr`: the peak for what is trained of the LLM (`llm.train`). `max_tokens`: longer texts are cut at the end. Of a
     mixture: shares of an epoch go with weight * size ** (1 / `temperature`); `batches` hold samples of all entries or,

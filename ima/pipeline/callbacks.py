@@ -58,6 +58,18 @@ class EpochMeasure(Callback):
         self.measured = state_dict["measured"]
 
 
+class Export(Callback):
+    """Calls `write` when the last step is made. Comes before what measures the trained model: a measurement that fails
+    loses no training."""
+
+    def __init__(self, write: Callable[[], None], num_epochs: int) -> None:
+        self.write, self.num_epochs = write, num_epochs
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch >= self.num_epochs and trainer.is_global_zero:
+            self.write()
+
+
 class EpochPart:
     """Something measured at an epoch border; epoch None: of a model that was trained elsewhere, once."""
 

@@ -126,12 +126,13 @@ class Evaluator:
 
     def predict(self, samples: Sequence[Sample], blind: bool = False) -> list[Prediction]:
         """Generated text of every sample, in the order of `samples`, on all ranks. `blind`: no perceptual tokens, so
-        that samples of one prompt share one generation."""
+        that samples that show the model the same text share one generation."""
         start = time.perf_counter()
         percepts: Percepts = NoPercepts() if blind else self.percepts
-        asked = list(samples)
+        asked, shown = list(samples), dict[str, Any]()
         if blind:
-            asked = list({self.task.prompt_for(sample): sample for sample in samples}.values())
+            shown = {sample.id: self._shown_blind(sample) for sample in samples}
+            asked = list({shown[sample.id]: sample for sample in samples}.values())
         texts: dict[str, str] = {}
         by_likelihood = bool(asked and self.task.candidates_for(asked[0]))
         if by_likelihood:
@@ -147,10 +148,17 @@ class Evaluator:
             dist.all_gather_object(parts, texts)
             texts = {key: text for part in parts for key, text in part.items()}
         if blind:
-            by_prompt = {self.task.prompt_for(sample): texts[sample.id] for sample in asked}
-            texts = {sample.id: by_prompt[self.task.prompt_for(sample)] for sample in samples}
+            by_text = {shown[sample.id]: texts[sample.id] for sample in asked}
+            texts = {sample.id: by_text[shown[sample.id]] for sample in samples}
         self._spent("blind" if blind else "generate", start)
         return [Prediction(sample, self.task.clean(texts[sample.id])) for sample in samples]
+
+    def _shown_blind(self, sample: Sample) -> tuple[Any, ...]:
+        """What the model sees of a sample without its media, however many turns that has, and what it chooses from."""
+        return self._asked_blind(sample), tuple(self.task.candidates_for(sample))
+
+    def _asked_blind(self, sample: Sample) -> tuple[int, ...]:
+        return tuple(self._collate(NoPercepts(), answers=False).text(sample, 0)[0])
 
     @torch.no_grad()
     def _likeliest(self, samples: Sequence[Sample], percepts: Percepts) -> dict[str, str]:

@@ -33,7 +33,7 @@ from ima.models.llava import is_foreign
 from ima.models.llm.tuning import trained_names, weight_sum
 from ima.pipeline.assemble import assemble, device_of, training_of
 from ima.pipeline.calibration import CalibrationTask
-from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, StepRecorder
+from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Export, StepRecorder
 from ima.pipeline.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, load_llm, save_adapter, save_llm
 from ima.pipeline.lightning_module import KnownRanks
 from ima.pipeline.loggers.wandb import failures_told
@@ -149,6 +149,13 @@ def train(
         else:
             write_atomic(folder / "rows.jsonl", "")
     measures = measures_of(parts, module, shown, recorder, folder)
+
+    def export() -> None:
+        """What was trained, before it is measured for the last time: the same command goes on with that measurement."""
+        save_adapter(folder, module.adapter, facts | {"config": config})
+        if parts.llm.trains != "none":
+            save_llm(folder, parts.llm)
+
     borders = EpochMeasure([part for measure in measures for part in measure.parts], t.epochs)
     steps = StepRecorder(recorder, t.log_every_num_steps)
     checkpointer = Checkpointer(folder, t.save_every_num_steps, steps, facts)
@@ -168,7 +175,7 @@ def train(
         precision="32-true",
         plugins=[SafetensorsIO(), KnownRanks(place)],
         default_root_dir=folder,  # under Slurm Lightning looks there for checkpoints of its own
-        callbacks=[borders, steps, checkpointer, Bar(t.epochs)],
+        callbacks=[Export(export, t.epochs), borders, steps, checkpointer, Bar(t.epochs)],
         deterministic=device.type == "cpu",
         use_distributed_sampler=False,
         # what Lightning would add by itself is done by the callbacks above
@@ -207,9 +214,7 @@ def train(
         "wall_seconds": round(time.perf_counter() - started, 2),
     }
     if main:
-        save_adapter(folder, module.adapter, facts | {"config": config, "metrics": recorder.metrics})
-        if parts.llm.trains != "none":
-            save_llm(folder, parts.llm)
+        write_json(folder / "adapter.json", facts | {"config": config, "metrics": recorder.metrics})
         write_all_samples(folder, [measure.final for measure in measures], t.epochs)
         write_table(folder, result)
         write_json(folder / "result.json", result)

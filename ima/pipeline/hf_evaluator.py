@@ -140,5 +140,9 @@ class LmmEvaluator(Evaluator):
         super().__init__(lmm, task, source, OwnPercepts(), batch_size, num_workers)
         self.lmm = lmm
 
+    def _asked_blind(self, sample: Sample) -> tuple[int, ...]:
+        texts, _, _, _ = self._collate(NoPercepts(), answers=False).row(sample, 0)
+        return tuple(texts["input_ids"])
+
     def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
         return LmmCollate(task or self.task, self.source, self.lmm, answers, isinstance(percepts, NoPercepts))

@@ -70,8 +70,9 @@ class Stream:
 
     def tracks(self) -> dict[str, list[Sample]]:
         """Test track -> samples; tracks without samples are left out."""
-        splits = self.source.splits
-        names = self.training.tracks or next((tracks for tracks in TEST_TRACKS if set(tracks) & set(splits)), ())
+        splits, names = self.source.splits, self.training.tracks
+        if names is None:
+            names = next((tracks for tracks in TEST_TRACKS if set(tracks) & set(splits)), ())
         for name in self.training.tracks or ():
             if name not in splits and not self.name:
                 raise UserError(f"trainer.tracks: {self.source.name} has no {name!r}; it has {', '.join(splits)}")
