@@ -30,6 +30,7 @@ from ima.config.validate import show
 from ima.config.values import MISSING, check_node, put
 from ima.core.errors import UserError, nearest
 from ima.runs.find import run_config
+from ima.runs.moved_names import current_names
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ROOT_TARGETS = {"train": "ima.config.roots.TrainConfig", "evaluate": "ima.config.roots.EvaluateConfig"}
@@ -59,8 +60,9 @@ def compose(
                 f" change one of its keys, or train.py {name}=<choice> for another run"
             )
         else:
-            values.append((name, override.value()))
+            values.append((name, with_current_names(name, override.value())))
     config, choices = compose_groups(root, chosen, conf)
+    config = current_names(config)
     if root == "evaluate":
         inherit(config, choices, values, chosen, trained)
     names = signature(ROOT_TARGETS[root])
@@ -74,6 +76,12 @@ def compose(
     if root == "train" and config.get("name") is None:
         config["name"] = default_name(config, choices, [override.key_or_group for override in overrides])
     return OmegaConf.create(config)
+
+
+def with_current_names(key: str, value: Any) -> Any:
+    """A value of the command line in which targets that have moved have today's names."""
+    last = key.rpartition(".")[2]
+    return current_names({last: value})[last]
 
 
 def parse(text: str, root: str, conf: Path) -> Override:
@@ -194,7 +202,7 @@ def inherit(
     checkpoint = next((value for key, value in reversed(values) if key == "checkpoint"), config.get("checkpoint"))
     if checkpoint is None or checkpoint == MISSING:
         raise UserError("checkpoint: missing; write checkpoint=outputs/<run>, or lmm=hf lmm.path=<folder>")
-    trained = trained or run_config(str(checkpoint))
+    trained = current_names(trained) if trained else run_config(str(checkpoint))
     own_data = any(key.split(".")[0] in ("data", "task") for key in [*chosen, *(key for key, _ in values)])
     for name in INHERITED:
         if name == "mixture" and own_data:

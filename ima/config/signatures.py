@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.runs.moved_names import current_name
 
 REQUIRED = object()
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -122,14 +123,16 @@ def resolve(module: Module, name: str, depth: int = 8) -> tuple[Module, ast.stmt
     source = module.imported(name)
     if source is None:
         return module, module.names[name]
-    other = read_module(source[0])
-    return resolve(other, source[1], depth - 1) if other else None
+    place, _, original = current_name(f"{source[0]}.{source[1]}").rpartition(".")
+    other = read_module(place)
+    return resolve(other, original, depth - 1) if other else None
 
 
 @functools.lru_cache(maxsize=256)
 def signature(target: str) -> Signature:
-    """Raises UserError where `target` names nothing, with the nearest names of the module."""
-    parts = target.split(".")
+    """Raises UserError where `target` names nothing, with the nearest names of the module. Old names of what has moved
+    are those of today."""
+    parts = current_name(target).split(".")
     for cut in range(len(parts) - 1, 0, -1):
         module = read_module(".".join(parts[:cut]))
         if module is not None:

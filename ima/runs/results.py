@@ -16,6 +16,7 @@ from typing import Any
 from ima.core.errors import UserError
 from ima.core.files import sync, to_json, write_atomic
 from ima.core.types import ROW_FIELDS, ROW_SCHEMA, Row
+from ima.runs.moved_names import current_names
 
 
 class RowWriter:
@@ -72,7 +73,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """`result.json` of a run folder. Raises UserError where it is missing or broken."""
+    """`result.json` of a run folder, its config with the current names of what has moved. Raises UserError where it is
+    missing or broken."""
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -80,4 +82,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not found; is {folder} a run folder (outputs/<run>)?") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error.msg})") from error
-    return dict(result)
+    result = dict(result)
+    if isinstance(result.get("config"), dict):
+        result["config"] = current_names(result["config"])
+    return result

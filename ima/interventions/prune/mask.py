@@ -20,6 +20,7 @@ import numpy as np
 
 from ima.core.errors import UserError
 from ima.core.files import replace_atomic, to_json
+from ima.runs.moved_names import current_names
 
 FORMAT = "ima-mask-1"
 Shape = tuple[int, int]
@@ -148,7 +149,7 @@ class Mask:
             raise UserError(f"{path}: not a mask (format {metadata.get('format')!r}, expected {FORMAT})")
         try:
             shapes = {name: (int(a), int(b)) for name, (a, b) in json.loads(metadata["shapes"]).items()}
-            facts = json.loads(metadata["facts"])
+            facts = current_names(json.loads(metadata["facts"]))  # of how its LLM is loaded
             ends = {name: header[name]["data_offsets"] for name in shapes}
             if not shapes or not isinstance(facts, dict):
                 raise ValueError("no matrices")
