@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from ima.cli.scripts import compose_sweep, describe
 from ima.config.compose import CONF, choices_of, compose, default_groups
-from ima.config.roots import STACKED
-from ima.config.signatures import signature
 from ima.core.files import write_json
+from ima.core.signatures import signature
+from ima.runs.identity import STACKED
 
 NEEDED = {("encoder", "timm"): ["encoder.name=resnet18"], ("llm", "hf"): ["llm.path=somewhere"]}
 NEEDED |= {("intervention", "mask"): ["intervention.mask.path=somewhere"]}

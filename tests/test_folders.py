@@ -12,10 +12,10 @@ from launcher import Launcher
 from test_mixture import MIXED
 from test_training import NOISE
 
-from ima.config.roots import config_hash
 from ima.core.cache import build_folder
 from ima.core.files import remove_temporaries, temporary_beside, write_atomic
 from ima.runs.folders import clear, finished, owned
+from ima.runs.identity import config_hash
 
 OURS = ["result.json", "rows.jsonl", "adapter.safetensors", "adapter.llm.safetensors", "checkpoints/last.safetensors",
         "checkpoints/epoch-001.llm.safetensors", "checkpoints/epoch-001.json", "media/T0-00.png", "media/a-T1-11.mp3",

@@ -14,11 +14,11 @@ import pytest
 
 from ima.config import signatures as schema
 from ima.config.compose import compose
-from ima.config.signatures import signature
+from ima.core import moved_imports, moved_names
 from ima.core.files import write_json
-from ima.runs import moved_imports, moved_names
+from ima.core.moved_names import MOVED, current_name, current_names
+from ima.core.signatures import signature
 from ima.runs.find import run_config
-from ima.runs.moved_names import MOVED, current_name, current_names
 
 TABLE = {
     "ima.old_adapters": "ima.adapters",  # a module

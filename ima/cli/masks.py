@@ -74,15 +74,15 @@ def maker_of(runs: Iterable[str]) -> MaskBuilder:
     from ima.pipeline.checkpoint import load_llm
     from ima.pipeline.stages import effective
     from ima.runs.find import find_adapter, run_config, run_folder
+    from ima.runs.identity import canonical, with_dtype
     from ima.runs.results import read_result
 
     nodes: list[dict[str, Any]] = []
     runs = list(runs)
     for run in runs:
         node = dict(effective(run_config(run), training=False)["llm"])
-        dtype = read_result(run_folder(run)).get("facts", {}).get("llm_dtype")
-        nodes.append(node | ({"dtype": dtype} if node.get("dtype", "auto") == "auto" and dtype else {}))
-        if nodes[-1] != nodes[0]:
+        nodes.append(with_dtype(node, read_result(run_folder(run)).get("facts", {})))
+        if canonical(nodes[-1]) != canonical(nodes[0]):
             raise UserError(f"{run}: trained with another LLM than the first run ({nodes[-1]} and {nodes[0]})")
     llm: FrozenLLM = build({"llm": nodes[0]}, "llm")
     if llm.trains != "none":

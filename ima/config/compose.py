@@ -24,13 +24,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ima.config.roots import INHERITED, MANAGEMENT, OF_LMM, ROOTS, STACKED, check_together, config_hash, groups_of
-from ima.config.signatures import signature
+from ima.config.roots import INHERITED, OF_LMM, ROOTS, check_together, groups_of
 from ima.config.validate import show
 from ima.config.values import MISSING, check_node, put
 from ima.core.errors import UserError, nearest
+from ima.core.moved_names import current_names
+from ima.core.signatures import signature
 from ima.runs.find import run_config
-from ima.runs.moved_names import current_names
+from ima.runs.identity import MANAGEMENT, STACKED, config_hash
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ROOT_TARGETS = {"train": "ima.config.roots.TrainConfig", "evaluate": "ima.config.roots.EvaluateConfig"}

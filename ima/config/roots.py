@@ -1,15 +1,12 @@
 """The roots of the three scripts as typed dataclasses, and what must hold between keys.
 
 The fields are the keys that a person may write; the first words of a help line are its metadata. Groups are fields
-too: a node with a `_target_`, or a mapping of named nodes where several stack (`intervention`). The hash of a config
-leaves out what does not change a result, so that equal work is recognised.
+too: a node with a `_target_`, or a mapping of named nodes where several stack (`intervention`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +17,6 @@ from ima.core.errors import UserError
 Node = dict[str, Any] | None
 Nodes = dict[str, Any]
 
-STACKED = ("intervention", "mixture", "stage")  # groups of which several choices are taken at once
 # What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
 INHERITED = (
     "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "trainer", "seed",
@@ -29,21 +25,20 @@ INHERITED = (
 OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage", "intervention")
 # Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.
 COMPLETED: dict[str, tuple[str, ...]] = {"adapter": ("dim", "width"), "logger": ("folder", "config")}
-LATER = ("mixture", "stage", "init", "lmm")  # keys that older runs lack: empty, they change nothing
-MANAGEMENT = ("name", "output_dir", "resume", "overwrite", "logger", "choices")
 
 
-def key(help: str, default: Any = None) -> Any:
+def field(help: str, default: Any) -> Any:
+    """A key with its default and its line of help."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass
 class TrainConfig:
-    encoder: Node = key("what sees or hears; frozen")
-    adapter: Node = key("maps encoder features into the LLM; the part that is trained")
-    llm: Node = key("the frozen language model")
-    task: Node = key("what is asked and how an answer is scored")
-    data: Node = key("where samples come from")
+    encoder: Node = field("what sees or hears; frozen", default=None)
+    adapter: Node = field("maps encoder features into the LLM; the part that is trained", default=None)
+    llm: Node = field("the frozen language model", default=None)
+    task: Node = field("what is asked and how an answer is scored", default=None)
+    data: Node = field("where samples come from", default=None)
     mixture: Nodes = dataclasses.field(
         default_factory=dict, metadata={"help": "several tasks and their data in place of one; several stack"}
     )
@@ -51,36 +46,38 @@ class TrainConfig:
         default_factory=dict, metadata={"help": "trainings one after the other, each from the adapter of the last"}
     )
     intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "skips and masks; several stack"})
-    alignment: Node = key("what is measured inside the LLM")
-    trainer: Node = key("steps, batch size, learning rate, device")
-    logger: Node = key("the mirror of the run's files")
-    name: str | None = key("folder of the run under output_dir; default: the experiment or train-<date>-<hash>")
-    output_dir: str = key("where run folders are made", "outputs")
-    init: str | None = key("run folder or adapter that training starts from")
-    seed: int = key("of initial weights, order and sampling", 0)
-    resume: Literal["auto", "never", "must"] = key("go on from the run folder's last checkpoint", "auto")
-    overwrite: bool = key("start anew in a folder that holds another or a finished run", False)
+    alignment: Node = field("what is measured inside the LLM", default=None)
+    trainer: Node = field("steps, batch size, learning rate, device", default=None)
+    logger: Node = field("the mirror of the run's files", default=None)
+    name: str | None = field(
+        "folder of the run under output_dir; default: the experiment or train-<date>-<hash>", default=None
+    )
+    output_dir: str = field("where run folders are made", default="outputs")
+    init: str | None = field("run folder or adapter that training starts from", default=None)
+    seed: int = field("of initial weights, order and sampling", default=0)
+    resume: Literal["auto", "never", "must"] = field("go on from the run folder's last checkpoint", default="auto")
+    overwrite: bool = field("start anew in a folder that holds another or a finished run", default=False)
 
 
 @dataclasses.dataclass
 class EvaluateConfig:
-    checkpoint: str | None = key("run folder or checkpoint to evaluate", "???")
-    lmm: Node = key("a whole multimodal model that was trained elsewhere, in place of a run's")
-    encoder: Node = key("from the run")
-    adapter: Node = key("from the run")
-    llm: Node = key("from the run")
-    task: Node = key("from the run, or a choice")
-    data: Node = key("from the run, or a choice")
+    checkpoint: str | None = field("run folder or checkpoint to evaluate", default="???")
+    lmm: Node = field("a whole multimodal model that was trained elsewhere, in place of a run's", default=None)
+    encoder: Node = field("from the run", default=None)
+    adapter: Node = field("from the run", default=None)
+    llm: Node = field("from the run", default=None)
+    task: Node = field("from the run, or a choice", default=None)
+    data: Node = field("from the run, or a choice", default=None)
     mixture: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
     stage: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run"})
     intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
-    alignment: Node = key("from the run, or a choice")
-    trainer: Node = key("from the run, or a choice: batch size and device")
-    logger: Node = key("the mirror of the run's files")
-    name: str | None = key("folder of the evaluation under output_dir; default: <run>/evaluate-<hash>")
-    output_dir: str = key("where folders are made", "outputs")
-    seed: int | None = key("from the run, or a number")
-    overwrite: bool = key("evaluate again where a finished evaluation lies", False)
+    alignment: Node = field("from the run, or a choice", default=None)
+    trainer: Node = field("from the run, or a choice: batch size and device", default=None)
+    logger: Node = field("the mirror of the run's files", default=None)
+    name: str | None = field("folder of the evaluation under output_dir; default: <run>/evaluate-<hash>", default=None)
+    output_dir: str = field("where folders are made", default="outputs")
+    seed: int | None = field("from the run, or a number", default=None)
+    overwrite: bool = field("evaluate again where a finished evaluation lies", default=False)
 
 
 @dataclasses.dataclass
@@ -92,17 +89,19 @@ class SweepConfig:
         default_factory=list, metadata={"help": "more of the grid: lists of key=value that go together"}
     )
     overrides: list[str] = dataclasses.field(default_factory=list, metadata={"help": "what all jobs share, key=value"})
-    name: str | None = key("folder of the sweep under output_dir; default: the sweep's name or sweep-<hash>")
-    output_dir: str = key("where the sweep's folder is made", "outputs")
+    name: str | None = field(
+        "folder of the sweep under output_dir; default: the sweep's name or sweep-<hash>", default=None
+    )
+    output_dir: str = field("where the sweep's folder is made", default="outputs")
     evaluations: list[dict[str, Any]] = dataclasses.field(
         default_factory=list,
         metadata={
             "help": "of each training's adapters: {of: key=value of the training, epochs: [..], overrides: [..]}"
         },
     )
-    script: Literal["train", "evaluate"] = key("what each job runs: train.py or evaluate.py", "train")
-    num_parallel: int = key("jobs at the same time, one process each", 1)
-    keep_going: bool = key("go on with the other jobs when one fails", True)
+    script: Literal["train", "evaluate"] = field("what each job runs: train.py or evaluate.py", default="train")
+    num_parallel: int = field("jobs at the same time, one process each", default=1)
+    keep_going: bool = field("go on with the other jobs when one fails", default=True)
 
 
 ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "sweep": SweepConfig}
@@ -111,12 +110,6 @@ ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "swe
 def groups_of(root: str) -> list[str]:
     """The keys that are nodes, not plain values."""
     return [field.name for field in dataclasses.fields(ROOTS[root]) if str(field.type) in ("Node", "Nodes")]
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Of what decides the result: equal configs of differently named runs have equal hashes."""
-    kept = {name: value for name, value in config.items() if name not in MANAGEMENT and (value or name not in LATER)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def check_together(config: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from ima.config.signatures import Module, Parameter, Range, resolve
 from ima.core.errors import UserError, nearest
+from ima.core.signatures import Module, Parameter, Range, resolve
 
 CONTAINERS = {"list", "List", "Sequence", "Iterable", "Collection", "tuple", "Tuple", "set", "frozenset"}
 MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}

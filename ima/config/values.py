@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ima.config.roots import COMPLETED
-from ima.config.signatures import REQUIRED, Signature, signature
 from ima.config.validate import fit, is_mapping, show
 from ima.core.errors import UserError, nearest
+from ima.core.signatures import REQUIRED, Signature, signature
 
 MISSING = "???"
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")

@@ -25,6 +25,7 @@ from ima.pipeline.checkpoint import load_adapter
 from ima.pipeline.parts import Stream
 from ima.pipeline.stages import effective
 from ima.runs.find import find_adapter, run_config, run_folder
+from ima.runs.identity import canonical
 from ima.runs.results import read_result
 
 BATCH_SIZE = 16
@@ -44,7 +45,7 @@ class CalibrationTask:
         self.config = run_config(str(self.folder))
         self.num_examples, self.seed = num_examples, seed
         facts = read_result(run_folder(str(folder))).get("facts", {})
-        depends = {name: self.config.get(name) for name in CONFIG}
+        depends = {name: canonical(self.config.get(name)) for name in CONFIG}
         depends |= {name: facts.get(name) for name in ("source_fingerprint", "encoder_fingerprint")}
         depends |= {"adapter_file": sha256_of(self.adapter), "num_examples": num_examples, "seed": seed}
         text = json.dumps(depends, sort_keys=True, default=str)

@@ -12,7 +12,6 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from ima.config.roots import config_hash
 from ima.config.settings import Alignment
 from ima.core.errors import UserError
 from ima.core.files import write_json
@@ -31,11 +30,20 @@ from ima.pipeline.loggers.wandb import failures_told
 from ima.pipeline.parts import Stream
 from ima.pipeline.plan_seconds import plan_seconds, say_seconds
 from ima.pipeline.predictions import write_all_samples
-from ima.pipeline.prepare import fast, llm_facts, make_ready, print_plan, run_facts, task_facts, typical_tokens
+from ima.pipeline.prepare import (
+    fast,
+    llm_facts,
+    make_ready,
+    print_plan,
+    run_facts,
+    task_facts,
+    typical_tokens,
+)
 from ima.pipeline.recorder import Recorder
 from ima.pipeline.stages import effective
 from ima.pipeline.streams import facts_of, gather, measures_of, seconds_of, write_table
 from ima.runs.find import run_config
+from ima.runs.identity import identified, with_dtype
 from ima.runs.results import RowWriter, read_result
 
 
@@ -44,8 +52,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     started, record = time.perf_counter(), begin(config, folder, command)
     clock: dict[str, float] = {}
     trained = read_result(run).get("facts", {})
-    if config["llm"].get("dtype") == "auto" and trained.get("llm_dtype"):
-        config["llm"]["dtype"] = trained["llm_dtype"]  # the same numbers as in training, whatever is fastest here
+    config["llm"] = with_dtype(config["llm"], trained)  # the same numbers as in training, whatever is fastest here
     with timed(clock, "load"):
         made = effective(run_config(str(run)), training=False)
         parts = assemble(effective(config, training=False), trained=made if made.get("mixture") else None)
@@ -127,7 +134,7 @@ def whole_facts(lmm: Lmm, stream: Stream) -> dict[str, Any]:
 def begin(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
     """What `result.json` says from the start."""
     record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
-    record |= {"config_hash": config_hash(config)} | provenance()
+    record |= identified(config) | provenance()
     write_json(folder / "result.json", record | {"metrics": {}, "wall_seconds": None})
     return record
 

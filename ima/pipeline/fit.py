@@ -16,7 +16,6 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
 
-from ima.config.roots import config_hash
 from ima.core.distributed import place_of
 from ima.core.errors import UserError
 from ima.core.files import write_atomic, write_json
@@ -45,6 +44,7 @@ from ima.pipeline.stages import effective
 from ima.pipeline.streams import facts_of, gather, measures_of, seconds_of, write_table
 from ima.runs.find import run_folder
 from ima.runs.folders import last_checkpoint
+from ima.runs.identity import identified, with_dtype
 from ima.runs.results import RowWriter, read_result, read_rows
 
 NUM_SCALE_SAMPLES = 64
@@ -113,13 +113,14 @@ def train(
     last = last_checkpoint(folder)
     resume = not anew and last.is_file()
     record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
-    record |= {"config_hash": config_hash(config)} | provenance()
+    record |= identified(config) | provenance()
     earlier = read_result(folder).get("facts", {}) if resume else {}
     if main:
         write_json(folder / "result.json", record | {"metrics": {}, "facts": earlier, "wall_seconds": None})
     clock: dict[str, float] = {}
     with timed(clock, "load"):
-        parts = assemble(effective(config))
+        made = effective(config)  # a resumed run goes on in the dtype that it began in, whatever is fastest here
+        parts = assemble({**made, "llm": with_dtype(made["llm"], earlier)})
         t = parts.training
         device = device_of(t, place.local)
         parts.llm.to(device)

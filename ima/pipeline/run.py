@@ -19,7 +19,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ima.config.roots import config_hash
 from ima.core.distributed import hint_of_ranks, place_of
 from ima.core.errors import UserError
 from ima.models.llava import is_foreign
@@ -31,6 +30,7 @@ from ima.pipeline.streams import print_table
 from ima.report.build import write_report
 from ima.runs.find import find_adapter, run_folder
 from ima.runs.folders import finished, is_finished, last_checkpoint, owned, recorded, run_name
+from ima.runs.identity import config_hash
 
 
 def fit(config: dict[str, Any]) -> int:

@@ -18,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ima.config.roots import config_hash
 from ima.core.errors import UserError
 from ima.core.files import remove_temporaries, write_json
+from ima.runs.identity import IDENTITY, config_hash, is_of
 from ima.runs.results import read_result
 
 # What a run writes into its folder, at the top and in folders of its own; everything else there is somebody else's.
@@ -62,7 +62,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
         clear(folder)
         return None
     result = read_result(folder)
-    if result.get("config_hash") != config_hash(config):
+    if not is_of(result, config):
         raise UserError(
             f"{folder}: holds a run with another config; give another name=..., or overwrite=true to replace it"
         )
@@ -70,6 +70,11 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
         return result
     if config.get("resume") == "never":
         clear(folder)
+    elif result.get("identity") != IDENTITY:
+        raise UserError(
+            f"{folder}: holds an unfinished run of an earlier version of ima, which cannot be resumed; give another "
+            "name=..., or overwrite=true to start it anew"
+        )
     return None
 
 
@@ -90,7 +95,7 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     if not (folder / "result.json").is_file():
         return False
     result = read_result(folder)
-    return result.get("config_hash") == config_hash(config) and result.get("status") == "ok"
+    return is_of(result, config) and result.get("status") == "ok"
 
 
 def clear(folder: Path) -> None:

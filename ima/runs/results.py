@@ -15,8 +15,8 @@ from typing import Any
 
 from ima.core.errors import UserError
 from ima.core.files import sync, to_json, write_atomic
+from ima.core.moved_names import current_names
 from ima.core.types import ROW_FIELDS, ROW_SCHEMA, Row
-from ima.runs.moved_names import current_names
 
 
 class RowWriter:

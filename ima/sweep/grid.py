@@ -16,8 +16,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ima.config.compose import CONF, PARSER, compose, default_groups
-from ima.config.roots import ROOTS, config_hash
+from ima.config.roots import ROOTS
 from ima.core.errors import UserError, nearest
+from ima.runs.identity import config_hash, digest
 from ima.sweep.job import quoted
 
 Overrides = list[str]
@@ -61,8 +62,7 @@ def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
         raise UserError("params: nothing to vary; choose sweep=..., or give several values, as in encoder=a,b")
     jobs = grid_jobs(list(config.overrides), points, axes, root, conf, bool(config.keep_going))
     if config.name is None:
-        chosen, listed = config.choices.sweep, [{key: job[key] for key in ("overrides", "hash")} for job in jobs]
-        tail = config_hash({"j": listed} | ({"evaluations": evaluations} if evaluations else {}))[:6]
+        chosen, tail = config.choices.sweep, digest([[job["hash"] for job in jobs], evaluations or []])[:6]
         config.name = chosen if chosen and not given else f"{chosen or 'sweep'}-{tail}"
     folder = Path(config.output_dir) / config.name
     for job in list(jobs):
@@ -105,7 +105,7 @@ def job_of(
     except UserError as error:
         if not keep_going:
             raise
-        return job | {"error": str(error), "hash": config_hash({"refused": overrides})}
+        return job | {"error": str(error), "hash": digest({"refused": overrides})}
     assert isinstance(plain, dict)
     config = {str(name): item for name, item in plain.items()}
     return job | {"config": config, "hash": config_hash(config)}

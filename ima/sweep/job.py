@@ -23,6 +23,7 @@ from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.core.provenance import provenance
 from ima.runs.folders import owned
+from ima.runs.identity import IDENTITY
 from ima.runs.results import read_result
 
 SCRIPTS = Path(__file__).resolve().parents[2]
@@ -170,8 +171,8 @@ def record(job: Job, status: str, reason: str) -> None:
         config = plain(job)
         command = shlex.join(["python", f"{job.script}.py", *job.overrides])
         result = {"overrides": job.overrides, "config": config, "command": command}
-        result |= {"seeds": {"seed": config.get("seed")}, "config_hash": job.hash, "metrics": {}}
-        result |= provenance() | {"wall_seconds": None}
+        result |= {"seeds": {"seed": config.get("seed")}, "config_hash": job.hash, "identity": IDENTITY}
+        result |= {"metrics": {}} | provenance() | {"wall_seconds": None}
     with contextlib.suppress(UserError), owned(job.folder):
         write_json(job.result_path, {"status": None} | result | {"status": status, "reason": reason})
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ima.core.errors import UserError
 from ima.core.files import replace_atomic, to_json
-from ima.runs.moved_names import current_names
+from ima.core.moved_names import current_names
 
 FORMAT = "ima-mask-1"
 Shape = tuple[int, int]

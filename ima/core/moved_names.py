@@ -1,7 +1,7 @@
 """Names of modules, classes and functions that have moved: the table, and how a name from a file is brought up to date.
 
 Configs, `result.json` files, mask headers and folders of people's own code keep the dotted names of the day they were
-written. `current_name` gives today's name; `ima.moved_imports` lets old import statements go on working. No torch.
+written. `current_name` gives today's name; `ima.core.moved_imports` lets old import statements go on working. No torch.
 """
 
 from __future__ import annotations

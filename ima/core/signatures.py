@@ -18,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
-from ima.runs.moved_names import current_name
+from ima.core.moved_names import current_name
 
 REQUIRED = object()
+
+
+class Source(str):
+    """The text of a default that is no literal."""
+
+
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 Range = tuple[float | None, float | None]
 
@@ -207,7 +213,7 @@ def literal(node: ast.expr | None) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return ast.unparse(node)
+        return Source(ast.unparse(node))
 
 
 def field_default(node: ast.expr | None) -> Any:

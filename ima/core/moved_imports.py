@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
-from ima.runs.moved_names import MOVED, current_name
+from ima.core.moved_names import MOVED, current_name
 
 
 class MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
