@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
+from ima.core.trust import trusting
 from ima.models.llava import llava_of, processor_of
 
 
@@ -22,12 +23,12 @@ def export(run: Path, out: Path) -> None:
     from ima.pipeline.assemble import assemble
     from ima.pipeline.checkpoint import load_adapter, load_llm
     from ima.pipeline.stages import effective
-    from ima.runs.find import run_config
+    from ima.runs.find import PARTS, run_config
     from ima.runs.results import read_result
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty; give another folder")
-    config = effective(run_config(str(run)), training=False)
+    config = effective(run_config(str(run), PARTS), training=False)
     parts = assemble({**config, "intervention": {}, "alignment": None})
     if list(parts.channels) != [""]:
         raise UserError(f"{run}: has {len(parts.channels)} adapters, LLaVA holds one; export a run of pictures alone")
@@ -78,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, required=True, help="folder that is made")
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help="of yours, which it may name")
     arguments = parser.parse_args(argv)
     try:
-        export(arguments.run, arguments.out)
+        with trusting(arguments.trust, ask="--trust {}"):
+            export(arguments.run, arguments.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ima.core.environment import prepare
 from ima.core.errors import UserError
+from ima.core.trust import check_foreign, recorded_dtype, trusting
 from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.recipe import CALIBRATED, OF_A_SET, Recipe
 
@@ -49,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a pruned checkpoint that plain transformers loads")
     export.add_argument("mask", metavar="MASK")
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    for command in (make, subnet, export):
+        command.add_argument(
+            "--trust", action="append", default=[], metavar="MODULE", help="of yours, which a run or mask may name"
+        )
     return top
 
 
@@ -56,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     prepare()
     try:
-        {"make": make, "subnet": subnet, "info": info, "iou": iou, "export": export}[options.command](options)
+        with trusting(getattr(options, "trust", ()), ask="--trust {}"):
+            {"make": make, "subnet": subnet, "info": info, "iou": iou, "export": export}[options.command](options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -173,4 +179,6 @@ def llm_of(mask: Mask, name: str) -> Any:
     node = mask.facts.get("llm_node")
     if not isinstance(node, dict) or "_target_" not in node:
         raise UserError(f"{name}: does not say how its LLM is loaded; make it with python -m ima masks make")
-    return build({"llm": dict(node) | {"dtype": mask.facts.get("dtype", node.get("dtype", "auto"))}}, "llm")
+    dtype = recorded_dtype(mask.facts, "dtype", name) or node.get("dtype", "auto")
+    check_foreign({"llm_node": node}, name)
+    return build({"llm": dict(node) | {"dtype": dtype}}, "llm")

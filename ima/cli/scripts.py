@@ -21,6 +21,7 @@ from ima.config.compose import CONF, choices_of, compose, default_groups
 from ima.config.roots import ROOTS
 from ima.core.environment import prepare
 from ima.core.errors import UserError, nearest
+from ima.core.trust import trusting
 from ima.sweep.grid import compose_sweep
 
 ENTRIES = {"train": "ima.pipeline.run.fit", "evaluate": "ima.pipeline.run.evaluate", "sweep": "ima.sweep.run_jobs"}
@@ -83,7 +84,9 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
         return 0
     module, _, function = ENTRIES[root].rpartition(".")
     run = entry or getattr(importlib.import_module(module), function)
-    result = run(OmegaConf.to_container(config))  # plain values: a DictConfig in a checkpoint cannot be read back
+    plain: Any = OmegaConf.to_container(config)  # plain values: a DictConfig in a checkpoint cannot be read back
+    with trusting(plain.get("trust") or ()):
+        result = run(plain)
     return result if isinstance(result, int) else 0
 
 

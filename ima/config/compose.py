@@ -24,16 +24,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ima.config.roots import INHERITED, OF_LMM, ROOTS, check_together, groups_of
+from ima.config.roots import OF_LMM, ROOTS, check_together, groups_of
 from ima.config.validate import show
 from ima.config.values import MISSING, check_node, put
 from ima.core.errors import UserError, nearest
 from ima.core.moved_names import current_names
 from ima.core.signatures import signature
-from ima.runs.find import run_config
+from ima.core.trust import CONF, named_in, targets_of, trusting
+from ima.runs.find import INHERITED, run_config
 from ima.runs.identity import MANAGEMENT, STACKED, config_hash
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 ROOT_TARGETS = {"train": "ima.config.roots.TrainConfig", "evaluate": "ima.config.roots.EvaluateConfig"}
 ROOT_TARGETS["sweep"] = "ima.config.roots.SweepConfig"
 PARSER = OverridesParser.create()
@@ -64,8 +64,10 @@ def compose(
             values.append((name, with_current_names(name, override.value())))
     config, choices = compose_groups(root, chosen, conf)
     config = current_names(config)
+    named = {target for target in named_targets(values) if not named_in(conf, target)}
     if root == "evaluate":
-        inherit(config, choices, values, chosen, trained)
+        with trusting([*trust_of(values), *named], conf):
+            inherit(config, choices, values, chosen, trained)
     names = signature(ROOT_TARGETS[root])
     for key, value in values:
         put(config, key, value, names, choices)
@@ -73,6 +75,8 @@ def compose(
     config = check_node("", config, names)
     check_groups(root, config)
     config["choices"] = choices
+    if root != "sweep":
+        config["trust"] = sorted({*config["trust"], *named})
     check_together(config)
     if root == "train" and config.get("name") is None:
         config["name"] = default_name(config, choices, [override.key_or_group for override in overrides])
@@ -203,14 +207,26 @@ def inherit(
     checkpoint = next((value for key, value in reversed(values) if key == "checkpoint"), config.get("checkpoint"))
     if checkpoint is None or checkpoint == MISSING:
         raise UserError("checkpoint: missing; write checkpoint=outputs/<run>, or lmm=hf lmm.path=<folder>")
-    trained = current_names(trained) if trained else run_config(str(checkpoint))
     own_data = any(key.split(".")[0] in ("data", "task") for key in [*chosen, *(key for key, _ in values)])
-    for name in INHERITED:
-        if name == "mixture" and own_data:
-            continue  # one task is measured, not those of the run
-        if not config.get(name) and not choices.get(name) and name not in chosen:
-            config[name] = trained.get(name, config.get(name))
-            choices[name] = trained.get("choices", {}).get(name)
+    open_names = [name for name in INHERITED if not config.get(name) and not choices.get(name) and name not in chosen]
+    if own_data and "mixture" in open_names:
+        open_names.remove("mixture")  # one task is measured, not those of the run
+    trained = current_names(trained) if trained else run_config(str(checkpoint), open_names)
+    for name in open_names:
+        config[name] = trained.get(name, config.get(name))
+        choices[name] = trained.get("choices", {}).get(name)
+
+
+def trust_of(values: list[tuple[str, Any]]) -> list[str]:
+    """The `trust` of the command line, before it is checked with all other keys."""
+    given = next((value for key, value in reversed(values) if key == "trust"), None)
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
+
+
+def named_targets(values: list[tuple[str, Any]]) -> set[str]:
+    """What the command line itself names as a `_target_`."""
+    found: set[str] = set().union(*(targets_of(value) for _, value in values))
+    return found | {value for key, value in values if key.endswith("._target_") and isinstance(value, str)}
 
 
 def stand_alone(

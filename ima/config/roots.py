@@ -17,10 +17,7 @@ from ima.core.errors import UserError
 Node = dict[str, Any] | None
 Nodes = dict[str, Any]
 
-# What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
-INHERITED = (
-    "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "trainer", "seed",
-)  # fmt: skip
+TRUST_HELP = "modules or classes of yours that the config of a run folder may name ([my.module])"
 # What a whole multimodal model brings along; the rest of INHERITED is as train.py has it.
 OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage", "intervention")
 # Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.

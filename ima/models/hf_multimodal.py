@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
+from ima.core.trust import STOCK, reason_of
 from ima.core.types import Sample
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import DtypeName, pick_dtype
@@ -144,10 +145,10 @@ def hf(path: str, dtype: DtypeName = "auto", revision: str | None = None) -> Lmm
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(path, revision=revision)
-        whole = AutoModelForImageTextToText.from_pretrained(path, revision=revision, dtype=pick_dtype(dtype))
+        processor = AutoProcessor.from_pretrained(path, revision=revision, **STOCK)
+        whole = AutoModelForImageTextToText.from_pretrained(path, revision=revision, dtype=pick_dtype(dtype), **STOCK)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"path: {path} cannot be loaded ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"path: {path} cannot be loaded ({reason_of(error)})") from error
     if not hasattr(processor, "tokenizer"):
         raise UserError(f"path: {path} has no processor of pictures and text (preprocessor_config.json)")
     return Lmm(whole, processor, Path(path).name)

@@ -42,7 +42,7 @@ class CalibrationTask:
             self.folder, self.adapter = find_adapter(str(folder))
         except UserError as error:
             raise UserError(f"run: {str(error).removeprefix('checkpoint: ')}") from error
-        self.config = run_config(str(self.folder))
+        self.config = run_config(str(self.folder), PARTS)
         self.num_examples, self.seed = num_examples, seed
         facts = read_result(run_folder(str(folder))).get("facts", {})
         depends = {name: canonical(self.config.get(name)) for name in CONFIG}

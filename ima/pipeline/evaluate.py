@@ -17,6 +17,7 @@ from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.core.progress import timed
 from ima.core.provenance import provenance
+from ima.core.trust import recorded_dtype
 from ima.interventions.base import Setting
 from ima.interventions.plan import plan_of
 from ima.interventions.stack import stack
@@ -46,15 +47,20 @@ from ima.runs.find import run_config
 from ima.runs.identity import identified, with_dtype
 from ima.runs.results import RowWriter, read_result
 
+MADE = ("encoder", "adapter", "llm", "mixture", "stage", "trainer")  # what says how a run's adapters were made
+
 
 def measure(config: dict[str, Any], folder: Path, command: str, run: Path, checkpoint: Path) -> dict[str, Any]:
     """Measure the adapter at `checkpoint` (of the run folder `run`) and write rows and result into `folder`."""
     started, record = time.perf_counter(), begin(config, folder, command)
     clock: dict[str, float] = {}
     trained = read_result(run).get("facts", {})
-    config["llm"] = with_dtype(config["llm"], trained)  # the same numbers as in training, whatever is fastest here
+    dtype = recorded_dtype(trained, "llm_dtype", run / "result.json")
+    config["llm"] = with_dtype(
+        config["llm"], {"llm_dtype": dtype}
+    )  # the same numbers as in training, whatever is fastest here
     with timed(clock, "load"):
-        made = effective(run_config(str(run)), training=False)
+        made = effective(run_config(str(run), MADE), training=False)
         parts = assemble(effective(config, training=False), trained=made if made.get("mixture") else None)
         t = parts.training
         load_adapter(checkpoint, parts.adapter)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
+from ima.core.trust import check_foreign
 from ima.runs.folders import last_checkpoint
 from ima.runs.results import read_result
+
+# What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
+INHERITED = (
+    "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "trainer", "seed",
+)  # fmt: skip
+# What a run's model, samples and questions are made of, apart from what acted on it and what was measured.
+PARTS = tuple(name for name in INHERITED if name not in ("intervention", "alignment"))
 
 
 def run_folder(checkpoint: str) -> Path:
@@ -21,13 +30,17 @@ def run_folder(checkpoint: str) -> Path:
     raise UserError(f"checkpoint: {checkpoint!r} is no run folder and in none: no result.json there")
 
 
-def run_config(checkpoint: str) -> dict[str, Any]:
-    """The config that a run was trained with."""
+def run_config(checkpoint: str, keys: Collection[str] = INHERITED) -> dict[str, Any]:
+    """Those keys of the config that a run was trained with, and its choices. Somebody else may have written it: raises
+    UserError where it names what nobody here named."""
     folder = run_folder(checkpoint)
     config = read_result(folder).get("config")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'result.json'}: holds no config; is it a training run's?")
-    return config
+    kept = {name: config[name] for name in keys if name in config}
+    check_foreign(kept, folder / "result.json")
+    choices = config.get("choices")
+    return kept | {"choices": choices if isinstance(choices, dict) else {}}
 
 
 def find_adapter(checkpoint: str) -> tuple[Path, Path]:

@@ -23,7 +23,16 @@ from ima.core.signatures import REQUIRED, Parameter, Source, read_module, resolv
 IDENTITY = 2  # the version of the rule; results without the key were written before there was one
 PACKAGE = "ima"
 STACKED = ("intervention", "mixture", "stage")  # groups of which several choices are taken at once
-MANAGEMENT = ("name", "output_dir", "resume", "overwrite", "logger", "choices")  # keys that no number depends on
+# Keys that no number depends on.
+MANAGEMENT = (
+    "name",
+    "output_dir",
+    "resume",
+    "overwrite",
+    "logger",
+    "choices",
+    "trust",
+)
 # What only changes how fast a run is and where, by group.
 SPEED_AND_PLACE: dict[str, tuple[str, ...]] = {
     "trainer": ("num_workers", "accelerator", "devices", "num_nodes", "strategy", "fast", "save_every_num_steps"),

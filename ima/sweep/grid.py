@@ -127,11 +127,17 @@ def evaluation_jobs(
         last = int((training["config"].get("trainer") or {}).get("epochs", 0))
         for epoch in sorted({min(int(epoch), last) for epoch in entry.get("epochs") or [last]}):
             path = folder / training["hash"] / "checkpoints" / f"epoch-{epoch:03d}.safetensors"
-            overrides = [f"checkpoint={quoted(str(path))}", *map(str, entry.get("overrides") or [])]
+            overrides = [f"checkpoint={quoted(str(path))}", *map(str, entry.get("overrides") or []), *trusted(training)]
             varied = training["varied"] | {"epoch": str(epoch)}
             job = job_of(overrides, varied, "evaluate", conf, keep_going, training["config"])
             jobs.append(job | {"needs": training["hash"]})
     return jobs
+
+
+def trusted(training: dict[str, Any]) -> list[str]:
+    """What the person named for the training may be named by the run that it leaves behind."""
+    names = training["config"].get("trust") or []
+    return [f"trust=[{','.join(names)}]"] if names else []
 
 
 def narrowed(points: Sequence[Overrides], name: str, values: Sequence[str]) -> list[Overrides]:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError, nearest
+from ima.core.trust import STOCK, reason_of
 from ima.models.encoders.base import seeded
 
 FINAL = -1  # the layer that stands for the network's own output, its last norm included
 
 
 def cannot(path: str, what: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    reason = reason_of(error)
     if Path(path).exists():
         return UserError(f"encoder.path={path}: {what} cannot be loaded from that folder ({reason})")
     return UserError(
@@ -35,7 +36,7 @@ def read_config(path: str, revision: str | None, known: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, **STOCK)
     except Exception as error:  # the hub, the network, JSON and the config classes each have their own kinds
         raise cannot(path, "config.json", error) from error
     if config.model_type not in known:
@@ -65,7 +66,7 @@ def load_model(name: str, path: str, config: Any, pretrained: bool, revision: st
             return kind(config)
     try:
         model, info = kind.from_pretrained(
-            path, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+            path, config=config, revision=revision, dtype=torch.float32, output_loading_info=True, **STOCK
         )
     except Exception as error:  # pickled files and full disks have kinds of their own, too
         raise cannot(path, "its weights", error) from error

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ima.core.errors import UserError
 from ima.core.media import Sound
+from ima.core.trust import STOCK
 from ima.models.encoders.base import Encoder, fingerprint_of, seeded
 from ima.models.encoders.hf import FINAL, cannot, check_complete, keep_layers, load_model, read_config, read_layer
 
@@ -150,7 +151,7 @@ class AudioTransformer(Encoder):
         if self.family.blocks is None and layer != FINAL:
             raise UserError(f"encoder.layer={layer}: {config.model_type} gives its output only, which is layer -1")
         try:
-            extractor = AutoFeatureExtractor.from_pretrained(path, revision=revision)
+            extractor = AutoFeatureExtractor.from_pretrained(path, revision=revision, **STOCK)
             num_samples = self.family.window(extractor)
         except Exception as error:
             raise cannot(path, "preprocessor_config.json", error) from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ima.core.errors import UserError
+from ima.core.trust import STOCK
 from ima.models.encoders.base import Encoder, fingerprint_of
 from ima.models.encoders.hf import cannot, read_config, read_json
 from ima.models.encoders.image import ImagePreprocess
@@ -27,7 +28,7 @@ class LlavaTower(Encoder):
         config: Any = read_config(path, revision, {"llava": None})
         try:
             kind: Any = LlavaForConditionalGeneration
-            whole = kind.from_pretrained(path, revision=revision, dtype=torch.float32)
+            whole = kind.from_pretrained(path, revision=revision, dtype=torch.float32, **STOCK)
         except Exception as error:
             raise cannot(path, "its weights", error) from error
         layer, self.select = config.vision_feature_layer, config.vision_feature_select_strategy

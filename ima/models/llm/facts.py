@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ima.core.trust import STOCK
+
 
 @dataclasses.dataclass(frozen=True)
 class Known:
@@ -66,7 +68,7 @@ def of_checkpoint(path: str, revision: str | None) -> Known | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, revision=revision, local_files_only=True, **STOCK)
         return of_config(Path(path).name, config.get_text_config(decoder=True))
     except Exception:  # not there, not to be read, of no known kind: loading says which
         return None

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ima.core.errors import UserError
+from ima.core.trust import STOCK, reason_of
 from ima.models.llm.chat import TOKENS
 from ima.models.llm.embedded import load_smollm2
 from ima.models.llm.frozen import FrozenLLM
@@ -57,7 +58,7 @@ def reinitialise(model: Any, seed: int) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = AutoModelForCausalLM.from_config(model.config)
+        fresh = AutoModelForCausalLM.from_config(model.config, **STOCK)
     model.load_state_dict(fresh.state_dict())
 
 
@@ -121,18 +122,18 @@ def hf(
 
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, train), "attn_implementation": "sdpa"}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **STOCK)
         if pretrained:
-            kind = AutoConfig.from_pretrained(path, revision=revision).model_type
+            kind = AutoConfig.from_pretrained(path, revision=revision, **STOCK).model_type
             maker: Any = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
-            model = maker.from_pretrained(path, revision=revision, **options)
+            model = maker.from_pretrained(path, revision=revision, **options, **STOCK)
         else:
-            config = AutoConfig.from_pretrained(path, revision=revision).get_text_config(decoder=True)
+            config = AutoConfig.from_pretrained(path, revision=revision, **STOCK).get_text_config(decoder=True)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(config, **options)
+                model = AutoModelForCausalLM.from_config(config, **options, **STOCK)
     except Exception as error:  # the hub, the network, unpickling and the tokenizers each have their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = reason_of(error, 200)
         where = "that folder" if Path(path).exists() else "neither a folder here nor in the local hub cache"
         raise UserError(
             f"llm.path: {path!r} cannot be loaded ({where}: {reason}); download it first (hf download {path}) "
@@ -154,7 +155,7 @@ def language_part(model: Any) -> Any:
     if inner is None or model.get_output_embeddings() is None:
         raise UserError(f"llm: {type(model).__name__} has no language part of its own; give a text-only checkpoint")
     with torch.device("meta"):
-        part = AutoModelForCausalLM.from_config(config)
+        part = AutoModelForCausalLM.from_config(config, **STOCK)
     part.config = inner.config
     part.generation_config = model.generation_config
     setattr(part, part.base_model_prefix, inner)
