@@ -1,0 +1,536 @@
+"""Files that somebody else planted: run folders, mask headers, checkpoints, model folders, data. Nothing of them runs.
+
+Every bomb makes the file `canary` when it goes off; that they are live is shown by setting them off here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from ima.compose import compose
+from ima.errors import UserError
+from ima.masks.__main__ import main as masks_main
+from ima.masks.bits import Mask
+from ima.trust import CONF, check_foreign, home_of, named_in, trusting
+from launcher import Launcher
+from omegaconf import OmegaConf
+
+from ima import llava
+from ima.cli import run_script
+from ima.config import config_hash, run_config
+
+Json = dict[str, Any]
+TINY = ["llm=tiny", "data=shapes", "data.num_train=12", "data.num_test=4", "data.size=32", "adapter=linear",
+        "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=2", "logger=none", "encoder=noise",
+        "encoder.dim=8", "encoder.num_tokens=4", "trainer.epochs=1", "alignment=none"]  # fmt: skip
+
+
+class Pickled:
+    """Makes a file when it is unpickled freely."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (str(self.canary), "w")
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    return tmp_path / "canary"
+
+
+def write_pickle(path: Path, canary: Path) -> Path:
+    torch.save({"mm_projector.0.weight": torch.zeros(2, 2), "evil": Pickled(canary)}, path)
+    return path
+
+
+def write_code(folder: Path, name: str, canary: Path, rest: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.py"
+    path.write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n{rest}")
+    return path
+
+
+def torch_load(folder: Path, canary: Path) -> Json:
+    return {"_target_": "torch.load", "f": str(write_pickle(folder / "w.pt", canary)), "weights_only": False}
+
+
+def torch_hub(folder: Path, canary: Path) -> Json:
+    write_code(folder / "hub", "hubconf", canary, "def net(): return 1\n")
+    return {"_target_": "torch.hub.load", "repo_or_dir": str(folder / "hub"), "model": "net", "source": "local"}
+
+
+def copyfile(folder: Path, canary: Path) -> Json:
+    (folder / "source").write_text("text")
+    return {"_target_": "shutil.copyfile", "src": str(folder / "source"), "dst": str(canary)}
+
+
+def file_handler(folder: Path, canary: Path) -> Json:
+    return {"_target_": "logging.FileHandler", "filename": str(canary)}
+
+
+def system(folder: Path, canary: Path) -> Json:
+    return {"_target_": "os.system", "command": f"touch {canary}"}
+
+
+def evaluated(folder: Path, canary: Path) -> Json:
+    return {"_target_": "builtins.eval", "_args_": [f"open({str(canary)!r}, 'w')"]}
+
+
+def through_ima(folder: Path, canary: Path) -> Json:
+    """A name that a module of ours imports."""
+    return copyfile(folder, canary) | {"_target_": "ima.masks.export.shutil.copyfile"}
+
+
+def helper_of_ima(folder: Path, canary: Path) -> Json:
+    return {"_target_": "ima.results.write_json", "path": {"_target_": "pathlib.Path", "_args_": [str(canary)]},
+            "value": 1}  # fmt: skip
+
+
+def imported(folder: Path, canary: Path) -> Json:
+    """Goes off at import."""
+    write_code(folder, "planted_module", canary, "class Thing: pass\n")
+    return {"_target_": "planted_module.Thing"}
+
+
+LIVE = [torch_load, torch_hub, copyfile, file_handler, through_ima, helper_of_ima, imported]
+BOMBS: list[Callable[[Path, Path], Json]] = [*LIVE, system, evaluated]  # the last two Hydra itself refuses by now
+PLACES: dict[str, Callable[[Json, Json], None]] = {
+    "encoder": lambda config, bomb: config.update(encoder=bomb),
+    "adapter": lambda config, bomb: config.update(adapter=bomb | {"_partial_": True}),
+    "llm": lambda config, bomb: config.update(llm=bomb),
+    "encoder.modality": lambda config, bomb: config["encoder"].update(modality=bomb),
+    "encoder.extra": lambda config, bomb: config["encoder"].update(extra={"deep": [{"deeper": [bomb]}]}),
+    "data.num_train": lambda config, bomb: config["data"].update(num_train=bomb),
+    "task": lambda config, bomb: config.update(task=bomb),
+    "mixture": lambda config, bomb: config.update(
+        mixture={"a": {"_target_": "ima.settings.Entry", "data": config["data"], "task": bomb}}
+    ),
+    "stage": lambda config, bomb: config.update(stage={"one": {"_target_": "ima.settings.Stage", "lr": bomb}}),
+    "intervention": lambda config, bomb: config.update(intervention={"skip": bomb}),
+    "alignment": lambda config, bomb: config.update(alignment=bomb),
+    "trainer.tracks": lambda config, bomb: config["trainer"].update(tracks=[bomb]),
+    "seed": lambda config, bomb: config.update(seed=bomb),
+}
+
+
+@functools.cache
+def tiny_config() -> str:
+    return json.dumps(OmegaConf.to_container(compose(TINY)))
+
+
+def composed() -> Json:
+    return dict(json.loads(tiny_config()))
+
+
+def plant(folder: Path, config: Json, facts: Json | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps({"status": "ok", "config": config, "facts": facts or {}}))
+    return folder
+
+
+def one_line(err: str, *parts: str) -> None:
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for part in parts:
+        assert part in err, err
+
+
+@pytest.mark.parametrize("bomb", LIVE, ids=lambda bomb: bomb.__name__)
+def test_the_bombs_are_live(
+    bomb: Callable[[Path, Path], Json], tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    instantiate(bomb(tmp_path, canary))
+    sys.modules.pop("planted_module", None)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("bomb", "place"),
+    [*((bomb, "encoder") for bomb in BOMBS), *((copyfile, place) for place in PLACES)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_planted_run_folder_makes_nothing(
+    bomb: Callable[[Path, Path], Json], place: str, tmp_path: Path, canary: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node, config = bomb(tmp_path, canary), composed()
+    PLACES[place](config, node)
+    run = plant(tmp_path / "run", config)
+    assert run_script("evaluate", [f"checkpoint={run}"], entry=lambda _: pytest.fail("was run")) == 2
+    one_line(capsys.readouterr().err, str(run / "result.json"), place)
+    assert not canary.exists() and "planted_module" not in sys.modules
+
+
+def test_the_line_names_key_target_and_what_allows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = composed()
+    config["encoder"] = {"_target_": "mine.encoders.Colours"}
+    run = plant(tmp_path / "run", config)
+    assert run_script("evaluate", [f"checkpoint={run}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run}/result.json: encoder._target_: 'mine.encoders.Colours' is named neither in conf/ nor by you, so "
+        "it is not made; where you trust it, write trust=[mine.encoders.Colours]\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"modality": "${oc.env:HOME}"}, "encoder.modality: '${oc.env:HOME}' refers to something"),
+        ({"modality": "${oc.create:{_target_: os.system}}"}, "refers to something"),
+        ({"${oc.env:HOME}": 1}, "refers to something"),
+        ({"_target_": ["os.system"]}, "_target_: ['os.system'] is not taken from a file; allowed: a str"),
+        ({"_target_": "os.system\nerror: all is well"}, "'os.system\\nerror: all is well' is named neither"),
+        ({"_target_": "ima.dashboard.WandbMirror"}, "'ima.dashboard.WandbMirror' is named neither"),
+        ({"_partial_": {"_target_": "os.getpid"}}, "encoder._partial_: "),
+        ({"_args_": [1]}, "encoder._args_: [1] is not taken from a file"),
+    ],
+)
+def test_what_is_no_plain_data_is_refused(
+    node: Json, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = composed()
+    config["encoder"] |= node
+    assert run_script("evaluate", [f"checkpoint={plant(tmp_path / 'run', config)}"]) == 2
+    one_line(capsys.readouterr().err, words)
+
+
+def test_depth_is_no_way_round_it() -> None:
+    deep: Any = {"_target_": "os.system"}
+    for _ in range(20_000):
+        deep = [deep]
+    with pytest.raises(UserError, match=r"'os\.system' is named neither"):
+        check_foreign({"a": deep}, "somewhere")
+
+
+# -- what is allowed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The person's own package, and a run that was trained with its class."""
+    write_code(tmp_path / "own" / "mine_trust", "encoders", tmp_path / "imported",
+               "import os\nfrom os import system\nfrom ima.encoders.controls import NoiseEncoder\n"
+               "class Own(NoiseEncoder):\n    pass\n\ndef make(dim: int = 3):\n    return Own(dim)\n")  # fmt: skip
+    (tmp_path / "own" / "mine_trust" / "__init__.py").write_text("from mine_trust.encoders import Own\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    config: Any = OmegaConf.to_container(compose([*TINY, "encoder._target_=mine_trust.encoders.Own"]))
+    return plant(tmp_path / "run", config)
+
+
+def test_a_training_takes_any_class_of_ones_own(mine: Path) -> None:
+    config = compose([*TINY, "encoder._target_=mine_trust.encoders.Own"])
+    assert config.encoder._target_ == "mine_trust.encoders.Own" and config.trust == ["mine_trust.encoders.Own"]
+
+
+@pytest.mark.parametrize("name", ["mine_trust", "mine_trust.encoders", "mine_trust.encoders.Own"])
+def test_trust_lets_a_run_name_a_class_of_ones_own_without_importing_it(name: str, mine: Path) -> None:
+    config = compose([f"checkpoint={mine}", f"trust=[{name}]"], "evaluate")
+    assert config.encoder._target_ == "mine_trust.encoders.Own" and config.trust == [name]
+    assert not (mine.parent / "imported").exists()
+
+
+def test_what_the_command_line_names_is_trusted(mine: Path) -> None:
+    config = compose([f"checkpoint={mine}", "encoder._target_=mine_trust.encoders.Own"], "evaluate")
+    assert config.encoder._target_ == "mine_trust.encoders.Own"
+    with pytest.raises(UserError, match=r"trust=\[mine_trust\.encoders\.Own\]"):
+        compose([f"checkpoint={mine}"], "evaluate")
+
+
+def test_a_group_that_is_chosen_again_is_not_read_from_the_run(tmp_path: Path) -> None:
+    config = composed()
+    config["task"] = {"_target_": "planted.Task"}
+    run = plant(tmp_path / "run", config)
+    found = compose([f"checkpoint={run}", "task=caption"], "evaluate")
+    assert found.task._target_ == "ima.tasks.caption.CaptionTask"
+
+
+def test_a_trusted_module_does_not_vouch_for_what_it_imports(mine: Path) -> None:
+    with trusting(["mine_trust"]):
+        for target in ("mine_trust.encoders.Own", "mine_trust.Own", "mine_trust.encoders.make"):
+            check_foreign({"encoder": {"_target_": target}}, mine)
+        for target in ("mine_trust.encoders.os.system", "mine_trust.encoders.system", "mine_trust_more.Own",
+                       "mine_trust.encoders.NoiseEncoder.to", "mine_trust.nothing.Own"):  # fmt: skip
+            with pytest.raises(UserError, match="is named neither"):
+                check_foreign({"encoder": {"_target_": target}}, mine)
+    assert home_of("mine_trust.Own") == "mine_trust.encoders" and not (mine.parent / "imported").exists()
+
+
+def test_what_conf_names_is_allowed_and_no_logger() -> None:
+    assert named_in(CONF, "ima.encoders.image.FocusViT") and named_in(CONF, "ima.settings.Entry")
+    for target in ("ima.dashboard.WandbMirror", "ima.results.write_json", "ima.encoders.image", "torch.load", ""):
+        assert not named_in(CONF, target)
+
+
+def test_ones_own_conf_needs_no_trust(mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "encoder").mkdir(parents=True)
+    (tmp_path / "conf" / "encoder" / "own.yaml").write_text("# mine\n_target_: mine_trust.encoders.Own\n")
+    with trusting([], tmp_path / "conf"):
+        assert set(run_config(str(mine), ["encoder"])) == {"encoder", "choices"}
+
+
+def test_trust_changes_no_hash_and_is_not_taken_from_a_run(mine: Path) -> None:
+    config = composed()
+    assert config_hash(config) == config_hash(config | {"trust": ["mine"]})
+    stored = json.loads((mine / "result.json").read_text())
+    assert stored["config"]["trust"] == ["mine_trust.encoders.Own"]
+    assert "trust" not in run_config(str(plant(mine.parent / "other", composed() | {"trust": ["os"]})))
+
+
+def test_a_sweeps_evaluations_may_name_what_its_trainings_named(mine: Path) -> None:
+    from ima.grid import compose_sweep
+
+    argv = [*TINY, "encoder._target_=mine_trust.encoders.Own", "seed=1,2", "evaluations=[{epochs:[1]}]"]
+    measured = [job for job in compose_sweep(argv).jobs if job.script == "evaluate"]
+    assert measured and all("trust=[mine_trust.encoders.Own]" in job.overrides for job in measured)
+    plain = compose_sweep([*TINY, "seed=1,2", "evaluations=[{epochs:[1]}]"]).jobs
+    assert not any("trust" in text for job in plain for text in job.overrides)
+
+
+# -- whole programs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("trust")
+    done = launcher.run("train", [*TINY, "name=run", f"output_dir={top}"])
+    assert done.code == 0, done.stdout + done.stderr
+    return top / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy whose result.json may be changed."""
+    import shutil
+
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def change(run: Path, **changes: Any) -> None:
+    result = json.loads((run / "result.json").read_text())
+    for name, value in changes.items():
+        result[name] |= value
+    (run / "result.json").write_text(json.dumps(result))
+
+
+def test_the_script_refuses_a_planted_run(run: Path, canary: Path, launcher: Launcher) -> None:
+    change(run, config={"encoder": copyfile(run, canary)})
+    done = launcher.run("evaluate", [f"checkpoint={run}"])
+    assert done.code == 2 and done.stdout == "" and not canary.exists()
+    one_line(done.stderr, "encoder._target_: 'shutil.copyfile'")
+    assert not list(run.glob("evaluate-*"))
+
+
+def test_facts_are_data_too(run: Path, canary: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) -> None:
+    """The dtype goes from the facts of a run into a node."""
+    change(run, facts={"llm_dtype": copyfile(run, canary)})
+    done = launcher.run("evaluate", [f"checkpoint={run}"])
+    assert done.code == 2 and not canary.exists()
+    one_line(done.stderr, "llm_dtype: {'_target_': 'shutil.copyfile'", "allowed: float32, bfloat16, float16")
+    config = json.loads((run / "result.json").read_text())["config"]
+    change(run, config={"llm": config["llm"] | {"dtype": "auto"}})
+    assert masks_main(["make", str(run), "--method", "random", "--out", str(run / "masks")]) == 2
+    one_line(capsys.readouterr().err, "llm_dtype: ")
+    assert not canary.exists()
+
+
+def test_a_run_that_calibrates_makes_nothing(run: Path, trained: Path, canary: Path, launcher: Launcher) -> None:
+    change(run, config={"encoder": copyfile(run, canary)})
+    prune = ["intervention=prune", f"intervention.prune.run={run}", "intervention.prune.num_examples=4"]
+    train = [*TINY, *prune, f"output_dir={run.parent}", "name=x"]
+    evaluate = [f"checkpoint={trained}", *prune, f"output_dir={run.parent}", "name=y"]
+    for script, argv in (("train", train), ("evaluate", evaluate)):
+        done = launcher.run(script, argv)
+        assert done.code == 2 and not canary.exists(), done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+        one_line(done.stderr.splitlines()[-1] + "\n", str(run), "encoder._target_: 'shutil.copyfile'")
+
+
+@pytest.mark.parametrize("key", ["llm", "encoder"])
+def test_the_commands_refuse_a_planted_run(
+    key: str, run: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(run, config={key: copyfile(run, canary)})
+    assert masks_main(["make", str(run), "--out", str(run / "masks")]) == 2
+    one_line(capsys.readouterr().err, f"{key}._target_: 'shutil.copyfile'", "--trust shutil.copyfile")
+    monkeypatch.setattr(sys, "argv", ["ima.llava", str(run), "--out", str(run / "llava")])
+    assert llava.main() == 2
+    one_line(capsys.readouterr().err, f"{key}._target_: 'shutil.copyfile'", "--trust shutil.copyfile")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
+@pytest.mark.parametrize("where", ["node", "nested", "dtype"])
+def test_a_planted_mask_makes_nothing(
+    where: str, bomb: Callable[[Path, Path], Json], tmp_path: Path, canary: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node, tiny = bomb(tmp_path, canary), {"_target_": "ima.llm.load.tiny"}
+    facts = {"node": {"llm_node": node}, "nested": {"llm_node": tiny | {"chat": [node]}},
+             "dtype": {"llm_node": tiny, "dtype": node}}[where]  # fmt: skip
+    path = tmp_path / "mask.safetensors"
+    Mask.of({"model.layers.0.self_attn.q_proj": np.ones((4, 4), dtype=bool)}, facts).save(path)
+    assert masks_main(["info", str(path)]) == 0
+    capsys.readouterr()
+    assert masks_main(["export", str(path), "--out", str(tmp_path / "out")]) == 2
+    one_line(capsys.readouterr().err, str(path), "dtype" if where == "dtype" else "llm_node")
+    assert not canary.exists() and not (tmp_path / "out").exists()
+
+
+# -- pickles -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w.pt", "w.pth"])
+def test_a_planted_projector_is_not_unpickled(name: str, tmp_path: Path, canary: Path, launcher: Launcher) -> None:
+    path = write_pickle(tmp_path / name, canary)
+    done = launcher.run("train", [*TINY, f"init={path}", f"output_dir={tmp_path}", "name=x"])
+    assert done.code == 2 and not canary.exists()
+    one_line(done.stderr.splitlines()[-1] + "\n", str(path), "cannot be read as weights")
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "checkpoints/last.safetensors"])
+def test_a_pickle_under_the_name_of_a_checkpoint_is_not_unpickled(
+    name: str, run: Path, canary: Path, launcher: Launcher
+) -> None:
+    path = write_pickle(run / name, canary)
+    done = launcher.run("evaluate", [f"checkpoint={path}"])
+    assert done.code == 2 and not canary.exists()
+    one_line(done.stderr.splitlines()[-1] + "\n", str(path))
+
+
+def test_planted_weights_of_encoders_are_not_unpickled(tmp_path: Path, canary: Path) -> None:
+    from ima.encoders.image import TimmImage
+    from ima.encoders.weights import aisfx_weights
+
+    for read in (lambda path: TimmImage("resnet10t", checkpoint=str(path)), aisfx_weights):
+        with pytest.raises(UserError) as caught:
+            read(write_pickle(tmp_path / "w.pth", canary))
+        assert "\n" not in str(caught.value) and not canary.exists()
+
+
+def test_pickles_beside_data_are_not_read(tmp_path: Path, canary: Path) -> None:
+    """Nor is the loading script that the library once ran."""
+    from ima.data.corpora.hub import HubCaptions
+
+    folder = tmp_path / "corpus"
+    write_code(folder, "corpus", canary)
+    (folder / "train.pkl").write_bytes(pickle.dumps(Pickled(canary)))
+    for splits in (None, {"train": "train*"}, {"train": "*.py"}):
+        with pytest.raises(UserError):
+            HubCaptions(str(folder), "image", "image", "caption", splits=splits)
+    assert not canary.exists()
+
+
+# -- model folders -----------------------------------------------------------------------------------------------------
+
+REMOTE = """
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+class C(PretrainedConfig):
+    model_type = "planted"
+class M(PreTrainedModel):
+    config_class = C
+class T(PreTrainedTokenizerFast):
+    pass
+"""
+AUTO = {name: "planted_code.M" for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText")}
+AUTO |= {"AutoConfig": "planted_code.C", "AutoProcessor": "planted_code.T", "AutoFeatureExtractor": "planted_code.T"}
+AUTO_TOKENIZER = {"AutoTokenizer": ["planted_code.T", "planted_code.T"]}
+
+
+def model_folder(folder: Path, canary: Path, **facts: Any) -> Path:
+    write_code(folder, "planted_code", canary, REMOTE)
+    (folder / "config.json").write_text(json.dumps({"model_type": "planted", "auto_map": AUTO} | facts))
+    for name in ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
+        tokenizer = {"auto_map": AUTO_TOKENIZER | AUTO, "tokenizer_class": "T", "processor_class": "T"}
+        (folder / name).write_text(json.dumps(tokenizer))
+    return folder
+
+
+def loaders() -> dict[str, Callable[[str], Any]]:
+    from ima.encoders.hf_audio import AudioTransformer
+    from ima.encoders.hf_video import VideoTransformer
+    from ima.encoders.llava import LlavaTower
+    from ima.llm import load
+
+    from ima import lmm
+
+    return {"llm": load.hf, "random": lambda path: load.hf(path, pretrained=False), "lmm": lmm.hf,
+            "audio": AudioTransformer, "video": VideoTransformer, "llava": LlavaTower}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", loaders())
+@pytest.mark.parametrize("stock", [None, "clap", "llava", "videomae"])
+def test_code_in_a_model_folder_is_never_run(
+    kind: str, stock: str | None, tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by a person who says yes at the prompt. stock: the config is of a known type, all else is planted."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = model_folder(tmp_path / "model", canary, **({"model_type": stock} if stock else {}))
+    with pytest.raises(UserError) as caught:
+        loaders()[kind](str(folder))
+    assert not canary.exists() and "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    if stock is None:
+        assert "it needs Python code of its own (auto_map), which is never run" in str(caught.value)
+
+
+def test_a_known_type_loads_as_transformers_has_it_whatever_lies_beside_it(tmp_path: Path, canary: Path) -> None:
+    from ima.llm.known import known
+    from ima.llm.load import hf
+    from ima.llm.tiny import tiny_model, tiny_tokenizer
+
+    folder, tokenizer = tmp_path / "model", tiny_tokenizer(())
+    tiny_model("llama", 32, 2, 0, len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_code(folder, "planted_code", canary, REMOTE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": AUTO}))
+    write_code(folder / "custom_generate", "generate", canary)
+    assert hf(str(folder)).model.config.model_type == "llama"
+    assert known({"_target_": "ima.llm.load.hf", "path": str(folder)}) is not None
+    assert not canary.exists()
+
+
+def test_a_training_on_a_model_folder_with_code_ends_in_a_line(
+    tmp_path: Path, canary: Path, launcher: Launcher
+) -> None:
+    folder = model_folder(tmp_path / "model", canary)
+    done = launcher.run("train", [*TINY, "llm=hf", f"llm.path={folder}", f"output_dir={tmp_path}", "name=x"])
+    assert done.code == 2 and not canary.exists(), done.stderr
+    one_line(done.stderr.splitlines()[-1] + "\n", str(folder), "never run")
+
+
+def test_every_load_of_a_model_folder_says_that_nothing_remote_is_trusted() -> None:
+    """By the source: a new call without it would ask at a terminal."""
+    import ast
+
+    package = Path(__file__).resolve().parent.parent / "ima"
+    own = {"llm/embedded.py", "llm/gemma.py", "llm/tiny.py"}  # folders and configs that this project writes itself
+    found = 0
+    for path in sorted(package.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            text, name = ast.unparse(call), call.func.attr
+            if name in ("from_pretrained", "from_config") and str(path.relative_to(package)) not in own:
+                assert "**STOCK" in text, f"{path}:{call.lineno}"
+                found += 1
+            if text.startswith(("torch.load(", "torch.jit.load(", "pickle.", "yaml.load(")):
+                assert "weights_only=True" in text, f"{path}:{call.lineno}"
+            if text.startswith("np.load("):
+                assert "allow_pickle=True" not in text, f"{path}:{call.lineno}"
+    assert found >= 10
