@@ -1,4 +1,4 @@
-"""The sums of an evaluation as a file, so that cones across datasets and modalities need no model (methods 3).
+"""The sums of an evaluation as a file, so that cones across datasets and modalities need no model.
 
 `alignment.safetensors` holds, at the block outputs, the sum of unit mean tokens per layer, jackknife group and view,
 and how many examples they are of; its header says of which LLM, dataset and modality. Only views that mean the same in

@@ -1,4 +1,4 @@
-"""Comparisons of two clouds of points beyond the cosine of means (methods 10), on the reservoir.
+"""Comparisons of two clouds of points beyond the cosine of means, on the reservoir.
 
 x_ED and y_ED hold the P and T means of the same E examples, row by row; P_ND and T_MD all tokens. Everything in fp64.
 A value that is not defined (too few examples, no spread) is NaN.

@@ -1,4 +1,4 @@
-"""The logit lens: hidden states as distributions over the vocabulary, softmax(lm_head(final_norm(h))) (methods 8).
+"""The logit lens: hidden states as distributions over the vocabulary, softmax(lm_head(final_norm(h))).
 
 P and T always come from the same layer of the same example. A role's distribution is the mean of those of its tokens;
 divergences are between the two of one example, then averaged over examples. Norm and head are those of the model, in

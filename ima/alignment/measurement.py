@@ -1,7 +1,7 @@
 """From the config group `alignment` to what a pass streams, and from that to all rows.
 
 `Suite` is what one measurement needs: the tap's sinks with their layers, and the earlier pass if a variant asks for
-one. `suite_rows` turns what came of it into rows; whatever does not factorise over examples is only computed there, on
+one. `Suite.rows` turns what came of it into rows; whatever does not factorise over examples is only computed there, on
 the reservoir, after the pass.
 """
 

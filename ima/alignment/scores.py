@@ -1,6 +1,6 @@
 """From sums to scores with standard errors.
 
-Every similarity is computed once on all jackknife groups and once with each group left out (methods 2); where fewer
+Every similarity is computed once on all jackknife groups and once with each group left out; where fewer
 than two groups have examples the standard error is NaN. IMA is the mean over layers 1..L of the same-layer P-T
 similarity; taking P from layer 0 gives its twin.
 """

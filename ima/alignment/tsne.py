@@ -1,4 +1,4 @@
-"""t-SNE of the reservoir's mean tokens, and of all its tokens, at chosen layers (methods 9): seeded, as rows.
+"""t-SNE of the reservoir's mean tokens, and of all its tokens, at chosen layers: seeded, as rows.
 
 A row `tsne_x` or `tsne_y` is one coordinate of one point; `n` numbers the points, so that a point's two rows meet;
 `note` is its sample. Variant `mean`: one point per example and role; `tokens`: single tokens, at most MAX_TOKENS of

@@ -1,4 +1,4 @@
-"""Views: which positions of a sequence a statistic is of, by role, and in which variant (methods 11).
+"""Views: which positions of a sequence a statistic is of, by role, and in which variant (docs/alignment.md).
 
 A role view is P (PERCEPT), T (PROMPT and ANSWER), T.answer or T.prompt; "P.scaled" is the view P in the variant
 "scaled". Variants, always of P and T:

@@ -35,7 +35,7 @@ class Role(IntEnum):
 
 
 class Site(StrEnum):
-    """Places inside a block, the same names for every LLM family (methods: sites inside a block)."""
+    """Places inside a block, the same names for every LLM family."""
 
     RESID_PRE = "resid_pre"
     LN1 = "ln1"

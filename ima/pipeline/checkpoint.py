@@ -1,6 +1,6 @@
 """Checkpoints as one safetensors file each: tensors as tensors, everything else as JSON in its header.
 
-`SafetensorsIO` is Lightning's door to it, so that `trainer.fit(ckpt_path=...)` resumes from our files; nothing of
+`SafetensorsIO` is Lightning's door to it, so that `Trainer.fit(ckpt_path=...)` resumes from our files; nothing of
 ours is ever unpickled. One file replaced by one rename cannot be half written. `save_adapter` / `load_adapter` are
 the small published form: weights and a JSON beside them that says what they fit.
 """

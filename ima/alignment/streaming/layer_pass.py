@@ -1,6 +1,6 @@
 """What is kept of a batch while the layers go by: mean tokens per view, norms, cosines with earlier layers.
 
-`Pass` sees the states of one site and makes the views that need more than roles (methods 11), too. Everything is
+`Pass` sees the states of one site and makes the views that need more than roles, too. Everything is
 fp32 whatever the model computes in.
 """
 

@@ -1,6 +1,6 @@
 """Additive alignment statistics, streamed: no hidden state outlives the pass that made it.
 
-The all-pairs similarity of methods 1 factorises, mean_ab cos(m_a, m_b) = (mean u)(mean u) with u = m / |m|, so one
+The all-pairs similarity factorises, mean_ab cos(m_a, m_b) = (mean u)(mean u) with u = m / |m|, so one
 sum of unit vectors per layer, view and jackknife group is all that is kept. Sums add up over batches and ranks in
 any split and order. Everything is fp32 whatever the model computes in. Views are those of `ima.alignment.views`. Zero
 vectors have cosine 0. Where a site is computed for some tokens only (`ima.alignment.tap`), a view is of those of its

@@ -1,7 +1,7 @@
 """A skip that chooses its blocks itself: where perceptual tokens change least, as many as the FLOPs budget asks for.
 
 The measure is the consecutive similarity of an earlier, unskipped measurement (rows.jsonl of a run: cosine of the same
-token before and after a block, methods 5). `resolve` turns it into an ordinary Skip before anything runs.
+token before and after a block). `resolve` turns it into an ordinary Skip before anything runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A skip as a config value: which blocks leave out which part for which tokens (methods: skipping).
+"""A skip as a config value: which blocks leave out which part for which tokens (docs/skipping.md).
 
 ffn: h' = resid_mid. attn: h' = resid_pre + FFN(LN2(resid_pre)). block: h' = resid_pre. heads: attention without some of
 its heads. Always the residual, once, for the chosen tokens only. `ima.interventions.skip.engine` makes it so without

@@ -76,9 +76,9 @@ class MlpAdapter(Adapter):
 
 
 class QueryAdapter(Adapter):
-    """The published mapping module (methods: Adapters): learned queries appended to all encoder tokens, pre-norm
-    self-attention blocks, the queries are kept. 7,362,048 parameters for E=1024, D=4096. Keys: down, const,
-    trans.layers.*, up, proj, as in the published checkpoints after `connector.0.`."""
+    """The published mapping module: learned queries appended to all encoder tokens, pre-norm self-attention blocks, the
+    queries are kept. 7,362,048 parameters for E=1024, D=4096. Keys: down, const, trans.layers.*, up, proj, as in the
+    published checkpoints after `connector.0.`."""
 
     RANGES = {"num_tokens": (1, None), "hidden": (1, None), "num_blocks": (1, None), "num_heads": (1, None)}
 

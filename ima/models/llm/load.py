@@ -53,7 +53,7 @@ def bf16_gain(size: int = 512, repeats: int = 5) -> float:
 
 
 def reinitialise(model: Any, seed: int) -> None:
-    """The control `random_llm`: the same architecture with random weights."""
+    """The control `llm=random_smollm2`: the same architecture with random weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):

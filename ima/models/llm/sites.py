@@ -1,7 +1,7 @@
 """Where the common sites live in each LLM family: one table, checked against the running model at load.
 
-A family is described by the names of its modules only; no forward pass is ever copied. `locate_sites(model)` returns
-for every block the module to hook and whether the site is its input or its output. `check_sites` runs the model once
+A family is described by the names of its modules only; no forward pass is ever copied. `SiteTable` tells for every
+block and site which module to hook and whether the site is its input or its output. `check_sites` runs the model once
 on a few random embeddings and makes sure that the sites add up to the block's own output, so that a new transformers
 version which moves things is refused instead of measured wrongly.
 """
