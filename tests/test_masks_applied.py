@@ -13,6 +13,7 @@ from test_masks_calibration import Inputs, equal, examples
 
 from ima.cli.masks import llm_of
 from ima.core.errors import UserError
+from ima.interventions.base import Setting
 from ima.interventions.prune import subnet
 from ima.interventions.prune.apply import masked
 from ima.interventions.prune.builder import MaskBuilder
@@ -265,8 +266,8 @@ def test_sequential_and_one_shot_masks_of_a_run_are_two(maker: MaskBuilder) -> N
 
 
 def test_wanda_without_a_run_says_what_to_name() -> None:
-    with pytest.raises(UserError, match=r"intervention\.prune\.run: name the run folder"):
-        Prune("wanda").resolve(tiny("llama"), None)
+    with pytest.raises(UserError, match="run: name the run folder"):
+        Prune("wanda").resolve(tiny("llama"), Setting())
 
 
 # -- export ----------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class TrainConfig:
     seed: int = field("of initial weights, order and sampling", default=0)
     resume: Literal["auto", "never", "must"] = field("go on from the run folder's last checkpoint", default="auto")
     overwrite: bool = field("start anew in a folder that holds another or a finished run", default=False)
+    trust: list[str] = dataclasses.field(default_factory=list, metadata={"help": TRUST_HELP})
 
 
 @dataclasses.dataclass
@@ -75,6 +76,7 @@ class EvaluateConfig:
     output_dir: str = field("where folders are made", default="outputs")
     seed: int | None = field("from the run, or a number", default=None)
     overwrite: bool = field("evaluate again where a finished evaluation lies", default=False)
+    trust: list[str] = dataclasses.field(default_factory=list, metadata={"help": TRUST_HELP})
 
 
 @dataclasses.dataclass

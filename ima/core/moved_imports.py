@@ -18,7 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
-from ima.core.moved_names import MOVED, current_name
+from ima.core.moved_names import COMMANDS, MOVED, current_name
+
+AS_COMMAND = """import sys
+print("this command is now: python -m ima {0}", file=sys.stderr)
+from ima.__main__ import main
+sys.exit(main(["{0}", *sys.argv[1:]]))
+"""
 
 
 class MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -32,6 +38,8 @@ class MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         new = current_name(fullname, self.moved)
         inside = [key[len(fullname) + 1 :] for key in self.moved if key.startswith(f"{fullname}.")]
+        if fullname in COMMANDS and fullname.endswith(".__main__"):
+            return importlib.machinery.ModuleSpec(fullname, self)
         if new != fullname:
             found = find(new)
             if found is None and not inside:
@@ -59,7 +67,9 @@ class MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing is to be executed: names are looked up when they are asked for."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """What `python -m` runs."""
+        """What `python -m` runs: the command that the module is today, else the new module."""
+        if fullname in COMMANDS:
+            return compile(AS_COMMAND.format(COMMANDS[fullname]), fullname, "exec")
         new = current_name(fullname, self.moved)
         return compile(f"import runpy; runpy.run_module({new!r}, run_name='__main__', alter_sys=True)", new, "exec")
 

@@ -24,7 +24,7 @@ from ima.pipeline.assemble import assemble
 from ima.pipeline.checkpoint import load_adapter
 from ima.pipeline.parts import Stream
 from ima.pipeline.stages import effective
-from ima.runs.find import find_adapter, run_config, run_folder
+from ima.runs.find import PARTS, find_adapter, run_config, run_folder
 from ima.runs.identity import canonical
 from ima.runs.results import read_result
 
