@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from launcher import Launcher
 from omegaconf import OmegaConf
 
 from ima.config.compose import CONF, choices_of, compose, default_groups
 from ima.core.files import write_json
+from ima.core.types import Site
+from ima.runs.results import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,7 +32,15 @@ def blocks() -> dict[str, str]:
 
 
 def commands() -> list[str]:
-    return [line.split("  #")[0].strip() for line in re.findall(r"^python \w+\.py .*$", TEXT, flags=re.MULTILINE)]
+    """Of the block "Three scripts", as they stand."""
+    block = TEXT.split("## Three scripts")[1].split("```")[1]
+    return [line.split("  #")[0].strip() for line in block.splitlines() if line.startswith("python ")]
+
+
+# Those that need no weights, data or hours once outputs/demo, outputs/demo_control and outputs/encoders are tiny runs.
+EXECUTED = [line for line in commands() if "-m ima." in line or ("evaluate.py" in line and "outputs/demo" in line)]
+DEEP = ["llm=tiny", "llm.num_blocks=6", "data=shapes", "encoder=noise", "encoder.dim=8", "encoder.num_tokens=4",
+        "adapter.hidden=16", "adapter.grid=1", "trainer.accelerator=cpu", "task.max_new_tokens=4"]  # fmt: skip
 
 
 def test_it_stays_short() -> None:
@@ -74,7 +85,41 @@ def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
     assert result["config"]["intervention"]["scale"]["factor"] == 2
 
 
-@pytest.mark.parametrize("command", [line for line in commands() if "evaluate.py" not in line])
+@pytest.fixture(scope="module")
+def workplace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader stands who has made the demo, its control and a sweep; all of them tiny."""
+    place = tmp_path_factory.mktemp("workplace")
+    for name, seed in (("demo", 0), ("demo_control", 1), ("encoders/one", 2)):
+        done = launcher.run("train", [*SMALL, *DEEP, f"seed={seed}", f"name={name}"], cwd=place)
+        assert done.code == 0, done.stderr
+    return place
+
+
+@pytest.mark.parametrize("command", EXECUTED)
+def test_its_commands_run_as_they_stand(command: str, launcher: Launcher, workplace: Path) -> None:
+    arguments = shlex.split(command)[1:]
+    if arguments[0] == "-m":
+        paths = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *arguments], cwd=workplace, env=paths, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
+    ran = launcher.run(arguments[0].removesuffix(".py"), arguments[1:], cwd=workplace)
+    assert ran.code == 0, ran.stderr
+    (folder,) = (workplace / "outputs/demo").glob("evaluate-*")
+    rows = list(read_rows(folder / "rows.jsonl"))
+    assert {row["site"] for row in rows if row["score"] == "sim"} == {site.value for site in Site}
+    gone = {row["layer_a"] for row in rows if (row["score"], row["site"], row["n"]) == ("sim", "fc2", 0)}
+    assert gone == {5, 6}, "percepts skip the FFN of blocks from 4 on"
+
+
+def test_those_that_are_not_run_here_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    rest = [line for line in commands() if line not in EXECUTED]
+    with capsys.disabled():
+        print("\nREADME commands that are composed, not run:", *rest, sep="\n  ")
+    assert len(EXECUTED) >= 3
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if "-m ima." not in line])
 def test_its_commands_compose(command: str, tmp_path: Path) -> None:
     from ima.cli.scripts import compose_sweep
 
@@ -83,7 +128,8 @@ def test_its_commands_compose(command: str, tmp_path: Path) -> None:
         config = OmegaConf.to_container(compose(["experiment=demo"]))
         write_json(tmp_path / "result.json", {"status": "ok", "config": config})
         arguments = [f"checkpoint={tmp_path}" if text.startswith("checkpoint=") else text for text in arguments]
-    jobs = compose_sweep(arguments).jobs if script == "sweep.py" else [compose(arguments)]
+    root = script.removesuffix(".py")
+    jobs = compose_sweep(arguments).jobs if root == "sweep" else [compose(arguments, root)]
     assert len(jobs) >= 1
 
 
