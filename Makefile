@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-control twin test test-fast check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
+.PHONY: help setup demo demo-control twin test test-fast mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ test: setup  ## run all tests
 
 test-fast: setup  ## run the tests that need no embedded models and no browser
 	@$(PY) -m pytest -m "not real and not browser" $(TEST_ARGS)
+
+mutants: setup  ## change single lines of ima/ and see that the tests notice: some minutes, ARGS="--jobs 2"
+	@$(PY) tests/mutants/run.py $(ARGS)
 
 lint: setup  ## ruff: rules and formatting
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
