@@ -123,9 +123,9 @@ def test_a_key_added_later_with_a_default_changes_no_hash(own: Path) -> None:
 
 
 def test_a_class_that_moves_keeps_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = config_hash({"llm": {"_target_": "ima.llm.load.tiny", "width": 16}})
+    now = config_hash({"llm": {"_target_": "ima.models.llm.load.tiny", "width": 16}})
     old = {"llm": {"_target_": "ima.once.upon.tiny", "width": 16, "family": "llama"}}
-    monkeypatch.setattr(moved_names, "MOVED", {"ima.once.upon": "ima.llm.load"})
+    monkeypatch.setattr(moved_names, "MOVED", {"ima.once.upon": "ima.models.llm.load"})
     schema.signature.cache_clear()
     assert config_hash(old) == now
     monkeypatch.setattr(identity, "KEPT_NAMES", {"tiny": "small"})
@@ -170,7 +170,7 @@ def test_a_dtype_that_was_left_to_the_machine_is_that_of_the_facts() -> None:
     for given in ({}, {"dtype": "auto"}):
         assert with_dtype({"_target_": "ima.llm.load.smollm2", **given}, facts)["dtype"] == "bfloat16"
     assert with_dtype({"_target_": "ima.llm.load.smollm2", "dtype": "float32"}, facts)["dtype"] == "float32"
-    assert "dtype" not in with_dtype({"_target_": "ima.llm.load.tiny"}, facts)
+    assert "dtype" not in with_dtype({"_target_": "ima.models.llm.load.tiny"}, facts)
     assert with_dtype({"_target_": "ima.llm.load.smollm2"}, {}) == {"_target_": "ima.llm.load.smollm2"}
 
 

@@ -21,7 +21,7 @@ from ima.core.signatures import Definition, read_module, resolve
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 STOCK = {"trust_remote_code": False}  # for all that transformers loads: classes of its own, none of the folder's
-SPECIAL = {"_target_": str, "_partial_": bool, "_convert_": str, "_recursive_": bool}
+SPECIAL: dict[str, type] = {"_target_": str, "_partial_": bool, "_convert_": str, "_recursive_": bool}
 LOGGER = "logger"
 DTYPES = ("float32", "bfloat16", "float16")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -83,8 +83,9 @@ def check_entry(name: str, key: str, value: Any, source: Path | str, trust: Trus
     if kind is None or not isinstance(value, kind):
         allowed = ", ".join(SPECIAL) if kind is None else f"a {kind.__name__}"
         raise UserError(f"{source}: {key}: {shown(value)} is not taken from a file; allowed: {allowed}")
-    if isinstance(value, str) and name == "_target_" and not trust.allows(value):
-        ask = trust.ask.format(value if DOTTED.fullmatch(value) and len(value) <= 120 else "my.module")
+    target = str(value)
+    if name == "_target_" and not trust.allows(target):
+        ask = trust.ask.format(target if DOTTED.fullmatch(target) and len(target) <= 120 else "my.module")
         raise UserError(
             f"{source}: {key}: {shown(value)} is named neither in {trust.conf.name}/ nor by you, so it is not made; "
             f"where you trust it, write {ask}"

@@ -2,7 +2,7 @@
 
 `fit` trains an adapter (resuming where a killed run left off), measures it and writes checkpoints, rows, predictions,
 `result.json` and the page. `evaluate` measures a trained adapter, perhaps under interventions. Here are folders, exit
-codes and what the terminal says; `fitting` and `measuring` do the work.
+codes and what the terminal says; the modules `fit` and `evaluate` do the work.
 """
 
 from __future__ import annotations

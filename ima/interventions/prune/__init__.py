@@ -1,5 +1,5 @@
 """Pruning masks: which weights of the blocks' linear maps are kept, how that is decided, and how masks compare.
 
-`bits` (files and algebra), `compare` and `rows` know numpy only; `scores`, `groups` and `calibration` decide on a
-loaded LLM; `recipe` and `making` make the masks that a config asks for, once; `python -m ima masks` is the command.
+`mask` (files and algebra), `compare` and `rows` know numpy only; `scores`, `select` and `calibration` decide on a
+loaded LLM; `recipe` and `builder` make the masks that a config asks for, once; `python -m ima masks` is the command.
 """
