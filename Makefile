@@ -47,8 +47,8 @@ test-fast: setup  ## run the tests that need no embedded models and no browser
 mutants: setup  ## change single lines of ima/ and see that the tests notice: some minutes, ARGS="--jobs 2"
 	@$(PY) tests/mutants/run.py $(ARGS)
 
-lint: setup  ## ruff: rules and formatting
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+lint: setup  ## ruff: rules and formatting; which room may import which
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) tests/rooms.py
 
 type: setup  ## mypy
 	@$(PY) -m mypy
