@@ -1,0 +1,78 @@
+"""The golden lists of tests/golden, made anew: calls with their arguments, metric names, commands, old names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ima.compose import CONF, choices_of
+from ima.identity import bare_name
+from ima.moved_names import current_name
+from ima.schema import signature
+
+FOLDER = Path(__file__).resolve().parent / "golden"
+sys.path.insert(0, str(FOLDER))
+
+import make_golden  # noqa: E402
+
+LINES: dict[str, Any] = {}
+for text in (FOLDER / "calls.jsonl").read_text().splitlines():
+    LINES |= json.loads(text)
+
+
+def spread(value: Any, lines: dict[str, Any]) -> Any:
+    """A job with its references replaced by what they stand for, so that a difference is seen where it is."""
+    if isinstance(value, str) and value in lines and value.startswith("@"):
+        return spread(lines[value], lines)
+    if isinstance(value, dict):
+        return {key: spread(item, lines) for key, item in value.items()}
+    return [spread(item, lines) for item in value] if isinstance(value, list) else value
+
+
+def same(name: str, config: dict[str, Any]) -> None:
+    calls = make_golden.Calls()
+    found = json.loads(json.dumps(calls.job(config)))
+    assert spread(found, json.loads(json.dumps(calls.nodes))) == spread(LINES[name], LINES)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_golden.ROOT)
+
+
+@pytest.mark.parametrize("name", choices_of("experiment", CONF))
+def test_an_experiment_calls_what_it_did(name: str) -> None:
+    same(f"experiment={name}", make_golden.experiment_job(name))
+
+
+@pytest.mark.parametrize("name", choices_of("sweep", CONF))
+def test_the_jobs_of_a_sweep_are_those_of_before_and_its_ends_call_what_they_did(name: str) -> None:
+    jobs = make_golden.sweep_jobs(name)
+    wanted = [line["hash"] for key, line in LINES.items() if key.startswith(f"sweep={name} ")]
+    assert [job["hash"] for job in jobs] == wanted
+    for number in (0, len(jobs) - 1):
+        same(make_golden.job_name(name, number), make_golden.config_of(jobs[number], jobs))
+
+
+def test_no_experiment_and_no_sweep_is_gone_or_unlisted() -> None:
+    listed = {name.split()[0] for name in LINES if not name.startswith("@")}
+    there = [(group, name) for group in ("experiment", "sweep") for name in choices_of(group, CONF)]
+    assert listed == {f"{group}={name}" for group, name in there}
+
+
+@pytest.mark.parametrize("target", (FOLDER / "targets.txt").read_text().split())
+def test_every_old_target_leads_to_a_class_of_the_same_name(target: str) -> None:
+    assert signature(current_name(target)).parameters is not None
+    assert bare_name(target) == target.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("name", ["targets.txt", "metrics.json", "commands.txt"])
+def test_the_other_lists_are_those_of_today(name: str) -> None:
+    """Targets that move go into `moved_names.MOVED`; then `targets.txt` keeps the old names."""
+    stored, found = (FOLDER / name).read_text(), make_golden.LISTS[name]()
+    if name == "targets.txt":
+        stored, found = ("\n".join(sorted(map(current_name, text.split()))) for text in (stored, found))
+    assert found == stored
