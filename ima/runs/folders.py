@@ -157,7 +157,7 @@ def is_run(folder: Path) -> bool:
 
 def is_stage(folder: Path) -> bool:
     """Whether `folder` holds an earlier stage of the run whose folder it lies in (`ima.pipeline.stages.chain`): its
-    stages end with its name, and it bears the name of that run. Another run could lie there too, with a name of its own."""
+    stages end with its name, and it bears the name of that run. Another run could lie there too, with its own name."""
     with suppress(UserError, TypeError, AttributeError, ValueError):
         config, above = read_result(folder).get("config") or {}, folder.parent
         if list(config.get("stage") or {})[-1:] != [folder.name]:
