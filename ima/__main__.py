@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("ima.cli.train", "train an adapter (train.py)"),
     "evaluate": ("ima.cli.evaluate", "measure a checkpoint, with interventions (evaluate.py)"),
     "sweep": ("ima.cli.sweep", "run a grid of trainings or evaluations (sweep.py)"),
+    "generate": ("ima.cli.generate", "what the model of a run says about a picture, sound or clip"),
     "report": ("ima.cli.report", "write the page of one run or of many"),
     "collect": ("ima.cli.collect", "one table of all runs below some folders, CSV and Parquet"),
     "compare": ("ima.cli.compare", "the paired difference of two runs, with its interval"),

@@ -111,9 +111,9 @@ def look(tokens: Tokens, llm: FrozenLLM, layers: Sequence[int]) -> Lens:
     return lens
 
 
-def top_tokens(llm: FrozenLLM, p_NV: Tensor) -> list[list[tuple[str, float]]]:
+def top_tokens(llm: FrozenLLM, p_NV: Tensor, num: int = TOP) -> list[list[tuple[str, float]]]:
     """Per row the most probable tokens, decoded, with their probabilities."""
-    found = p_NV.topk(min(TOP, p_NV.shape[1]), dim=-1)
+    found = p_NV.topk(min(num, p_NV.shape[1]), dim=-1)
     rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
     return [
         [(llm.tokenizer.decode([token]), round(p, 6)) for token, p in zip(ids, values, strict=True)]

@@ -89,6 +89,13 @@ def with_current_names(key: str, value: Any) -> Any:
     return current_names({last: value})[last]
 
 
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values."""
+    found = OmegaConf.to_container(config)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
+
+
 def parse(text: str, root: str, conf: Path) -> Override:
     """One command line argument as Hydra reads it; no deletions, no lists of values."""
     if text.startswith("-"):

@@ -105,6 +105,11 @@ class Evaluator:
         self._spent("alignment" if tap else "validate", start)
         return float(total[0] / total[1]), suite
 
+    def batches(self, samples: Sequence[Sample], answers: bool = True) -> Iterator[Any]:
+        """This rank's share of the samples on the module's device; with their answers, or the prompt alone."""
+        for batch in self._loader(samples, self._collate(self.percepts, answers)):
+            yield batch.to(self.module.device)
+
     @torch.no_grad()
     def _scales(self, samples: Sequence[Sample], suite: Suite) -> None:
         """The earlier pass, over its subset of the samples."""

@@ -151,11 +151,13 @@ class Parts:
             with prefix_errors(f"intervention.{name}"):
                 self.interventions[name] = intervention.resolve(self.llm, setting)
 
-    def module(self, num_steps: int = 1) -> MappingModule:
+    def module(self, num_steps: int = 1, live: bool = False) -> MappingModule:
         t = self.training
         share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
-        live = {s.channel.name: s.channel.encoder for s in self.streams if isinstance(s.percepts, LivePercepts)}
-        encoder = live.get("") if "" in self.channels else torch.nn.ModuleDict(live) if live else None
+        """live: with every encoder, for media that were never seen; else with those whose features are not cached."""
+        used = [s.channel for s in self.streams if live or isinstance(s.percepts, LivePercepts)]
+        found = {channel.name: channel.encoder for channel in used}
+        encoder = found.get("") if "" in self.channels else torch.nn.ModuleDict(found) if found else None
         return MappingModule(
             self.adapter, self.llm, encoder, t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio,
             num_steps, share, t.clip_norm, t.llm_lr,

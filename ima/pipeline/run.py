@@ -86,13 +86,21 @@ def fit_one(
 def evaluate(config: dict[str, Any]) -> int:
     """evaluate.py: measure a trained adapter into a folder below its run, or a whole model into one of its own."""
     quiet()
-    named = Path(config["output_dir"]) / config["name"] if config.get("name") else None
+    folder = evaluation_folder(config)
+    if config.get("lmm"):
+        return evaluated(config, folder, measure_whole)
+    run, checkpoint = find_adapter(config["checkpoint"])
+    return evaluated(config, folder, functools.partial(measure, run=run, checkpoint=checkpoint))
+
+
+def evaluation_folder(config: dict[str, Any]) -> Path:
+    """Where an evaluation goes: `name`, or below its run, or for a whole model a folder of its own."""
+    if config.get("name"):
+        return Path(config["output_dir"]) / config["name"]
     if config.get("lmm"):
         stem = Path(str(config["lmm"].get("path") or "lmm")).name
-        return evaluated(config, named or Path(config["output_dir"]) / f"{stem}-{config_hash(config)}", measure_whole)
-    run, checkpoint = find_adapter(config["checkpoint"])
-    measured = functools.partial(measure, run=run, checkpoint=checkpoint)
-    return evaluated(config, named or run / f"evaluate-{config_hash(config)}", measured)
+        return Path(config["output_dir"]) / f"{stem}-{config_hash(config)}"
+    return find_adapter(config["checkpoint"])[0] / f"evaluate-{config_hash(config)}"
 
 
 def evaluated(config: dict[str, Any], folder: Path, measured: Callable[..., dict[str, Any]]) -> int:
