@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ima.interventions.prune.mask import Mask
     from ima.interventions.skip.plan import Skip
     from ima.models.llm.frozen import FrozenLLM
+    from ima.models.multimodal import MultimodalModel
     from ima.pipeline.api.models import (
         LoadedModel,
         flops,
@@ -45,6 +46,7 @@ _HOMES = {
     "ima.interventions.prune.mask": ("Mask",),
     "ima.interventions.skip.plan": ("Skip",),
     "ima.models.llm.frozen": ("FrozenLLM",),
+    "ima.models.multimodal": ("MultimodalModel",),
     "ima.pipeline.api.models": ("LoadedModel", "flops", "hidden_states", "intervene", "load_lmm", "logit_lens",
                                 "measure_alignment"),
     "ima.pipeline.api.runs": ("Run", "evaluate", "fit", "load_run"),
@@ -52,8 +54,8 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
-    "FrozenLLM", "HiddenStates", "Intervention", "LoadedModel", "Mask", "MaskWeights", "Prune", "Role", "Run", "Sample",
-    "Site", "Skip", "UserError", "compose", "evaluate", "fit", "flops", "hidden_states", "intervene", "load_lmm",
+    "FrozenLLM", "HiddenStates", "Intervention", "LoadedModel", "Mask", "MaskWeights", "MultimodalModel",
+    "Prune", "Role", "Run", "Sample", "Site", "Skip", "UserError", "compose", "evaluate", "fit", "flops", "hidden_states", "intervene", "load_lmm",
     "load_run", "logit_lens", "measure_alignment", "overlap", "write_report",
 ]  # fmt: skip
 

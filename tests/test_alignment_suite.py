@@ -16,9 +16,9 @@ from ima.config.settings import Alignment
 from ima.core.errors import UserError
 from ima.models.adapters.base import PoolAdapter
 from ima.models.llm.load import tiny
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.callbacks import AlignmentLogger
 from ima.pipeline.evaluator import Evaluator
-from ima.pipeline.lightning_module import MappingModule
 from ima.pipeline.recorder import Recorder
 from ima.runs.results import RowWriter, read_rows
 from ima.tasks.caption import CaptionTask
@@ -40,7 +40,7 @@ def evaluator_of(batch_size):
     adapter = PoolAdapter(12, llm.width, grid=2, hidden=16)
     percepts, source = Features(9, 12), Source()
     adapter.start_at_norm(percepts(source.samples("val"), None)["features_BNE"], llm.embedding_norm)
-    return Evaluator(MappingModule(adapter, llm), CaptionTask(), source, percepts, batch_size)
+    return Evaluator(MultimodalModel(adapter, llm), CaptionTask(), source, percepts, batch_size)
 
 
 def measured(batch_size, order=1, **changes):

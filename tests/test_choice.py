@@ -16,8 +16,8 @@ from ima.data.collate import NoPercepts
 from ima.data.corpora.choices import ScienceQa, SeedBench
 from ima.models.adapters.base import LinearAdapter
 from ima.models.llm.load import tiny
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.evaluator import Evaluator
-from ima.pipeline.lightning_module import MappingModule
 from ima.tasks.base import Prediction
 from ima.tasks.choice import ChoiceTask
 
@@ -50,7 +50,7 @@ def test_the_prompt_lists_the_options_and_the_target_is_the_letter() -> None:
 
 def test_the_likeliest_option_is_that_of_the_slow_way() -> None:
     llm = tiny()
-    module = MappingModule(LinearAdapter(4, llm.width), llm)
+    module = MultimodalModel(LinearAdapter(4, llm.width), llm)
     task = ChoiceTask("{question}", by="likelihood")
     samples = [sample(index) for index in range(3)]
     evaluator = Evaluator(module, task, None, NoPercepts(), batch_size=4)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from test_training import NOISE, assert_same_run
 from ima.config.settings import Training
 from ima.core.distributed import Place, hint_of_ranks, num_devices, place_of, rank, ranks_from_outside
 from ima.core.errors import UserError
-from ima.pipeline.lightning_module import KnownRanks
+from ima.pipeline.ranks import KnownRanks
 
 RUN = [*NOISE, "trainer.epochs=1"]
 STRAY = {"RANK": "1", "SLURM_PROCID": "1", "LOCAL_RANK": "3", "WORLD_SIZE": "2", "NODE_RANK": "1"}

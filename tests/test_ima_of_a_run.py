@@ -10,8 +10,8 @@ from ima.alignment.rows import alignment_rows
 from ima.config.settings import Alignment
 from ima.core.types import Role, Sample
 from ima.models.adapters.base import PoolAdapter
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.evaluator import Evaluator
-from ima.pipeline.lightning_module import MappingModule
 from ima.tasks.caption import CaptionTask
 
 NUM_SAMPLES = 24
@@ -104,7 +104,7 @@ def compare(llm, num_tokens, dim, batch_size, accelerated):
     source = Source()
     samples = source.samples("val")
     adapter.start_at_norm(percepts(samples, None)["features_BNE"], llm.embedding_norm)
-    module = MappingModule(adapter, llm)
+    module = MultimodalModel(adapter, llm)
     evaluator = Evaluator(module, CaptionTask(), source, percepts, batch_size)
     if accelerated:
         from ima.models.llm.acceleration.blocks import accelerate

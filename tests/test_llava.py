@@ -21,8 +21,8 @@ from ima.models.encoders.llava import LlavaTower
 from ima.models.llava import foreign_adapter, llava_of
 from ima.models.llm.load import hf, tiny
 from ima.models.llm.tiny import tiny_tokenizer
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.checkpoint import load_adapter
-from ima.pipeline.lightning_module import MappingModule
 
 
 def batch_of(ids: torch.Tensor, pixels: torch.Tensor, place: int) -> Batch:
@@ -33,7 +33,7 @@ def batch_of(ids: torch.Tensor, pixels: torch.Tensor, place: int) -> Batch:
     return Batch(samples, ids, roles, torch.full_like(ids, -100), groups=[group])
 
 
-def ours(module: MappingModule, batch: Batch) -> torch.Tensor:
+def ours(module: MultimodalModel, batch: Batch) -> torch.Tensor:
     x_BSD, roles_BS, _ = module.splice(batch)
     h_BSD = module.llm(x_BSD, roles_BS)
     return torch.stack([module.llm.logits(row) for row in h_BSD])
@@ -58,7 +58,7 @@ def test_what_goes_out_gives_the_same_logits_in_plain_transformers(tmp_path: Pat
         if "lora_" in name:
             value.normal_(0, 0.1)
     adapter = MlpAdapter(encoder.dim, llm.width)
-    module = MappingModule(adapter, llm, encoder)
+    module = MultimodalModel(adapter, llm, encoder)
     ids, pixels = torch.randint(3, 259, (2, 6)), torch.randn(2, 3, 224, 224)
     expected = ours(module, batch_of(ids, pixels, 2))
     model, tokenizer = llava_of(encoder, adapter, llm)
@@ -101,7 +101,7 @@ def test_what_comes_in_gives_their_logits_here(checkpoint: Path) -> None:
     adapter = MlpAdapter(encoder.dim, llm.width)
     load_adapter(checkpoint, adapter)
     ids, pixels = torch.randint(3, 259, (2, 5)), torch.randn(2, 3, 28, 28)
-    found = ours(MappingModule(adapter, llm, encoder), batch_of(ids, pixels, 1))
+    found = ours(MultimodalModel(adapter, llm, encoder), batch_of(ids, pixels, 1))
     torch.testing.assert_close(found, theirs(model, ids, pixels, 1, 16), rtol=1e-4, atol=1e-4)
     out, _ = llava_of(encoder, adapter, llm)  # and out again
     torch.testing.assert_close(theirs(out, ids, pixels, 1, 16), found, rtol=1e-4, atol=1e-4)

@@ -24,8 +24,8 @@ from ima.core.types import Batch, MediaGroup, Role, Sample
 from ima.data.mixture import Mixture, apportion
 from ima.models.adapters.base import AdapterSet, LinearAdapter
 from ima.models.llm.load import tiny
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.fit import train
-from ima.pipeline.lightning_module import MappingModule
 from ima.pipeline.run import quiet
 from ima.report import write_report
 from ima.runs.results import read_result, read_rows
@@ -155,11 +155,11 @@ def test_samples_of_similar_length_share_a_batch() -> None:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def random_batch(seed: int = 0) -> tuple[MappingModule, Batch]:
+def random_batch(seed: int = 0) -> tuple[MultimodalModel, Batch]:
     """Text of several lengths; pictures (K=2) and sounds (K=3): none, one or several, anywhere in the text."""
     torch.manual_seed(seed)
     llm = tiny(seed=seed)
-    module = MappingModule(AdapterSet({"image": LinearAdapter(4, 32), "audio": LinearAdapter(5, 32)}), llm)
+    module = MultimodalModel(AdapterSet({"image": LinearAdapter(4, 32), "audio": LinearAdapter(5, 32)}), llm)
     lengths = [7, 3, 5, 9]
     ids = torch.randint(3, 259, (4, 9))
     roles = torch.full((4, 9), int(Role.PROMPT))
@@ -174,7 +174,7 @@ def random_batch(seed: int = 0) -> tuple[MappingModule, Batch]:
     return module, Batch(samples, ids, roles, labels, groups=groups)
 
 
-def one_by_one(module: MappingModule, batch: Batch, row: int) -> tuple[torch.Tensor, list[int], list[int]]:
+def one_by_one(module: MultimodalModel, batch: Batch, row: int) -> tuple[torch.Tensor, list[int], list[int]]:
     """The slow twin: one sample put together position by position."""
     x, roles, labels = [], [], []
     for column in range(batch.ids_BT.shape[1] + 1):

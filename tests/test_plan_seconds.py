@@ -12,13 +12,13 @@ from ima.interventions.skip.plan import Skip
 from ima.models.adapters.base import LinearAdapter
 from ima.models.llm.load import tiny
 from ima.models.llm.pass_context import Generation
-from ima.pipeline.lightning_module import MappingModule
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.plan_seconds import plan_seconds
 
 
 def test_both_ways_are_timed_and_the_model_is_left_as_it_was() -> None:
     llm = tiny(num_blocks=3)
-    module = MappingModule(LinearAdapter(4, llm.width), llm)
+    module = MultimodalModel(LinearAdapter(4, llm.width), llm)
     ids_BT = torch.tensor([[5, 6, 7], [0, 8, 9]])
     roles_BT = torch.full_like(ids_BT, int(Role.PROMPT))
     roles_BT[1, 0] = int(Role.PAD)

@@ -127,13 +127,13 @@ def test_only_the_adapter_learns() -> None:
     parts = assemble(config_of(*NOISE))
     module, before = parts.module().train(), weight_sum(parts.llm)
     assert not parts.llm.training
-    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    trained = [name for name, parameter in module.model.named_parameters() if parameter.requires_grad]
     assert trained and all(name.startswith("adapter.") for name in trained)
     batch = Collate(parts.task, parts.llm, parts.percepts, training=True)(
         [(sample, 0) for sample in parts.source.samples("train")[:3]]
     )
-    module.loss_sum(batch).backward()
-    assert {name for name, parameter in module.named_parameters() if parameter.grad is not None} == set(trained)
+    module.model.loss_sum(batch).backward()
+    assert {name for name, parameter in module.model.named_parameters() if parameter.grad is not None} == set(trained)
     optimizer = module.configure_optimizers()["optimizer"]
     optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert optimized == {id(parameter) for parameter in parts.adapter.parameters()}

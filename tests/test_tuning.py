@@ -39,7 +39,7 @@ def stepped(train: str) -> tuple[Any, FrozenLLM, dict[str, torch.Tensor]]:
     optimizer = module.configure_optimizers()["optimizer"]
     collate = Collate(parts.task, llm, parts.percepts, training=True)
     for step in range(3):
-        module.loss_sum(collate([(sample, step) for sample in parts.source.samples("train")[:4]])).backward()
+        module.model.loss_sum(collate([(sample, step) for sample in parts.source.samples("train")[:4]])).backward()
         optimizer.step()
         optimizer.zero_grad()
     return parts, llm, before

@@ -78,6 +78,7 @@ MOVED: dict[str, str] = {
     "ima.interventions.rows": "ima.interventions.skip.token_index",
     "ima.interventions.skip.Skip": "ima.interventions.skip.plan.Skip",
     "ima.lit": "ima.pipeline.lightning_module",
+    "ima.lit.KnownRanks": "ima.pipeline.ranks.KnownRanks",
     "ima.llava": "ima.models.llava",
     "ima.llava.export": "ima.cli.export_llava.export",
     "ima.llm": "ima.models.llm",

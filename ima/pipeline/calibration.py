@@ -67,7 +67,7 @@ class CalibrationTask:
         with isolate_rng():  # it is seeded from this run's config; the caller's draws must not notice
             parts = assemble(effective(self.config | {"intervention": {}, "alignment": None}, training=False), llm)
         load_adapter(self.adapter, parts.adapter)
-        module = parts.module().to(llm.device).eval()
+        model = parts.model().to(llm.device).eval()
         share = -(-self.num_examples // len(parts.streams))
         with torch.no_grad():
             for stream in parts.streams:
@@ -77,7 +77,7 @@ class CalibrationTask:
                 chosen.sort(key=lambda sample, lengths=lengths: lengths[sample.id])  # type: ignore[misc]
                 for start in range(0, len(chosen), BATCH_SIZE):
                     batch = collate([(sample, 0) for sample in chosen[start : start + BATCH_SIZE]]).to(llm.device)
-                    x_BSD, roles_BS, _ = module.splice(batch)
+                    x_BSD, roles_BS, _ = model.splice(batch)
                     yield x_BSD.detach(), roles_BS
 
     def chosen(self, stream: Stream, num: int, device: torch.device) -> list[Sample]:

@@ -69,7 +69,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
             if parts.interventions:  # they act on stock blocks; without them the numbers are those of the run's end
                 parts.llm.merge()
         device = device_of(t)
-        module = parts.module().to(device).eval()
+        model = parts.model().to(device).eval()
     with timed(clock, "encode"):
         shown = make_ready(parts, training=False)
     parts.resolve(Setting(typical_tokens(parts, shown), run, config["llm"], CalibrationTask))
@@ -77,7 +77,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
     facts = run_facts(parts, shown, plan) | {"evaluated": str(checkpoint)}
     print_plan(parts.llm, plan)
     recorder, logger = recording(config, folder, facts_of(parts.streams[0]))
-    measures = measures_of(parts, module, shown, recorder, folder)
+    measures = measures_of(parts, model, shown, recorder, folder)
     named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
     epoch = int(named[1]) if named else t.epochs
     with failures_told(logger), stack(parts.llm, parts.acting), fast(parts):
@@ -89,7 +89,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, run: Path, check
         items = [(sample, 0) for sample in shown[0].val[: t.eval_batch_size]]
         batch = parts.streams[0].collate(parts.llm, answers=False)(items)
         settings = measures[0].evaluator.settings
-        facts["plan_seconds"] = plan_seconds(module, parts.acting, batch, settings, t.fast)
+        facts["plan_seconds"] = plan_seconds(model, parts.acting, batch, settings, t.fast)
         say_seconds(facts["plan_seconds"])
     result = ended(record, recorder, facts, started)
     write_all_samples(folder, [measure.final for measure in measures], epoch)

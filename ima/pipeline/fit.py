@@ -34,11 +34,11 @@ from ima.pipeline.assemble import assemble, device_of, training_of
 from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Export, StepRecorder
 from ima.pipeline.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, load_llm, save_adapter, save_llm
-from ima.pipeline.lightning_module import KnownRanks
 from ima.pipeline.loggers.wandb import failures_told
 from ima.pipeline.parts import Parts, Stream
 from ima.pipeline.predictions import write_all_samples
 from ima.pipeline.prepare import fast, make_ready, print_plan, run_facts, typical_tokens
+from ima.pipeline.ranks import KnownRanks
 from ima.pipeline.recorder import Recorder, drop_unfinished
 from ima.pipeline.stages import effective
 from ima.pipeline.streams import facts_of, gather, measures_of, seconds_of, write_table
@@ -149,7 +149,7 @@ def train(
             drop_unfinished(writer, state["global_step"], measured_epoch(state))
         else:
             write_atomic(folder / "rows.jsonl", "")
-    measures = measures_of(parts, module, shown, recorder, folder)
+    measures = measures_of(parts, module.model, shown, recorder, folder)
 
     def export() -> None:
         """What was trained, before it is measured for the last time: the same command goes on with that measurement."""

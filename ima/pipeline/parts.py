@@ -18,6 +18,7 @@ from ima.interventions.base import Intervention, Setting
 from ima.models.adapters.base import Adapter, AdapterSet
 from ima.models.encoders.base import Encoder
 from ima.models.llm.frozen import FrozenLLM
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.lightning_module import MappingModule
 from ima.tasks.base import Task
 
@@ -151,16 +152,21 @@ class Parts:
             with prefix_errors(f"intervention.{name}"):
                 self.interventions[name] = intervention.resolve(self.llm, setting)
 
-    def module(self, num_steps: int = 1, live: bool = False) -> MappingModule:
-        t = self.training
-        share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
-        """live: with every encoder, for media that were never seen; else with those whose features are not cached."""
+    def model(self, live: bool = False) -> MultimodalModel:
+        """The network of the run. live: with every encoder, for media that were never seen; else it holds those
+        encoders whose features are not cached."""
         used = [s.channel for s in self.streams if live or isinstance(s.percepts, LivePercepts)]
         found = {channel.name: channel.encoder for channel in used}
         encoder = found.get("") if "" in self.channels else torch.nn.ModuleDict(found) if found else None
+        return MultimodalModel(self.adapter, self.llm, encoder)
+
+    def module(self, num_steps: int = 1) -> MappingModule:
+        """The network as Lightning trains it."""
+        t = self.training
+        share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
         return MappingModule(
-            self.adapter, self.llm, encoder, t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio,
-            num_steps, share, t.clip_norm, t.llm_lr,
+            self.model(), t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio, num_steps, share,
+            t.clip_norm, t.llm_lr,
         )  # fmt: skip
 
 

@@ -18,35 +18,35 @@ from ima.interventions.base import Intervention
 from ima.interventions.stack import stack
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.llm.pass_context import Generation
-from ima.pipeline.lightning_module import MappingModule
+from ima.models.multimodal import MultimodalModel
 
 NUM_ROUNDS = 5
 
 
 def plan_seconds(
-    module: MappingModule, interventions: Sequence[Intervention], batch: Batch, settings: Generation, fast: bool,
+    model: MultimodalModel, interventions: Sequence[Intervention], batch: Batch, settings: Generation, fast: bool,
     num_rounds: int = NUM_ROUNDS,
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds per example (medians after a warm-up round) of a prompt-only `batch` under the plan and without it.
     `left`: median over rounds of plan / unskipped for the prompt's pass, with quartiles; `generate_left`: of all."""
-    module.eval()
-    x_BSD, roles_BS, _ = module.splice(batch.to(module.device), left=True)
+    model.eval()
+    x_BSD, roles_BS, _ = model.splice(batch.to(model.device), left=True)
     ids = [sample.id for sample in batch.samples]
     quick: AbstractContextManager[object] = nullcontext()
     if fast:
-        quick = accelerate(module.llm.model)  # keeps its packed weights from turn to turn
+        quick = accelerate(model.llm.model)  # keeps its packed weights from turn to turn
 
     def prefill() -> None:
-        module.llm(x_BSD, roles_BS, ids)
+        model.llm(x_BSD, roles_BS, ids)
 
     def generate() -> None:
-        module.llm.generate(x_BSD, roles_BS, settings, ids)
+        model.llm.generate(x_BSD, roles_BS, settings, ids)
 
     def under(changes: Sequence[Intervention], work: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
-            with torch.no_grad(), stack(module.llm, changes), quick:
+            with torch.no_grad(), stack(model.llm, changes), quick:
                 work()
-            if module.device.type == "cuda":
+            if model.device.type == "cuda":
                 torch.cuda.synchronize()
 
         return run

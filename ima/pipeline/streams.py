@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.files import write_atomic
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.callbacks import AlignmentLogger, EpochPart, GenerationScorer
 from ima.pipeline.evaluator import Evaluator
-from ima.pipeline.lightning_module import MappingModule
 from ima.pipeline.parts import Parts, Stream
 from ima.pipeline.predictions import Final
 from ima.pipeline.prepare import Shown
@@ -37,7 +37,7 @@ class Measure:
 
 
 def measures_of(
-    parts: Parts, module: MappingModule, shown: Sequence[Shown], recorder: Recorder, folder: Path
+    parts: Parts, model: MultimodalModel, shown: Sequence[Shown], recorder: Recorder, folder: Path
 ) -> list[Measure]:
     """In the order of the streams. Sums of a mixture's entry lie in a folder of its name."""
     t, out = parts.training, []
@@ -45,7 +45,7 @@ def measures_of(
         facts = facts_of(stream)
         mine = recorder.of_entry(stream.name, facts) if stream.name else recorder
         evaluator = Evaluator(
-            module, stream.task, stream.source, stream.percepts, t.eval_batch_size, t.num_workers,
+            model, stream.task, stream.source, stream.percepts, t.eval_batch_size, t.num_workers,
             stream.channel.name, t.max_tokens,
         )  # fmt: skip
         scorer = GenerationScorer(evaluator, one.tracks, one.controls, t, mine)

@@ -56,7 +56,7 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
     # what is done once (scales, reservoir) must be seen beside a pass of some length
     val = [sample for split in ("val", "T0", "T1") for sample in parts.samples(split)]
     parts.store.ensure(val)
-    evaluator = Evaluator(parts.module(), parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
+    evaluator = Evaluator(parts.model(), parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
     everything = tupled(without_target(config["alignment"]))
     apart = {"num_vocabulary_layers": 0, "num_tsne_layers": 0}
     seconds: dict[str, float] = {}

@@ -140,14 +140,14 @@ def measure(name: str, num_rounds: int) -> tuple[dict[str, Ratio], dict[str, obj
 
 def steps_of(setup: Setup) -> dict[str, Step]:
     parts = setup.parts
-    module, fast = parts.module(num_steps=1000), accelerate(parts.llm.model)
+    model, fast = parts.model(), accelerate(parts.llm.model)
     each = list(enumerate(setup.batches))
     trainer = Stock(parts)
     return {
-        "ours": chain([our_step(parts, module, batch, False, entry, fast) for entry, batch in each]),
-        "ours_uncached": chain([our_step(parts, module, batch, True, entry, fast) for entry, batch in each]),
+        "ours": chain([our_step(parts, model, batch, False, entry, fast) for entry, batch in each]),
+        "ours_uncached": chain([our_step(parts, model, batch, True, entry, fast) for entry, batch in each]),
         "trainer": chain([trainer.step(stream, batch) for stream, batch in setup.pairs()]),
-        "bare": chain([bare_step(parts, module, batch, entry) for entry, batch in each]),
+        "bare": chain([bare_step(parts, model, batch, entry) for entry, batch in each]),
         "gemm": chain([gemm(parts, stream, batch) for stream, batch in setup.pairs()]),
     }
 
@@ -232,8 +232,8 @@ def measure_memory(name: str, side: str) -> None:
     """Each process holds what its steps need, one LLM, and nothing of the other side."""
     setup = setup_of(name)
     if side == "ours":
-        module, fast = setup.parts.module(num_steps=1000), accelerate(setup.parts.llm.model)
-        step = chain([our_step(setup.parts, module, b, True, entry, fast) for entry, b in enumerate(setup.batches)])
+        model, fast = setup.parts.model(), accelerate(setup.parts.llm.model)
+        step = chain([our_step(setup.parts, model, b, True, entry, fast) for entry, b in enumerate(setup.batches)])
     else:
         trainer = Stock(setup.parts, share=True)
         step = chain([trainer.step(stream, batch) for stream, batch in setup.pairs()])

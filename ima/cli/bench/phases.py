@@ -31,7 +31,7 @@ def phases(parts: Parts, batches: Sequence[Sequence[Sample]], num_rounds: int) -
     """Phase -> median seconds of a step on a batch of each entry. "encoder" is what features from the cache save."""
     found: dict[str, list[float]] = {}
     optimizer = torch.optim.AdamW(parts.adapter.parameters(), lr=1e-5)
-    module = parts.module(num_steps=1000)
+    model = parts.model()
     streams = list(zip(parts.streams, batches, strict=True))
     pixels = [LivePercepts(stream.source, stream.channel.encoder)(batch, 0)["media"] for stream, batch in streams]
     with accelerate(parts.llm.model):
@@ -50,7 +50,7 @@ def phases(parts: Parts, batches: Sequence[Sequence[Sample]], num_rounds: int) -
                 with timed("collate"):
                     batch = stream.collate(parts.llm, training=True)([(sample, 0) for sample in samples])
                 with timed("adapter"):
-                    made = [(group, module.percept(group)) for group in batch.media_groups()]
+                    made = [(group, model.percept(group)) for group in batch.media_groups()]
                 with timed("splice"):
                     x_BSD, roles_BS, labels_BS = splice(parts.llm, batch, made)
                 with timed("LLM forward"):

@@ -28,9 +28,9 @@ from ima.core.timing import ratio, rounds
 from ima.core.types import Role, Sample
 from ima.data.collate import Collate, LivePercepts
 from ima.models.llm.acceleration.blocks import Acceleration, accelerate
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.assemble import assemble
 from ima.pipeline.evaluator import Evaluator
-from ima.pipeline.lightning_module import MappingModule
 from ima.pipeline.parts import Parts
 
 GOALS = {
@@ -53,18 +53,18 @@ def main(num_rounds: int) -> None:
     assert parts.store is not None
     train, val = parts.samples("train")[: 4 * BATCH_SIZE], parts.samples("val")
     parts.store.ensure([*train, *val])
-    module = parts.module(num_steps=1000)
+    model = parts.model()
 
     steps = {
-        "ours": our_step(parts, module, train[:BATCH_SIZE], live=False),
-        "bare": bare_step(parts, module, train[:BATCH_SIZE]),
-        "ours_uncached": our_step(parts, module, train[:BATCH_SIZE], live=True),
+        "ours": our_step(parts, model, train[:BATCH_SIZE], live=False),
+        "bare": bare_step(parts, model, train[:BATCH_SIZE]),
+        "ours_uncached": our_step(parts, model, train[:BATCH_SIZE], live=True),
         "stock": stock_step(parts, train[:BATCH_SIZE], parts.llm.dtype),
         "stock_fp32": stock_step(parts, train[:BATCH_SIZE], torch.float32),
     }
     seconds = rounds(steps, num_rounds, "training steps")
 
-    evaluator = Evaluator(module, parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
+    evaluator = Evaluator(model, parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
     passes = {
         "plain": lambda: evaluator.teacher_forced(val, None),
         "ima": lambda: evaluator.teacher_forced(val, Alignment()),
@@ -90,20 +90,20 @@ def main(num_rounds: int) -> None:
 
 def our_step(
     parts: Parts,
-    module: MappingModule,
+    model: MultimodalModel,
     samples: list[Sample],
     live: bool,
     entry: int = 0,
     fast: Acceleration | None = None,
 ) -> Callable[[], None]:
-    """One optimiser step as `MappingModule.training_step` does it, on samples of the mixture's `entry`. Pixels are
+    """One optimiser step as `ima.pipeline.lightning_module` does it, on samples of the mixture's `entry`. Pixels are
     ready in the uncached one, as in the stock loop, so that both time the models. fast: packed already."""
-    optimizer = torch.optim.AdamW(module.adapter.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1e-5)
     stream = parts.streams[entry]
     collate = stream.collate(parts.llm, training=True)
     items = [(sample, 0) for sample in samples]
     pixels = LivePercepts(stream.source, stream.channel.encoder)(samples, 0) if live else {}
-    runner = MappingModule(module.adapter, parts.llm, parts.encoder)
+    runner = MultimodalModel(model.adapter, parts.llm, parts.encoder)
     faster = fast or accelerate(parts.llm.model)  # packed once, as in a run
 
     def step() -> None:
@@ -115,18 +115,18 @@ def our_step(
         with faster:
             num_labels = (batch.labels_BT != -100).sum()
             (runner.loss_sum(batch) / num_labels).backward()
-        torch.nn.utils.clip_grad_norm_(module.adapter.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.adapter.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def bare_step(parts: Parts, module: MappingModule, samples: list[Sample], entry: int = 0) -> Callable[[], None]:
+def bare_step(parts: Parts, model: MultimodalModel, samples: list[Sample], entry: int = 0) -> Callable[[], None]:
     """Stock forward and backward to the embeddings."""
     batch = parts.streams[entry].collate(parts.llm, training=True)([(sample, 0) for sample in samples])
     with torch.no_grad():
-        x_BSD, roles_BS, _ = module.splice(batch)
+        x_BSD, roles_BS, _ = model.splice(batch)
     mask_BS = (roles_BS != Role.PAD).long()
     positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
     gradient = torch.randn_like(x_BSD)

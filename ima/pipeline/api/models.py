@@ -28,6 +28,7 @@ from ima.models.hf_multimodal import Lmm
 from ima.models.hf_multimodal import hf as load_hf
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
+from ima.models.multimodal import MultimodalModel
 from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.hf_evaluator import LmmEvaluator
@@ -45,13 +46,12 @@ class LoadedModel:
     """A run's model: the network (`module`) and, for each task that it learnt, how a sample enters it."""
 
     name: str
-    module: Any
+    module: MultimodalModel
     streams: list[Stream]
 
     @property
     def llm(self) -> FrozenLLM:
-        llm: FrozenLLM = self.module.llm
-        return llm
+        return self.module.llm
 
     def stream(self, entry: str = "") -> Stream:
         """Of a mixture the entry's; the only one of a run of one task."""

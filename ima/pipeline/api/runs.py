@@ -81,8 +81,8 @@ class Run:
             load_llm(adapter, parts.llm)
             parts.llm.merge()
         place = torch.device(device) if device else device_of(parts.training)
-        module = parts.module(live=True).to(place).eval()
-        return LoadedModel(folder.name, module, parts.streams)
+        model = parts.model(live=True).to(place).eval()
+        return LoadedModel(folder.name, model, parts.streams)
 
     def report(self) -> Path:
         """Write the page again; its path."""
