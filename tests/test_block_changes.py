@@ -24,6 +24,7 @@ from ima.interventions.skip.exit import Exit
 from ima.interventions.skip.plan import Skip
 from ima.interventions.stack import stack
 from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.families import TINY
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
@@ -71,8 +72,9 @@ def make(family: str) -> FrozenLLM:
 
 
 def fits(change: str, family: str) -> bool:
-    refused = {"parallel": ["gpt_neox"], "parallel decode": ["gpt_neox"], "parallel ln1": ["olmo2"]}
-    return family not in refused.get(change, [])
+    if change == "parallel ln1":
+        return TINY[family].has_pre_norms
+    return not (change in ("parallel", "parallel decode") and TINY[family].parallel)
 
 
 GRID = [(family, change) for family in FAMILIES for change in CHANGES if fits(change, family)]

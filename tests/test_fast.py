@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.families import TINY
 from ima.models.llm.tiny import tiny_model
 
-KNOWN = ("llama", "mistral", "qwen2", "smollm3")
+KNOWN = [name for name, family in TINY.items() if family.accelerated]
 
 
 def inputs(model: Any, padding: str = "right", rows: int = 4, length: int = 9, seed: int = 0) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ def test_eager_attention_and_no_grad_give_the_same_logits() -> None:
     assert off(logits, stock) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3", "olmo2", "opt", "opt_350m", "gpt_neox"])
+@pytest.mark.parametrize("family", [name for name, family in TINY.items() if not family.accelerated])
 def test_other_families_keep_their_stock_blocks(family: str) -> None:
     model = tiny_model(family)
     given = inputs(model)

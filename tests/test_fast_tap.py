@@ -12,10 +12,11 @@ import ima.models.llm.acceleration.blocks as fast_module
 from ima.alignment.tap import Tap
 from ima.core.types import Role, Site
 from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.families import TINY
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
-FAMILIES = ("llama", "mistral", "qwen2", "smollm3")
+FAMILIES = [name for name, family in TINY.items() if family.accelerated]
 LENGTH = 9
 States = dict[tuple[int, Site], Tensor]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from omegaconf import OmegaConf
 from ima.config.compose import CONF, compose
 from ima.core.errors import UserError
 from ima.core.types import Role
+from ima.interventions.skip.fast_path import unsupported_reason
+from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.families import FAMILIES, REFUSED, TINY, Family, family_of
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import hf
 from ima.models.llm.pass_context import Generation
+from ima.models.llm.projections import projections_of
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
 # conf/llm -> the tiny family of the same class
@@ -174,7 +179,7 @@ def test_pickled_weights_are_read_as_tensors_and_nothing_else(folder_of: Any, tm
     assert "\n" not in str(caught.value) and not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("fault", ["absent", "no weights", "cut short", "no config", "no text model"])
+@pytest.mark.parametrize("fault", ["absent", "no weights", "cut short", "no config"])
 def test_what_cannot_be_loaded_is_one_line_that_names_the_path(fault: str, folder_of: Any, tmp_path: Path) -> None:
     for path in folder_of("llama").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -188,8 +193,56 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_path(fault: str, folde
             weights.write_bytes(weights.read_bytes()[:1000])
         case "no config":
             (tmp_path / "config.json").unlink()
-        case "no text model":
-            (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UserError, match="llm.path") as caught:
         hf(path, "float32")
     assert path in str(caught.value) and "\n" not in str(caught.value) and "hf download" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("vit", "type 'vit' is not supported; supported are cohere, gemma3_text, "),
+        ("somebody's", 'type "somebody\'s" is not supported; '),
+        ("granite", "type 'granite' is not supported (its blocks multiply what they add to the stream"),
+        ("clap", "type 'clap' is not supported; "),
+        ("t5", "type 't5' is not supported; "),
+        ("internvl", "type 'internvl' is not supported as a whole; give the checkpoint of its language model"),
+    ],
+)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_type_without_a_record_is_refused_by_config_json_alone(
+    kind: str, said: str, pretrained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    for loader in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        monkeypatch.setattr(loader, "from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UserError) as caught:
+        hf(str(tmp_path), "float32", pretrained=pretrained)
+    assert str(caught.value).startswith(f"llm.path: {tmp_path}: {said}") and "\n" not in str(caught.value)
+    assert "download" not in str(caught.value)
+
+
+# -- the records -------------------------------------------------------------------------------------------------------
+
+
+def test_every_config_has_one_record_and_every_tiny_twin_its_own() -> None:
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    for name, family in TINY.items():
+        config = tiny_model(name).config
+        assert family_of(config) is family
+        assert sum(each.model_type == config.model_type and each.when(config) for each in FAMILIES) == 1
+    assert not {family.model_type for family in FAMILIES} & REFUSED.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_record_says_truly_what_is_faster(family: Family) -> None:
+    if family.tiny is None:
+        assert not family.accelerated and not family.plain_block
+        return
+    llm = FrozenLLM(tiny_model(family.name), tiny_tokenizer())
+    assert (accelerate(llm.model).num_fast == llm.num_blocks) == family.accelerated
+    assert (unsupported_reason(llm, 0) == "") == family.plain_block
+    maps = projections_of(llm.table, 0)
+    assert all(isinstance(module, torch.nn.Linear) for module in (maps.out, maps.query, maps.key, maps.value) if module)

@@ -19,6 +19,7 @@ from ima.interventions.skip.engine import Decision, Engine, replay
 from ima.interventions.skip.fast_path import run_block
 from ima.interventions.skip.plan import Skip
 from ima.interventions.stack import stack
+from ima.models.llm.families import TINY
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
 from ima.models.llm.projections import projections_of
@@ -34,7 +35,7 @@ ROLES = torch.tensor(
     ]
 )
 IDS = ["a", "b", "c", "d"]
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "opt", "gpt_neox", "smollm3"]
+FAMILIES = [name for name, family in TINY.items() if not family.stream_norms]
 DEEP = ["llama", "opt", "gemma3", "gpt_neox"]  # families whose slow twin is written out
 PLANS = [
     {"part": "ffn"},

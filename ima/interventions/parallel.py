@@ -61,8 +61,11 @@ class Parallel(Intervention):
     def check(self, llm: Known) -> None:
         """Raises UserError where there are no such blocks, or no such norm."""
         self.blocks(llm.num_blocks)
-        if self.norm == "ln1" and llm.model_type == "olmo2":
-            raise UserError("norm: ln1, but olmo2 blocks have no norm before attention; use norm=own")
+        if self.norm == "ln1" and not llm.pre_norms and not llm.stream_norms:
+            hint = "leave the change out" if llm.parallel else "use norm=own"
+            raise UserError(
+                f"norm: ln1, but {llm.model_type} blocks have no norm before attention and FFN each; {hint}"
+            )
         if llm.stream_norms:
             raise UserError(f"{llm.name} norms its stream after each sum, so that there is no sum of both parts")
         if llm.parallel and self.norm == "own":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.trust import STOCK, reason_of
 from ima.core.types import Sample
+from ima.models.llm.families import declared_type
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import DtypeName, pick_dtype
 from ima.models.llm.pass_context import Generation, PassContext
@@ -64,7 +65,7 @@ class Lmm(nn.Module):
         super().__init__()
         kind = whole.config.model_type
         if kind not in TYPES:
-            raise UserError(f"path: {name} is of type {kind!r}; measured are {', '.join(TYPES)}")
+            raise UserError(unsupported(name, kind))
         if not getattr(processor.tokenizer, "is_fast", False):
             raise UserError(f"path: the tokenizer of {name} tells no offsets; save it as a fast one (tokenizer.json)")
         self.whole, self.processor = whole.eval().requires_grad_(False), processor
@@ -110,6 +111,10 @@ class Lmm(nn.Module):
         return [self.llm.decode(ids) for ids in ids_BT[:, length:].tolist()]
 
 
+def unsupported(name: str, kind: str) -> str:
+    return f"path: {name}: type {kind!r} is not supported; supported are {', '.join(TYPES)}"
+
+
 class Inner(FrozenLLM):
     """The language model, run on what the whole model handed to it last."""
 
@@ -144,6 +149,9 @@ def hf(path: str, dtype: DtypeName = "auto", revision: str | None = None) -> Lmm
     """A checkpoint of Hugging Face: a local folder or a hub name. Raises UserError where it cannot be loaded."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    kind = declared_type(path, revision)
+    if kind is not None and kind not in TYPES:
+        raise UserError(unsupported(path, kind))
     try:
         processor = AutoProcessor.from_pretrained(path, revision=revision, **STOCK)
         whole = AutoModelForImageTextToText.from_pretrained(path, revision=revision, dtype=pick_dtype(dtype), **STOCK)

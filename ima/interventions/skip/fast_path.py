@@ -22,7 +22,6 @@ from ima.models.llm.acceleration.self_check import without_hooks
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import PassContext
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TOLERANCE = 1e-3  # relative, in fp32
 
 
@@ -161,7 +160,7 @@ def unsupported_reason(llm: FrozenLLM, block: int) -> str:
     """Why a block cannot run lean; "" where it can. Compares with the stock block, in fp32, all tokens taking part."""
     table = llm.table
     layer: Any = table.blocks[block]
-    if table.model_type not in FAMILIES:
+    if not table.family.plain_block:
         return f"{table.model_type} is not of the plain kind"
     wanted = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
     if sorted(name for name, _ in layer.named_children()) != sorted(wanted):

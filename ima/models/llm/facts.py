@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ima.core.trust import STOCK
+from ima.models.llm.families import TINY, Family, family_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
     """stream_norms: the stream is normed after each sum (opt-350m). parallel: attention and FFN read one input.
-    kinds: of attention, by block, where a family has several."""
+    pre_norms: attention and the FFN each have a norm before them. kinds: of attention, by block, where a family has
+    several."""
 
     name: str
     model_type: str
@@ -24,19 +26,31 @@ class Known:
     num_heads: int
     stream_norms: bool = False
     parallel: bool = False
+    pre_norms: bool = True
     kinds: tuple[str, ...] = ()
 
 
 def of_config(name: str, config: Any) -> Known:
-    """Of a Hugging Face text config."""
-    return Known(
+    """Of a Hugging Face text config. Raises UserError where its type has no record."""
+    return of_family(
         name,
-        config.model_type,
+        family_of(config),
         config.num_hidden_layers,
         config.num_attention_heads,
-        stream_norms=config.model_type == "opt" and not config.do_layer_norm_before,
-        parallel=config.model_type == "gpt_neox" and config.use_parallel_residual,
-        kinds=tuple(getattr(config, "layer_types", None) or ()),
+        tuple(getattr(config, "layer_types", None) or ()),
+    )
+
+
+def of_family(name: str, family: Family, num_blocks: int, num_heads: int, kinds: tuple[str, ...] = ()) -> Known:
+    return Known(
+        name,
+        family.model_type,
+        num_blocks,
+        num_heads,
+        stream_norms=bool(family.stream_norms),
+        parallel=family.parallel,
+        pre_norms=family.has_pre_norms,
+        kinds=kinds,
     )
 
 
@@ -48,18 +62,11 @@ def known(node: Mapping[str, Any]) -> Known | None:
             return Known("smollm2", "llama", 30, 9)
         case "gemma3_270m":
             return Known("gemma3-270m", "gemma3_text", 18, 4)
-        case "tiny":
-            return of_tiny(str(node.get("family", "llama")), int(node.get("num_blocks", 3)))
+        case "tiny" if (family := str(node.get("family", "llama"))) in TINY:
+            return of_family(f"tiny-{family}", TINY[family], int(node.get("num_blocks", 3)), 4)
         case "hf" if node.get("path"):
             return of_checkpoint(str(node["path"]), node.get("revision"))
     return None
-
-
-def of_tiny(family: str, num_blocks: int) -> Known:
-    model_type = {"gemma3": "gemma3_text", "opt_350m": "opt"}.get(family, family)
-    return Known(
-        f"tiny-{family}", model_type, num_blocks, 4, stream_norms=family == "opt_350m", parallel=family == "gpt_neox"
-    )
 
 
 def of_checkpoint(path: str, revision: str | None) -> Known | None:

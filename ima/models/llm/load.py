@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 
-from ima.core.errors import UserError
+from ima.core.errors import UserError, prefix_errors
 from ima.core.trust import STOCK, reason_of
 from ima.models.llm.chat import TOKENS
 from ima.models.llm.embedded import load_smollm2
+from ima.models.llm.families import check_type, declared_type
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.gemma import load_gemma3_270m
 from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
@@ -118,20 +119,21 @@ def hf(
 
     safetensors are preferred; pickled weights (OPT and Vicuna have no others) are read as tensors and nothing else.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
 
+    with prefix_errors(f"llm.path: {path}"):
+        check_declared(path, revision)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, train), "attn_implementation": "sdpa"}
     try:
+        config = read_config(path, revision)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **STOCK)
         if pretrained:
-            kind = AutoConfig.from_pretrained(path, revision=revision, **STOCK).model_type
-            maker: Any = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
+            maker: Any = LlavaForConditionalGeneration if config.model_type == "llava" else AutoModelForCausalLM
             model = maker.from_pretrained(path, revision=revision, **options, **STOCK)
         else:
-            config = AutoConfig.from_pretrained(path, revision=revision, **STOCK).get_text_config(decoder=True)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(config, **options, **STOCK)
+                model = AutoModelForCausalLM.from_config(text_of(config), **options, **STOCK)
     except Exception as error:  # the hub, the network, unpickling and the tokenizers each have their own kinds
         reason = reason_of(error, 200)
         where = "that folder" if Path(path).exists() else "neither a folder here nor in the local hub cache"
@@ -143,12 +145,41 @@ def hf(
     return FrozenLLM(language_part(model), tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
 
 
+def read_config(path: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, revision=revision, **STOCK)
+
+
+def text_of(config: Any) -> Any:
+    """The config of the language model inside; of a text-only model itself."""
+    return config.get_text_config(decoder=True)
+
+
+def check_declared(path: str, revision: str | None) -> None:
+    """Raises UserError where config.json is of a type that is not supported, before tokenizer and weights are read."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = declared_type(path, revision)
+    if kind is None:
+        return
+    if kind not in CONFIG_MAPPING:
+        check_type(kind)
+    try:
+        config = read_config(path, revision)
+    except Exception:  # loading says what is wrong with it
+        return
+    check_type(text_of(config).model_type, kind)
+    if kind != "llava" and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"type {kind!r} is not supported as a whole; give the checkpoint of its language model alone")
+
+
 def language_part(model: Any) -> Any:
     """The causal LM inside a model that also sees (Gemma 3 from 4B on): the same modules, not a copy. Others as they
     are; raises UserError where there is no such part."""
     from transformers import AutoModelForCausalLM
 
-    config = model.config.get_text_config(decoder=True)
+    config = text_of(model.config)
     if config is model.config:
         return model
     inner = getattr(model.base_model, "language_model", None)

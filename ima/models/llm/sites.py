@@ -1,116 +1,24 @@
-"""Where the common sites live in each LLM family: one table, checked against the running model at load.
+"""The sites of one model, checked against the running model when it is loaded.
 
-A family is described by the names of its modules only; no forward pass is ever copied. `SiteTable` tells for every
-block and site which module to hook and whether the site is its input or its output. `check_sites` runs the model once
-on a few random embeddings and makes sure that the sites add up to the block's own output, so that a new transformers
-version which moves things is refused instead of measured wrongly.
+`SiteTable` tells for every block and site which module to hook and whether the site is its input or its output, from
+the record of the model's family. `check_sites` runs the model once on a few random embeddings and makes sure that the
+sites add up to the block's own output, so that a new transformers version which moves things is refused instead of
+measured wrongly.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
 from ima.core.types import Site
-
-Side = Literal["input", "output"]
-Places = Mapping[Site, tuple[str, Side]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Module names of one block, relative to it ("" is the block). `parallel`: attention and FFN read the same input
-    and both are added to the residual, so that there is no resid_mid. `stream_norms`: the norms that the stream itself
-    goes through after attention and after the FFN has been added; empty where nothing but sums changes it."""
-
-    places: Places
-    parallel: bool = False
-    stream_norms: tuple[str, ...] = ()
-
-
-def family(sa: str, resid_mid: str | None, ln1: str | None, ln2: str | None, fc1: str, fc2: str) -> Places:
-    places: dict[Site, tuple[str, Side]] = {Site.RESID_PRE: ("", "input")}
-    if ln1:
-        places[Site.LN1] = (ln1, "output")
-    places[Site.SA] = (sa, "output")
-    if resid_mid:
-        places[Site.RESID_MID] = (resid_mid, "input")
-    if ln2:
-        places[Site.LN2] = (ln2, "output")
-    places |= {Site.FC1: (fc1, "input"), Site.FC2: (fc2, "output"), Site.RESID_POST: ("", "output")}
-    return places
-
-
-PRE_NORM = Family(
-    family(
-        "self_attn", "post_attention_layernorm", "input_layernorm", "post_attention_layernorm", "mlp.down_proj", "mlp"
-    ),
-)
-# Sandwich norms: what is added to the residual is the norm's output, so that is `sa` and `fc2`.
-SANDWICH = Family(
-    family(
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "input_layernorm",
-        "pre_feedforward_layernorm",
-        "mlp.down_proj",
-        "post_feedforward_layernorm",
-    ),
-)
-POST_NORM = Family(
-    family("post_attention_layernorm", "mlp", None, None, "mlp.down_proj", "post_feedforward_layernorm"),
-)
-OPT = Family(
-    family("self_attn", "final_layer_norm", "self_attn_layer_norm", "final_layer_norm", "fc2", "fc2"),
-)
-# opt-350m norms each sum: resid_mid = norm(resid_pre + sa), resid_post = norm(resid_mid + fc2). What enters attention
-# and FFN is the stream itself, so there is no ln1 and no ln2.
-OPT_NORMED_STREAM = Family(
-    {
-        Site.RESID_PRE: ("", "input"),
-        Site.SA: ("self_attn", "output"),
-        Site.RESID_MID: ("self_attn_layer_norm", "output"),
-        Site.FC1: ("fc2", "input"),
-        Site.FC2: ("fc2", "output"),
-        Site.RESID_POST: ("", "output"),
-    },
-    stream_norms=("self_attn_layer_norm", "final_layer_norm"),
-)
-NEOX_PARALLEL = Family(
-    family("attention", None, "input_layernorm", "post_attention_layernorm", "mlp.dense_4h_to_h", "mlp"),
-    parallel=True,
-)
-NEOX_SERIAL = Family(
-    family(
-        "attention",
-        "post_attention_layernorm",
-        "input_layernorm",
-        "post_attention_layernorm",
-        "mlp.dense_4h_to_h",
-        "mlp",
-    ),
-)
-
-FAMILIES: dict[str, Family] = {
-    "llama": PRE_NORM,
-    "mistral": PRE_NORM,
-    "qwen2": PRE_NORM,
-    "qwen2_vl_text": PRE_NORM,
-    "qwen2_5_vl_text": PRE_NORM,
-    "qwen3": PRE_NORM,
-    "phi3": PRE_NORM,
-    "smollm3": PRE_NORM,
-    "gemma3_text": SANDWICH,
-    "olmo2": POST_NORM,
-    "opt": OPT,
-    "gpt_neox": NEOX_PARALLEL,
-}
+from ima.models.llm.families import Side, family_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,29 +31,21 @@ class SiteTable:
     """The sites of one model. `blocks[b]` is the b-th block; `place(b, site)` the module and side that show a site."""
 
     def __init__(self, model: Any) -> None:
-        kind = model.config.model_type
-        if kind not in FAMILIES:
-            raise UserError(f"llm: no site table for model type {kind!r}; known: {', '.join(sorted(FAMILIES))}")
-        chosen = FAMILIES[kind]
-        if kind == "gpt_neox" and not model.config.use_parallel_residual:
-            chosen = NEOX_SERIAL
-        if kind == "opt" and not model.config.do_layer_norm_before:
-            chosen = OPT_NORMED_STREAM
-        self.family = chosen
-        self.model_type = kind
+        self.family = family_of(model.config)
+        self.model_type: str = model.config.model_type
         self.written_to = False  # whether some module writes to a site's tensor after the site was computed
         self.blocks = block_list(model)
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return tuple(self.family.places)
+        return tuple(self.family.sites)
 
     def place(self, block: int, site: Site) -> Place:
         """Raises UserError for a site that the family lacks."""
-        if site not in self.family.places:
+        if site not in self.family.sites:
             have = ", ".join(self.sites)
             raise UserError(f"alignment.sites: {self.model_type} blocks have no site {site.value!r}; they have: {have}")
-        name, side = self.family.places[site]
+        name, side = self.family.sites[site]
         return Place(self.blocks[block].get_submodule(name), side)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-FAMILY_NAMES = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "opt", "opt_350m", "gpt_neox", "smollm3",
-)  # fmt: skip
+from ima.models.llm.families import TINY
+
+FAMILY_NAMES = tuple(TINY)
 
 
 def tiny_tokenizer(special: Sequence[str] = ()) -> Any:
@@ -39,51 +39,17 @@ def tiny_model(
     family: str = "llama", width: int = 32, num_blocks: int = 3, seed: int = 0, vocab_size: int = 259
 ) -> Any:
     """A random causal LM in fp32 and eval mode, vocabulary of `tiny_tokenizer`, as deterministic as its seed."""
-    import transformers as t
+    import transformers
 
-    common: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "num_hidden_layers": num_blocks,
-        "num_attention_heads": 4,
-    }
-    rope: dict[str, Any] = common | {"intermediate_size": 2 * width, "max_position_embeddings": 256}
-    rope |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    grouped = rope | {"num_key_value_heads": 2}
-    config: Any
-    match family:
-        case "llama":
-            config = t.LlamaConfig(**grouped, tie_word_embeddings=True)
-        case "mistral":
-            config = t.MistralConfig(**grouped, sliding_window=None)
-        case "qwen2":
-            config = t.Qwen2Config(**grouped)
-        case "qwen3":
-            config = t.Qwen3Config(**grouped, head_dim=width // 4)
-        case "gemma3":
-            config = t.Gemma3TextConfig(
-                **grouped, head_dim=width // 4, query_pre_attn_scalar=width // 4, sliding_window=64
-            )
-        case "phi3":
-            config = t.Phi3Config(**grouped)
-        case "olmo2":
-            config = t.Olmo2Config(**grouped)
-        case "smollm3":
-            config = t.SmolLM3Config(**grouped)
-        case "gpt_neox":
-            config = t.GPTNeoXConfig(**rope)
-        case "opt" | "opt_350m":  # the latter: norms after the sums, embeddings narrower than the blocks
-            odd = family == "opt_350m"
-            config = t.OPTConfig(
-                **common, ffn_dim=2 * width, max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
-                eos_token_id=2, dropout=0.0, word_embed_proj_dim=width // 2 if odd else width,
-                do_layer_norm_before=not odd,
-            )  # fmt: skip
-        case _:
-            raise AssertionError(family)
+    record = TINY[family]
+    assert record.tiny is not None
+    config = getattr(transformers, record.tiny.config)(
+        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=num_blocks, num_attention_heads=4,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, **record.tiny.settings(width),
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = t.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         # Default initialisation is so small that blocks barely act; tests need them to.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
