@@ -157,7 +157,7 @@ def test_an_intervention_of_ones_own_need_only_act() -> None:
             return nullcontext()
 
     llm = make("llama")
-    Scale().check(llm.known)
+    Scale().check(llm.facts)
     plan = plan_of(llm, [Scale()], TOKENS)
     facts, text = plan_facts(plan), plan_table(llm, plan)
     assert facts["interventions"] == [{"kind": "Scale", "factor": 0.5}]

@@ -11,7 +11,7 @@ import pytest
 
 from ima.cli.scripts import run_script
 from ima.config.compose import compose
-from ima.models.llm.facts import Known, known
+from ima.models.llm.facts import LlmFacts, llm_facts
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 from ima.pipeline import assemble as parts
@@ -120,7 +120,7 @@ def test_what_a_family_lacks_is_refused_before_anything_is_loaded(
 def test_what_is_known_of_a_model_before_it_is_loaded_is_so(family: str) -> None:
     node = {"_target_": "ima.models.llm.load.tiny", "family": family, "num_blocks": 4}
     llm = FrozenLLM(tiny_model(family, num_blocks=4), tiny_tokenizer(), name=f"tiny-{family}")
-    before, loaded = known(node), llm.known
+    before, loaded = llm_facts(node), llm.facts
     assert before is not None
     names = ("name", "model_type", "num_blocks", "num_heads", "stream_norms", "parallel")
     assert [getattr(before, name) for name in names] == [getattr(loaded, name) for name in names]
@@ -131,10 +131,10 @@ def test_what_is_known_of_a_model_before_it_is_loaded_is_so(family: str) -> None
 
 def test_a_checkpoint_is_known_by_its_config_file(tmp_path: Path) -> None:
     tiny_model("qwen3", num_blocks=5).config.save_pretrained(tmp_path)
-    found = known({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path)})
+    found = llm_facts({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path)})
     assert found is not None and (found.model_type, found.num_blocks, found.num_heads) == ("qwen3", 5, 4)
-    assert known({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path / "nothing")}) is None
-    assert known({"_target_": "somebody.else"}) is None
+    assert llm_facts({"_target_": "ima.models.llm.load.hf", "path": str(tmp_path / "nothing")}) is None
+    assert llm_facts({"_target_": "somebody.else"}) is None
 
 
 @pytest.mark.real
@@ -142,8 +142,8 @@ def test_what_is_known_of_the_embedded_llm_is_so() -> None:
     from ima.models.llm.load import smollm2
 
     config = compose(["llm=smollm2"])
-    loaded = smollm2("float32").known
-    assert known(config.llm) == Known(loaded.name, loaded.model_type, loaded.num_blocks, loaded.num_heads)
+    loaded = smollm2("float32").facts
+    assert llm_facts(config.llm) == LlmFacts(loaded.name, loaded.model_type, loaded.num_blocks, loaded.num_heads)
 
 
 def test_the_script_refuses_in_one_line() -> None:

@@ -90,6 +90,8 @@ MOVED: dict[str, str] = {
     "ima.llm.frozen.Running": "ima.models.llm.pass_context.PassContext",
     "ima.llm.gguf": "ima.models.formats.gguf",
     "ima.llm.known": "ima.models.llm.facts",
+    "ima.llm.known.Known": "ima.models.llm.facts.LlmFacts",
+    "ima.llm.known.known": "ima.models.llm.facts.llm_facts",
     "ima.lmm": "ima.models.hf_multimodal",
     "ima.lmm.LmmEvaluator": "ima.pipeline.hf_evaluator.LmmEvaluator",
     "ima.masks": "ima.interventions.prune",

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from ima.interventions.work import Savings
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 
 Tokens = Mapping[str, int]  # name of a role, lower case -> how many of it an example has
@@ -60,7 +60,7 @@ class Intervention:
 
     saves_time: ClassVar[bool] = True  # whether its seconds are worth measuring
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         """Raises UserError where it does not fit an LLM of which so much is known before it is loaded."""
 
     def resolve(self, llm: FrozenLLM, setting: Setting) -> Intervention:

@@ -15,7 +15,7 @@ from ima.core.errors import UserError
 from ima.interventions.base import Intervention
 from ima.interventions.hooks import described, shadow, which_blocks
 from ima.interventions.work import Savings
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 
 
@@ -32,7 +32,7 @@ class Drop(Intervention):
     def blocks(self, num_blocks: int) -> list[int]:
         return which_blocks(num_blocks, self.start, self.stop)
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         """Raises UserError where the drop does not fit this LLM."""
         dropped = set(self.blocks(llm.num_blocks))
         for kind in sorted(set(llm.kinds)):
@@ -45,7 +45,7 @@ class Drop(Intervention):
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check(llm.known)
+        self.check(llm.facts)
         with ExitStack() as stack:
             for block in self.blocks(llm.num_blocks):
                 shadow(stack, llm.table.blocks[block], pass_by)

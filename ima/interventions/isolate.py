@@ -18,7 +18,7 @@ from ima.core.types import Role
 from ima.interventions.base import Intervention
 from ima.interventions.hooks import Args, Kwargs, before, described
 from ima.interventions.work import NOTHING, Savings
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import PassContext
 
@@ -33,14 +33,14 @@ class Isolate(Intervention):
             raise UserError(f"num_blocks: {num_blocks} blocks isolate nothing; use >= 1, or leave the intervention out")
         self.num_blocks = num_blocks
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         """Raises UserError where the LLM has fewer blocks."""
         if self.num_blocks > llm.num_blocks:
             raise UserError(f"num_blocks: {self.num_blocks}, but {llm.name} has {llm.num_blocks} blocks")
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check(llm.known)
+        self.check(llm.facts)
 
         def part(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
             assert llm.running is not None, "modalities are kept apart in FrozenLLM's passes"

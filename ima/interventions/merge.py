@@ -29,7 +29,7 @@ from ima.interventions.hooks import (
     with_states,
 )
 from ima.interventions.work import NOTHING, Savings
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.sites import first_tensor
 
@@ -66,13 +66,13 @@ class Merge(Intervention):
             raise UserError(f"blocks: {found} with the block after each must lie in blocks 0 to {last - 1}")
         return pairs
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         """Raises UserError where there are no such blocks."""
         self.blocks(llm.num_blocks)
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check(llm.known)
+        self.check(llm.facts)
         with ExitStack() as stack:
             for block in self.blocks(llm.num_blocks):
                 self._pair(stack, llm, block)

@@ -29,7 +29,7 @@ from ima.interventions.hooks import (
     with_states,
 )
 from ima.interventions.work import NOTHING, Savings
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.projections import projections_of
 
@@ -58,7 +58,7 @@ class Parallel(Intervention):
     def blocks(self, num_blocks: int) -> list[int]:
         return which_blocks(num_blocks, self.start, self.stop, self.every, self.listed)
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         """Raises UserError where there are no such blocks, or no such norm."""
         self.blocks(llm.num_blocks)
         if self.norm == "ln1" and not llm.pre_norms and not llm.stream_norms:
@@ -73,7 +73,7 @@ class Parallel(Intervention):
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
-        self.check(llm.known)
+        self.check(llm.facts)
         with ExitStack() as stack:
             for block in self.blocks(llm.num_blocks):
                 self._side_by_side(stack, llm, block)

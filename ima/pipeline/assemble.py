@@ -26,7 +26,7 @@ from ima.interventions.base import Intervention
 from ima.models.adapters.base import Adapter, PoolAdapter
 from ima.models.encoders.base import Encoder
 from ima.models.encoders.controls import NoiseEncoder
-from ima.models.llm.facts import known
+from ima.models.llm.facts import llm_facts
 from ima.models.llm.frozen import FrozenLLM
 from ima.pipeline.parts import Channel, Parts, Stream
 from ima.tasks.base import Task
@@ -171,7 +171,7 @@ def build_interventions(config: dict[str, Any]) -> dict[str, Intervention]:
     """By name, checked against what is known of the LLM before anything is loaded."""
     chosen = config.get("intervention") or {}
     interventions: dict[str, Intervention] = {name: build(chosen, name, "intervention.") for name in chosen}
-    llm = known(config["llm"]) if interventions else None
+    llm = llm_facts(config["llm"]) if interventions else None
     for name, intervention in interventions.items():
         if llm is not None:
             with prefix_errors(f"intervention.{name}"):

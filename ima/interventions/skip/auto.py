@@ -15,7 +15,7 @@ from ima.core.errors import UserError
 from ima.interventions.base import Intervention, Setting
 from ima.interventions.flops import prefill
 from ima.interventions.skip.plan import Skip
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 from ima.runs.results import read_rows
 
@@ -44,14 +44,14 @@ class SkipAuto(Intervention):
         self.roles = tuple(roles)
         Skip(part, roles)  # its refusals
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         if not self.start < llm.num_blocks:
             raise UserError(f"start: {self.start} is no block of 0 to {llm.num_blocks - 1}")
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:
         """Nothing yet: what acts is what `resolve` gives."""
-        self.check(llm.known)
+        self.check(llm.facts)
         yield
 
     def resolve(self, llm: FrozenLLM, setting: Setting) -> Skip:

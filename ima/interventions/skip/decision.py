@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ima.interventions.skip.token_index import Rows
 from ima.interventions.work import Decision
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM, PassContext
 
 Decide = Callable[[int, Tensor, PassContext], Decision]
@@ -45,7 +45,7 @@ class SkipRule(Protocol):
     @property
     def groups(self) -> list[tuple[int, ...]]: ...
 
-    def check(self, llm: Known) -> None: ...
+    def check(self, llm: LlmFacts) -> None: ...
 
     def blocks(self, num_blocks: int) -> list[int]: ...
 

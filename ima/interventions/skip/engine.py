@@ -46,7 +46,7 @@ class Engine:
         self.fast_path = fast_path
         self.llm, self.skips = llm, list(skips)
         for skip in self.skips:
-            skip.check(llm.known)
+            skip.check(llm.facts)
         self.by_block: dict[int, list[SkipRule]] = {}
         for skip in self.skips:
             for block in skip.blocks(llm.num_blocks):

@@ -17,7 +17,7 @@ from ima.core.errors import UserError
 from ima.core.types import Role
 from ima.interventions.hooks import DECODED, described
 from ima.interventions.skip.plan import Skip
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import PassContext
 
@@ -37,7 +37,7 @@ class Exit(Skip):
         self.block, self.leaving = block, leaving
         super().__init__("block", ("percept",) if leaving == "percept" else ("all",), block + 1, visibility="hidden")
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         """Raises UserError where no block is left to leave out."""
         num_blocks = llm.num_blocks
         if self.block + 1 >= num_blocks:

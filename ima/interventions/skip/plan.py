@@ -21,7 +21,7 @@ from ima.interventions.hooks import DECODED, Phase, described, which_blocks
 from ima.interventions.skip.engine import Engine
 from ima.interventions.skip.select import NEEDS_STATES, Select
 from ima.interventions.work import NOTHING, Chance, Decision, Savings
-from ima.models.llm.facts import Known
+from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import PassContext
 
@@ -109,7 +109,7 @@ class Skip(Intervention):
         """Raises UserError where the range does not fit a model of `num_blocks`."""
         return which_blocks(num_blocks, self.start, self.stop, self.every, self.listed)
 
-    def check(self, llm: Known) -> None:
+    def check(self, llm: LlmFacts) -> None:
         """Raises UserError where the skip does not fit this LLM."""
         blocks = self.blocks(llm.num_blocks)
         if llm.stream_norms:

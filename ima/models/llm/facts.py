@@ -15,7 +15,7 @@ from ima.models.llm.families import TINY, Family, family_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class LlmFacts:
     """stream_norms: the stream is normed after each sum (opt-350m). parallel: attention and FFN read one input.
     pre_norms: attention and the FFN each have a norm before them. kinds: of attention, by block, where a family has
     several."""
@@ -30,7 +30,7 @@ class Known:
     kinds: tuple[str, ...] = ()
 
 
-def of_config(name: str, config: Any) -> Known:
+def of_config(name: str, config: Any) -> LlmFacts:
     """Of a Hugging Face text config. Raises UserError where its type has no record."""
     return of_family(
         name,
@@ -41,8 +41,8 @@ def of_config(name: str, config: Any) -> Known:
     )
 
 
-def of_family(name: str, family: Family, num_blocks: int, num_heads: int, kinds: tuple[str, ...] = ()) -> Known:
-    return Known(
+def of_family(name: str, family: Family, num_blocks: int, num_heads: int, kinds: tuple[str, ...] = ()) -> LlmFacts:
+    return LlmFacts(
         name,
         family.model_type,
         num_blocks,
@@ -54,14 +54,14 @@ def of_family(name: str, family: Family, num_blocks: int, num_heads: int, kinds:
     )
 
 
-def known(node: Mapping[str, Any]) -> Known | None:
+def llm_facts(node: Mapping[str, Any]) -> LlmFacts | None:
     """Of the `llm` node of a config; None where nothing is known (loading it will say why)."""
     target = str(node.get("_target_", "")).rpartition(".")[2]
     match target:
         case "smollm2":
-            return Known("smollm2", "llama", 30, 9)
+            return LlmFacts("smollm2", "llama", 30, 9)
         case "gemma3_270m":
-            return Known("gemma3-270m", "gemma3_text", 18, 4)
+            return LlmFacts("gemma3-270m", "gemma3_text", 18, 4)
         case "tiny" if (family := str(node.get("family", "llama"))) in TINY:
             return of_family(f"tiny-{family}", TINY[family], int(node.get("num_blocks", 3)), 4)
         case "hf" if node.get("path"):
@@ -69,7 +69,7 @@ def known(node: Mapping[str, Any]) -> Known | None:
     return None
 
 
-def of_checkpoint(path: str, revision: str | None) -> Known | None:
+def of_checkpoint(path: str, revision: str | None) -> LlmFacts | None:
     from pathlib import Path
 
     from transformers import AutoConfig

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.types import Role
 from ima.models.llm.chat import ChatFormat
-from ima.models.llm.facts import Known, of_config
+from ima.models.llm.facts import LlmFacts, of_config
 from ima.models.llm.pass_context import Generation, PassContext
 from ima.models.llm.sites import SiteTable, check_sites
 from ima.models.llm.tuning import Train, make_trainable, merge_lora
@@ -81,7 +81,7 @@ class FrozenLLM(nn.Module):
         return self.model.device
 
     @property
-    def known(self) -> Known:
+    def facts(self) -> LlmFacts:
         """What could be known of it before it was loaded."""
         return of_config(self.name, self.model.config)
 
