@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ima.core.errors import UserError
-from ima.models.adapters.base import Adapter, LinearAdapter, MlpAdapter, PerceiverAdapter, PoolAdapter, QueryAdapter
+from ima.models.adapters.base import Adapter
+from ima.models.adapters.linear import LinearAdapter, MlpAdapter, PoolAdapter
+from ima.models.adapters.query import PerceiverAdapter, QueryAdapter
 
 KINDS = {
     "linear": LinearAdapter,
@@ -127,7 +129,7 @@ def test_every_parameter_gets_a_gradient(kind: str) -> None:
 def test_perceiver_tells_the_order_of_tokens_by_their_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, f_BNE = make("perceiver"), features()
     assert (adapter(f_BNE.flip(1)) - adapter(f_BNE)).abs().max() > 1e-2
-    monkeypatch.setattr("ima.models.adapters.base.sinusoids", lambda num, width: torch.zeros(num, width))
+    monkeypatch.setattr("ima.models.adapters.query.sinusoids", lambda num, width: torch.zeros(num, width))
     torch.testing.assert_close(adapter(f_BNE.flip(1)), adapter(f_BNE), rtol=1e-4, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ from ima.alignment.tap import Tap
 from ima.config.compose import compose
 from ima.config.settings import Alignment
 from ima.core.errors import UserError
-from ima.models.adapters.base import PoolAdapter
+from ima.models.adapters.linear import PoolAdapter
 from ima.models.llm.load import tiny
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.callbacks import AlignmentLogger

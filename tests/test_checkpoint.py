@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import ima.runs.results
 from ima.core.errors import UserError
-from ima.models.adapters.base import LinearAdapter, MlpAdapter
+from ima.models.adapters.linear import LinearAdapter, MlpAdapter
 from ima.pipeline.checkpoint import (
     SafetensorsIO,
     load_adapter,

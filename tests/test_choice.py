@@ -14,7 +14,7 @@ from ima.core.errors import UserError
 from ima.core.types import Sample
 from ima.data.collate import NoPercepts
 from ima.data.corpora.choices import ScienceQa, SeedBench
-from ima.models.adapters.base import LinearAdapter
+from ima.models.adapters.linear import LinearAdapter
 from ima.models.llm.load import tiny
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.evaluator import Evaluator

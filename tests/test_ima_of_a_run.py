@@ -9,7 +9,7 @@ import torch
 from ima.alignment.rows import alignment_rows
 from ima.config.settings import Alignment
 from ima.core.types import Role, Sample
-from ima.models.adapters.base import PoolAdapter
+from ima.models.adapters.linear import PoolAdapter
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.evaluator import Evaluator
 from ima.tasks.caption import CaptionTask

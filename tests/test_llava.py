@@ -14,7 +14,8 @@ from test_mixture import TINY
 from ima.cli.export_llava import model_card
 from ima.core.errors import UserError
 from ima.core.types import Batch, MediaGroup, Role, Sample
-from ima.models.adapters.base import LinearAdapter, MlpAdapter, QueryAdapter
+from ima.models.adapters.linear import LinearAdapter, MlpAdapter
+from ima.models.adapters.query import QueryAdapter
 from ima.models.encoders.controls import NoiseEncoder
 from ima.models.encoders.image import FocusViT
 from ima.models.encoders.llava import LlavaTower

@@ -22,7 +22,8 @@ from ima.config.compose import compose
 from ima.core.errors import UserError
 from ima.core.types import Batch, MediaGroup, Role, Sample
 from ima.data.mixture import Mixture, apportion
-from ima.models.adapters.base import AdapterSet, LinearAdapter
+from ima.models.adapters.base import AdapterSet
+from ima.models.adapters.linear import LinearAdapter
 from ima.models.llm.load import tiny
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.fit import train

@@ -22,7 +22,7 @@ from ima.core.signatures import signature
 from ima.runs.find import run_config
 
 TABLE = {
-    "ima.old_adapters": "ima.models.adapters.base",  # a module
+    "ima.old_adapters": "ima.models.adapters.linear",  # a module
     "ima.old_llm": "ima.models.llm",  # a package
     "ima.old_interventions": "ima.interventions.skip.plan",
     "ima.kinds.Site": "ima.core.types.Site",  # names of one module that went to two
@@ -49,8 +49,8 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("ima.old_adapters.PoolAdapter", "ima.models.adapters.base.PoolAdapter"),
-        ("ima.old_adapters", "ima.models.adapters.base"),
+        ("ima.old_adapters.PoolAdapter", "ima.models.adapters.linear.PoolAdapter"),
+        ("ima.old_adapters", "ima.models.adapters.linear"),
         ("ima.old_adapters_video.VideoAdapter", "ima.old_adapters_video.VideoAdapter"),
         ("ima.old_llm.load.tiny", "ima.models.llm.load.tiny"),
         ("ima.kinds.Site", "ima.core.types.Site"),

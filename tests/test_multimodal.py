@@ -12,7 +12,8 @@ import torch
 from ima.core.errors import UserError
 from ima.core.types import Batch, Role, Sample
 from ima.data.collate import Collate, NoPercepts
-from ima.models.adapters.base import AdapterSet, LinearAdapter
+from ima.models.adapters.base import AdapterSet
+from ima.models.adapters.linear import LinearAdapter
 from ima.models.llm.load import tiny
 from ima.models.llm.pass_context import Generation
 from ima.models.multimodal import MultimodalModel

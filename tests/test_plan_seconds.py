@@ -9,7 +9,7 @@ from test_interventions import hooks_of
 
 from ima.core.types import Batch, Role, Sample
 from ima.interventions.skip.plan import Skip
-from ima.models.adapters.base import LinearAdapter
+from ima.models.adapters.linear import LinearAdapter
 from ima.models.llm.load import tiny
 from ima.models.llm.pass_context import Generation
 from ima.models.multimodal import MultimodalModel

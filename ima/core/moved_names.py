@@ -14,6 +14,11 @@ from typing import Any
 # (`ima.config`), list the names inside it instead of the module.
 MOVED: dict[str, str] = {
     "ima.adapters": "ima.models.adapters.base",
+    "ima.adapters.LinearAdapter": "ima.models.adapters.linear.LinearAdapter",
+    "ima.adapters.MlpAdapter": "ima.models.adapters.linear.MlpAdapter",
+    "ima.adapters.PerceiverAdapter": "ima.models.adapters.query.PerceiverAdapter",
+    "ima.adapters.PoolAdapter": "ima.models.adapters.linear.PoolAdapter",
+    "ima.adapters.QueryAdapter": "ima.models.adapters.query.QueryAdapter",
     "ima.adapters_video": "ima.models.adapters.video",
     "ima.alignment.lanes": "ima.alignment.streaming.work_queue",
     "ima.alignment.passes": "ima.alignment.streaming.layer_pass",
@@ -104,6 +109,11 @@ MOVED: dict[str, str] = {
     "ima.measures": "ima.pipeline.streams",
     "ima.measuring": "ima.pipeline.evaluate",
     "ima.media": "ima.core.media",
+    "ima.models.adapters.base.LinearAdapter": "ima.models.adapters.linear.LinearAdapter",
+    "ima.models.adapters.base.MlpAdapter": "ima.models.adapters.linear.MlpAdapter",
+    "ima.models.adapters.base.PerceiverAdapter": "ima.models.adapters.query.PerceiverAdapter",
+    "ima.models.adapters.base.PoolAdapter": "ima.models.adapters.linear.PoolAdapter",
+    "ima.models.adapters.base.QueryAdapter": "ima.models.adapters.query.QueryAdapter",
     "ima.nodes": "ima.config.values",
     "ima.parts": "ima.pipeline.assemble",
     "ima.parts.Channel": "ima.pipeline.parts.Channel",

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.models.adapters.base import Adapter, MlpAdapter
+from ima.models.adapters.base import Adapter
+from ima.models.adapters.linear import MlpAdapter
 from ima.models.encoders.base import Encoder
 from ima.models.encoders.image import FocusViT
 from ima.models.encoders.llava import LlavaTower

@@ -23,7 +23,8 @@ from ima.data.collate import CachedPercepts, LivePercepts, NoisePercepts, Percep
 from ima.data.feature_cache import FeatureStore
 from ima.data.source import Source
 from ima.interventions.base import Intervention
-from ima.models.adapters.base import Adapter, PoolAdapter
+from ima.models.adapters.base import Adapter
+from ima.models.adapters.linear import PoolAdapter
 from ima.models.encoders.base import Encoder
 from ima.models.encoders.controls import NoiseEncoder
 from ima.models.llm.facts import llm_facts

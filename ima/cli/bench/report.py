@@ -61,7 +61,7 @@ def synthetic(index: int) -> dict[str, Any]:
     skill = 0.1 if encoder in ("noise", "random_efficientnet") else draws.uniform(0.3, 0.95)
     config = {
         "encoder": {"_target_": f"ima.models.encoders.{encoder}", "layer": draws.randrange(12)},
-        "adapter": {"_target_": f"ima.models.adapters.base.{adapter}", "_partial_": True, "hidden": 1024},
+        "adapter": {"_target_": f"ima.models.adapters.linear.{adapter}", "_partial_": True, "hidden": 1024},
         "llm": {"_target_": "ima.models.llm.load.smollm2", "dtype": "auto"},
         "task": {"prompt": "This is a picture of", "max_new_tokens": 12},
         "trainer": {f"setting_{number}": number for number in range(24)} | {"lr": lr, "epochs": 8},
