@@ -48,7 +48,7 @@ def off(a: Tensor, b: Tensor) -> float:
 def equals_stock(model: Any, given: dict[str, torch.Tensor]) -> None:
     logits, gradient = run(model, given)
     with accelerate(model) as fast:
-        assert fast.num_fast == 3, fast.reasons
+        assert fast.num_accelerated == 3, fast.reasons
         fast_logits, fast_gradient = run(model, given)
     real = given["attention_mask"].bool()
     assert off(fast_logits, logits) < 1e-5
@@ -67,7 +67,7 @@ def test_rotation_is_skipped_where_the_stock_block_skips_it() -> None:
     model = tiny_model("smollm3", num_blocks=4)
     assert [layer.self_attn.use_rope for layer in model.model.layers] == [1, 1, 1, 0]
     with accelerate(model) as fast:
-        assert [fast._fast[index].shape.rotary for index in range(4)] == [True, True, True, False]
+        assert [fast._forwards[index].shape.rotary for index in range(4)] == [True, True, True, False]
 
 
 def test_bf16_error_against_fp64_is_no_worse_than_the_stock_models() -> None:
@@ -78,7 +78,7 @@ def test_bf16_error_against_fp64_is_no_worse_than_the_stock_models() -> None:
     logits, gradient = run(exact, exact_given)
     stock = run(model, given)
     with accelerate(model) as fast:
-        assert fast.num_fast == 6
+        assert fast.num_accelerated == 6
         ours = run(model, given)
     assert off(ours[0], logits) < 1.2 * off(stock[0], logits)
     assert off(ours[1], gradient) < 1.2 * off(stock[1], gradient)
@@ -99,7 +99,7 @@ def test_eager_attention_and_no_grad_give_the_same_logits() -> None:
     stock = run(model, given)[0]
     model.set_attn_implementation("eager")
     with accelerate(model) as fast, torch.no_grad():
-        assert fast.num_fast == 3, fast.reasons
+        assert fast.num_accelerated == 3, fast.reasons
         logits = model(**given, use_cache=False).logits[given["attention_mask"].bool()]
     assert off(logits, stock) < 1e-5
 
@@ -110,7 +110,7 @@ def test_other_families_keep_their_stock_blocks(family: str) -> None:
     given = inputs(model)
     stock = run(model, given)
     with accelerate(model) as fast:
-        assert fast.num_fast == 0 and len(fast.reasons) == 3
+        assert fast.num_accelerated == 0 and len(fast.reasons) == 3
         ours = run(model, given)
     assert torch.equal(ours[0], stock[0]) and torch.equal(ours[1], stock[1])
 
@@ -286,7 +286,7 @@ def test_weights_with_gradients_take_the_stock_path() -> None:
 def test_too_large_a_model_stays_stock() -> None:
     model = tiny_model("llama")
     with accelerate(model, max_bytes=1000) as fast:
-        assert fast.num_fast == 0 and "more than 1000" in fast.reasons[0]
+        assert fast.num_accelerated == 0 and "more than 1000" in fast.reasons[0]
 
 
 @pytest.mark.real
@@ -315,12 +315,12 @@ def test_smollm2_keeps_its_numbers_and_its_bf16_error() -> None:
 
     reference = answer_loss(exact)
     with accelerate(exact) as fast:
-        assert fast.num_fast == 30, fast.reasons
+        assert fast.num_accelerated == 30, fast.reasons
         ours = answer_loss(exact)
     assert off(ours[0], reference[0]) < 1e-5 and off(ours[1], reference[1]) < 1e-5
     stock = answer_loss(model)
     with accelerate(model) as fast:
-        assert fast.num_fast == 30, fast.reasons
+        assert fast.num_accelerated == 30, fast.reasons
         ours = answer_loss(model)
     for kind in range(2):
         errors = [

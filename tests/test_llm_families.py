@@ -242,7 +242,7 @@ def test_a_record_says_truly_what_is_faster(family: Family) -> None:
         assert not family.accelerated and not family.plain_block
         return
     llm = FrozenLLM(tiny_model(family.name), tiny_tokenizer())
-    assert (accelerate(llm.model).num_fast == llm.num_blocks) == family.accelerated
+    assert (accelerate(llm.model).num_accelerated == llm.num_blocks) == family.accelerated
     assert (unsupported_reason(llm, 0) == "") == family.plain_block
     maps = projections_of(llm.table, 0)
     assert all(isinstance(module, torch.nn.Linear) for module in (maps.out, maps.query, maps.key, maps.value) if module)

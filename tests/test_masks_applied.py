@@ -89,7 +89,7 @@ def test_packed_copies_of_weights_follow_a_mask_that_comes_and_goes_while_they_a
     llm, slow = tiny("llama", width=64), tiny("llama", width=64)
     mask = any_mask(llm)
     with accelerate(llm.model) as fast:
-        assert fast.num_fast == llm.num_blocks
+        assert fast.num_accelerated == llm.num_blocks
         plain = run(llm)
         with masked(llm, mask):
             pruned = run(llm)

@@ -157,7 +157,8 @@ def rows_mask(mask: Tensor | None, now: BlockDecision, length: int) -> Tensor:
 
 @torch.no_grad()
 def unsupported_reason(llm: FrozenLLM, block: int) -> str:
-    """Why a block cannot run lean; "" where it can. Compares with the stock block, in fp32, all tokens taking part."""
+    """Why a block cannot take the fast path; "" where it can. Compares with the stock block, in fp32, all tokens
+    taking part."""
     table = llm.table
     layer: Any = table.blocks[block]
     if not table.family.plain_block:

@@ -58,7 +58,7 @@ def idle(hook: Any) -> bool:
     return not set(_active_collector.get() or {}) - {"hidden_states", "_hidden_states_layers"}
 
 
-class Fast:
+class AcceleratedForward:
     """The accelerated forward of one block and its weights as that wants them."""
 
     def __init__(self, layer: nn.Module, layouts: Layouts) -> None:
@@ -140,22 +140,22 @@ class Layouts:
         return layout
 
 
-def complaint(fast: Fast) -> str:
+def unsupported_reason(forward: AcceleratedForward) -> str:
     """What the self-check found; empty when all is well."""
     try:
-        self_check(fast.layer, fast.shape)
+        self_check(forward.layer, forward.shape)
     except (ValueError, AttributeError, TypeError, RuntimeError) as reason:
         return str(reason)
     return ""
 
 
 class Acceleration:
-    """Context manager; may be entered again and again (copies of weights stay). `num_fast` blocks are accelerated, the
+    """Context manager; may be entered again and again (copies of weights stay). `num_accelerated` blocks are accelerated, the
     others are stock; `reasons` says why. On leaving, also by an exception, the model is exactly what it was."""
 
     def __init__(self, model: Any, max_bytes: int = 2 * 2**30) -> None:
         self.reasons: dict[int, str] = {}
-        self._fast: dict[int, Fast] = {}
+        self._forwards: dict[int, AcceleratedForward] = {}
         self._layouts = Layouts()
         self._entered: list[nn.Module] = []
         blocks = block_list(model)
@@ -165,35 +165,35 @@ class Acceleration:
             try:
                 if size > max_bytes:
                     raise ValueError(f"copies of weights would take {size} bytes, more than {max_bytes}")
-                fast = Fast(layer, self._layouts)
+                forward = AcceleratedForward(layer, self._layouts)
                 if any("forward" in vars(inner) for inner in layer.modules()):
                     raise ValueError("a forward was replaced already")
-                if fast.kind not in checked:
-                    checked[fast.kind] = complaint(fast)
-                if checked[fast.kind]:
-                    raise ValueError(checked[fast.kind])
-                self._fast[index] = fast
+                if forward.kind not in checked:
+                    checked[forward.kind] = unsupported_reason(forward)
+                if checked[forward.kind]:
+                    raise ValueError(checked[forward.kind])
+                self._forwards[index] = forward
             except (ValueError, AttributeError) as reason:
                 self.reasons[index] = str(reason)
                 log.debug("block %d keeps its stock forward: %s", index, reason)
         self._layouts.forget()
 
     @property
-    def num_fast(self) -> int:
-        return len(self._fast)
+    def num_accelerated(self) -> int:
+        return len(self._forwards)
 
     def refresh(self) -> None:
         """Forget all copies of weights (after writes that autograd cannot see, such as through `.data`)."""
-        for fast in self._fast.values():
-            fast.stamp = None
+        for forward in self._forwards.values():
+            forward.stamp = None
 
     def __enter__(self) -> Acceleration:
         assert not self._entered, "entered already"
-        for fast in self._fast.values():
-            if "forward" not in vars(fast.layer):  # somebody else's replacement stays
-                forward: Callable[..., Any] = fast
-                fast.layer.forward = forward
-                self._entered.append(fast.layer)
+        for forward in self._forwards.values():
+            if "forward" not in vars(forward.layer):  # somebody else's replacement stays
+                replacement: Callable[..., Any] = forward
+                forward.layer.forward = replacement
+                self._entered.append(forward.layer)
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Is a fast block what it replaces? The stock block and the fast one on the same random input, forward and backward.
+"""Is an accelerated block what it replaces? It and the stock block on the same random input, forward and backward.
 
 Hidden here: that hooks of others do not fire meanwhile, and what counts as equal.
 """
@@ -34,7 +34,7 @@ def without_hooks(layer: nn.Module) -> Iterator[None]:
 
 
 def self_check(layer: Any, shape: Shape) -> None:
-    """The fast block against its stock twin, in fp32 (tells another computation from rounding) and in its own dtype (
+    """The accelerated block against its stock twin, in fp32 (tells another computation from rounding) and in its own dtype (
     tells a broken kernel). Raises ValueError when off."""
     with without_hooks(layer):
         compare(copy.deepcopy(layer).float(), shape, 1e-3)
