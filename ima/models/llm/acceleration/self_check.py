@@ -34,8 +34,8 @@ def without_hooks(layer: nn.Module) -> Iterator[None]:
 
 
 def self_check(layer: Any, shape: Shape) -> None:
-    """The accelerated block against its stock twin, in fp32 (tells another computation from rounding) and in its own dtype (
-    tells a broken kernel). Raises ValueError when off."""
+    """The accelerated block against its stock twin, in fp32 (tells another computation from rounding) and in its own
+    dtype (tells a broken kernel). Raises ValueError when off."""
     with without_hooks(layer):
         compare(copy.deepcopy(layer).float(), shape, 1e-3)
         if layer.input_layernorm.weight.dtype != torch.float32:
