@@ -151,7 +151,8 @@ def unsupported_reason(forward: AcceleratedForward) -> str:
 
 class Acceleration:
     """Context manager; may be entered again and again (copies of weights stay). `num_accelerated` blocks are
-    accelerated, the others are stock; `reasons` says why. On leaving, also by an exception, the model is exactly what it was."""
+    accelerated, the others are stock; `reasons` says why. On leaving, also by an exception, the model is exactly what
+    it was."""
 
     def __init__(self, model: Any, max_bytes: int = 2 * 2**30) -> None:
         self.reasons: dict[int, str] = {}
