@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ima.alignment.scores import QUANTILES, Curve, Sides, average, cone, consecutive, norm_quantiles, similarity
-from ima.alignment.streaming.statistics import AlignmentStats, SiteStats
+from ima.alignment.streaming.site_stats import SiteStats
+from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, split_view
 from ima.core.types import Row, Site
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ima.alignment.reference_pass import quantiles_of
 from ima.alignment.streaming.places import dot
-from ima.alignment.streaming.statistics import SiteStats
+from ima.alignment.streaming.site_stats import SiteStats
 from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, NUM_GROUPS, group_of, split_view
 
 QUANTILES = (0.25, 0.5, 0.75)

@@ -13,9 +13,8 @@ from torch.linalg import vector_norm
 from ima.alignment.reference_pass import Scale, centred
 from ima.alignment.streaming.chunks import Block, Earlier, Floats, Lender, Rooms, Stretch, unchanged
 from ima.alignment.streaming.places import Places, Seen, cosine, dot
+from ima.alignment.streaming.site_stats import STEPS
 from ima.alignment.views import ROLE_VIEWS, Plan
-
-STEPS = (1, 8)
 
 
 class Pass:

@@ -16,63 +16,14 @@ from torch import Tensor
 
 from ima.alignment.reference_pass import NUM_BINS, Scales, norm_bins
 from ima.alignment.streaming.chunks import Floats, Rooms, Stretch, side_by_side
-from ima.alignment.streaming.layer_pass import STEPS, Pass
+from ima.alignment.streaming.layer_pass import Pass
 from ima.alignment.streaming.places import Places, Seen, cosine
+from ima.alignment.streaming.site_stats import SiteStats
 from ima.alignment.streaming.work_queue import Lanes
-from ima.alignment.views import NORM_VIEWS, NUM_GROUPS, Plan
+from ima.alignment.views import NORM_VIEWS, Plan
 from ima.core.distributed import num_ranks
 from ima.core.types import Site
 from ima.models.llm.sites import version_of
-
-
-class SiteStats:
-    """Sums of one site. Layers are 0..num_layers - 1, width D is that of the site.
-
-    unit_sum_LGRD: unit mean tokens of each of plan.views (of centred ones none: only their matched cosine means
-    something); count_LGR: examples that have the view there; nonzero_LGR:
-    those of them whose mean is not the zero vector; matched_LGQ / matched_count_LGQ: cosine of an example's own two
-    views for each of plan.pairs; norm_hist_LRH: histogram of token norms; step_sum[n]_LGR / step_count[n]_LGR: cosine
-    between layer l and l + n of the same token.
-    """
-
-    def __init__(
-        self,
-        num_layers: int,
-        width: int,
-        device: torch.device | str = "cpu",
-        consecutive: bool = True,
-        plan: Plan | None = None,
-    ) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=device)
-
-        self.plan = plan or Plan()
-        views, norms, pairs = len(self.plan.views), len(NORM_VIEWS), len(self.plan.pairs)
-        self.num_layers, self.width = num_layers, width
-        self.unit_sum_LGRD = zeros(num_layers, NUM_GROUPS, views, width)
-        self.count_LGR = zeros(num_layers, NUM_GROUPS, views)
-        self.nonzero_LGR = zeros(num_layers, NUM_GROUPS, views)
-        self.matched_LGQ = zeros(num_layers, NUM_GROUPS, pairs)
-        self.matched_count_LGQ = zeros(num_layers, NUM_GROUPS, pairs)
-        self.norm_hist_LRH = torch.zeros(num_layers, norms, NUM_BINS, dtype=torch.int64, device=device)
-        steps = [n for n in STEPS if n < num_layers] if consecutive else []
-        self.step_sum_LGR = {n: zeros(num_layers - n, NUM_GROUPS, norms) for n in steps}
-        self.step_count_LGR = {n: zeros(num_layers - n, NUM_GROUPS, norms) for n in steps}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All state; adding it elementwise to that of another split of the data gives the state of both."""
-        named = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        for name, steps in (("step_sum", self.step_sum_LGR), ("step_count", self.step_count_LGR)):
-            named |= {f"{name}_{n}": value for n, value in steps.items()}
-        return named
-
-    def num_bytes(self) -> int:
-        return sum(value.numel() * value.element_size() for value in self.tensors().values())
-
-    def add_(self, other: SiteStats) -> None:
-        theirs = other.tensors()
-        for name, value in self.tensors().items():
-            value += theirs[name]
 
 
 class AlignmentStats:
