@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.tap import Tap
 from ima.alignment.views import VARIANTS, Plan
 from ima.core.errors import UserError
-from ima.core.types import Role, Site
-from ima.interventions.base import Intervention
+from ima.core.types import Role, Row, Site
+from ima.interventions.base import Intervention, Setting
 from ima.interventions.drop import Drop
 from ima.interventions.isolate import Isolate
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
+from ima.interventions.prune.intervention import Prune
+from ima.interventions.skip.auto import SkipAuto
 from ima.interventions.skip.engine import Decision, Engine
 from ima.interventions.skip.entropy import Entropy
 from ima.interventions.skip.exit import Exit
@@ -37,6 +40,7 @@ from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.sites import observe
 from ima.models.llm.tiny import FAMILY_NAMES
+from ima.runs.results import RowWriter
 
 P, Q, A, S0, PAD = (int(role) for role in (Role.PERCEPT, Role.PROMPT, Role.ANSWER, Role.SPECIAL, Role.PAD))
 ROLES = torch.tensor(
@@ -300,25 +304,43 @@ def test_every_family_says_how_many_tokens_of_each_site_were_computed(family: st
 # -- whole measurements ------------------------------------------------------------------------------------------------
 
 
-def measured(batch_size: int, plan: list[Intervention]) -> Any:
+def measured(batch_size: int, plan: list[Intervention], setting: Setting | None = None) -> Any:
     evaluator = evaluator_of(batch_size)
     llm = evaluator.module.llm
-    with stack(llm, plan), accelerate(llm.model):
+    with stack(llm, [one.resolve(llm, setting or Setting()) for one in plan]), accelerate(llm.model):
         _, suite = evaluator.teacher_forced(evaluator.source.samples("val"), full(num_tsne_layers=0))
     assert suite is not None
     return [row for row in suite.rows(BASE, {})[0] if not row.score.startswith("tsne")]
 
 
+def assert_same(rows: list[Row], others: list[Row]) -> None:
+    """Every row has a value or a reason, and the same one in both."""
+    assert not [key(row) for row in rows if not math.isfinite(row.value) and not row.note]
+    found = {key(row): row for row in others}
+    for row in rows:
+        loose = 2e-3 if row.score.startswith(("mir", "cka_debiased", "norm")) else 1e-4
+        other = found[key(row)]
+        assert other.value == pytest.approx(row.value, abs=loose, rel=loose, nan_ok=True), key(row)
+        assert other.n == row.n, key(row)
+
+
 @pytest.mark.parametrize("kind", ["skip ffn", "skip half", "two skips", "exit context", "entropy", "drop", "merge"])
 def test_the_full_suite_under_every_intervention_is_the_same_in_any_batches(kind: str) -> None:
     plan = KINDS[kind]()
-    rows, others = measured(24, plan), {key(row): row for row in measured(7, plan)}
-    assert not [key(row) for row in rows if not math.isfinite(row.value) and not row.note]
-    for row in rows:
-        loose = 2e-3 if row.score.startswith(("mir", "cka_debiased", "norm")) else 1e-4
-        other = others[key(row)]
-        assert other.value == pytest.approx(row.value, abs=loose, rel=loose, nan_ok=True), key(row)
-        assert other.n == row.n, key(row)
+    assert_same(measured(24, plan), measured(7, plan))
+
+
+@pytest.mark.parametrize("kind", ["prune", "skip_auto"])
+def test_the_full_suite_under_masks_and_chosen_skips_is_the_same_in_any_batches(kind: str, tmp_path: Path) -> None:
+    plain = measured(24, [])
+    RowWriter(tmp_path / "rows.jsonl").write(plain)
+    setting = Setting({"percept": 4, "prompt": 3, "answer": 4}, tmp_path, {"_target_": "ima.models.llm.load.tiny"})
+    chosen: Intervention = {"prune": Prune("magnitude", 0.5), "skip_auto": SkipAuto(0.9)}[kind]
+    rows = measured(24, [chosen], setting)
+    assert_same(rows, measured(7, [chosen], setting))
+    before = {key(row): row.value for row in plain}
+    changed = [row for row in rows if row.score == "sim" and abs(row.value - before[key(row)]) > 1e-3]
+    assert changed and {row.layer_a for row in changed} <= set(range(1, 4)), "the embeddings stay"
 
 
 def test_positions_that_nobody_accounts_for_are_refused_before_they_are_counted() -> None:

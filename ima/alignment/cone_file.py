@@ -84,18 +84,15 @@ def read_sums(path: Path) -> Sums:
 def across(a: Sums, view_a: str, b: Sums, view_b: str) -> Curve:
     """Mean cosine over all pairs of an example of `a` and one of `b`. Groups are left out of both."""
     count_a_LG, count_b_LG = a.count_LG[view_a], b.count_LG[view_b]
-    used_G = (count_a_LG + count_b_LG).sum(0) > 0
-    counts = with_leave_outs(count_a_LG, used_G) * with_leave_outs(count_b_LG, used_G)
-    value = products(Side.of(a.sum_LGD[view_a]), Side.of(b.sum_LGD[view_b]), used_G) / positive(counts)
-    return Curve(value[0], value[1:], torch.minimum(count_a_LG.sum(1), count_b_LG.sum(1)))
+    counts = with_leave_outs(count_a_LG) * with_leave_outs(count_b_LG)
+    value = products(Side.of(a.sum_LGD[view_a]), Side.of(b.sum_LGD[view_b])) / positive(counts)
+    n_L = torch.minimum(count_a_LG.sum(1), count_b_LG.sum(1))
+    return Curve.of(value, count_a_LG + count_b_LG > 0, n_L)
 
 
 def within(a: Sums, view: str) -> Curve:
     """Mean cosine over the distinct pairs of one dataset, as `scores.cone`."""
-    used_G = a.count_LG[view].sum(0) > 0
-    count = with_leave_outs(a.count_LG[view], used_G)
-    own = with_leave_outs(a.nonzero_LG[view], used_G)
+    count, own = with_leave_outs(a.count_LG[view]), with_leave_outs(a.nonzero_LG[view])
     side = Side.of(a.sum_LGD[view])
-    square = products(side, side, used_G)
-    value = (square - own) / positive(count * (count - 1))
-    return Curve(value[0], value[1:], count[0])
+    value = (products(side, side) - own) / positive(count * (count - 1))
+    return Curve.of(value, a.count_LG[view] > 0, count[0])

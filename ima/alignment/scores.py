@@ -1,8 +1,9 @@
 """From sums to scores with standard errors.
 
-Every similarity is computed once on all jackknife groups and once with each group left out; where fewer
-than two groups have examples the standard error is NaN. IMA is the mean over layers 1..L of the same-layer P-T
-similarity; taking P from layer 0 gives its twin.
+Every similarity is computed once on all jackknife groups and once without each group. The standard error of a layer
+uses only the groups that have something there: under a skip, a site may lack the tokens of some examples, and leaving
+out a group without any changes nothing. Where fewer than two groups have something, the error is NaN. IMA is the mean
+over layers 1..L of the same-layer P-T similarity; taking P from layer 0 gives its twin.
 """
 
 from __future__ import annotations
@@ -25,11 +26,18 @@ QUANTILES = (0.25, 0.5, 0.75)
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """A score per layer with its standard error and number of examples (or tokens, or pairs). `value_L` has NaN where
-    nothing was seen; `leave_out_GL` holds the leave-one-group-out values (rows of empty groups removed)."""
+    nothing was seen; `leave_out_GL` holds the values without each group, `used_GL` says which groups have something at
+    which layer."""
 
     value_L: Tensor
     leave_out_GL: Tensor
+    used_GL: Tensor
     n_L: Tensor
+
+    @classmethod
+    def of(cls, values_VL: Tensor, used_LG: Tensor, n_L: Tensor) -> Curve:
+        """`values_VL`: the value of all groups, then without each."""
+        return cls(values_VL[0], values_VL[1:], used_LG.T, n_L)
 
     @property
     def n(self) -> int:
@@ -37,25 +45,29 @@ class Curve:
 
     @property
     def se_L(self) -> Tensor:
-        return jackknife_se(self.leave_out_GL)
+        return jackknife_se(self.leave_out_GL, self.used_GL)
 
     def mean(self, start: int = 0) -> tuple[float, float]:
-        """Value and standard error of the mean over layers from `start` on."""
-        return float(self.value_L[start:].mean()), float(jackknife_se(self.leave_out_GL[:, start:].mean(1)))
+        """Value and standard error of the mean over layers from `start` on. A group counts if it has something at any
+        of them."""
+        left_out_G, used_G = self.leave_out_GL[:, start:].mean(1), self.used_GL[:, start:].any(1)
+        return float(self.value_L[start:].mean()), float(jackknife_se(left_out_G, used_G))
 
 
-def jackknife_se(leave_out_GX: Tensor) -> Tensor:
-    """Delete-group jackknife: sqrt((G - 1) / G * sum (x_g - mean)^2) over the groups that have examples."""
-    groups = leave_out_GX.shape[0]
-    if groups < 2:
-        return torch.full(leave_out_GX.shape[1:], torch.nan)
-    return ((groups - 1) / groups * (leave_out_GX - leave_out_GX.mean(0)).square().sum(0)).sqrt()
+def jackknife_se(leave_out_GX: Tensor, used_GX: Tensor | None = None) -> Tensor:
+    """Delete-group jackknife: sqrt((G - 1) / G * sum (x_g - mean)^2) over the groups that have something, by default
+    all. NaN for fewer than two."""
+    used_GX = torch.ones_like(leave_out_GX, dtype=torch.bool) if used_GX is None else used_GX
+    groups = used_GX.sum(0)
+    mean_X = leave_out_GX.where(used_GX, 0.0).sum(0) / groups
+    squares_X = (leave_out_GX - mean_X).square().where(used_GX, 0.0).sum(0)
+    return ((groups - 1) / groups * squares_X).sqrt().where(groups > 1, torch.nan)
 
 
-def with_leave_outs(sum_LGX: Tensor, used_G: Tensor) -> Tensor:
-    """[1 + G', L, ...]: the sum over all groups, then without each used group."""
+def with_leave_outs(sum_LGX: Tensor) -> Tensor:
+    """[1 + G, L, ...]: the sum over all groups, then without each group."""
     total = sum_LGX.sum(1)
-    return torch.cat([total[None], total[None] - sum_LGX[:, used_G].transpose(0, 1)])
+    return torch.cat([total[None], total[None] - sum_LGX.transpose(0, 1)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +98,14 @@ class Sides(dict[str, Side]):
         return self[view]
 
 
-def products(a: Side, b: Side, used_G: Tensor) -> Tensor:
-    """[1 + G', L]: (sum a)(sum b) over all groups, then without each used group, without making those sums. One side
+def products(a: Side, b: Side) -> Tensor:
+    """[1 + G, L]: (sum a)(sum b) over all groups, then without each group, without making those sums. One side
     may have a single layer for all."""
     whole_L = dot(a.total_L1D, b.total_L1D)[:, 0]
     mixed_LG = torch.matmul(b.sum_LGD, a.total_L1D.mT)[..., 0]
     mixed_LG = mixed_LG + (mixed_LG if a is b else torch.matmul(a.sum_LGD, b.total_L1D.mT)[..., 0])
     own_LG = dot(a.sum_LGD, b.sum_LGD)
-    return torch.cat([whole_L[None], (whole_L[:, None] - mixed_LG + own_LG)[:, used_G].T])
+    return torch.cat([whole_L[None], (whole_L[:, None] - mixed_LG + own_LG).T])
 
 
 def positive(count: Tensor) -> Tensor:
@@ -114,24 +126,27 @@ def similarity(
     a, b = stats.plan.views.index(view_a), stats.plan.views.index(view_b)
     count_LGR = stats.count_LGR.double().cpu()
     layers = slice(None) if layer_a is None else slice(layer_a, layer_a + 1)
-    used_G = (count_LGR[..., a] + count_LGR[..., b]).sum(0) > 0
-    count_a = with_leave_outs(count_LGR[layers, :, a], used_G)
-    count_b = with_leave_outs(count_LGR[:, :, b], used_G)
+    count_a_LG, count_b_LG = count_LGR[layers, :, a], count_LGR[..., b]
+    either_LG = count_a_LG + count_b_LG > 0
+    count_a, count_b = with_leave_outs(count_a_LG), with_leave_outs(count_b_LG)
     n_L = torch.minimum(count_a[0], count_b[0])
     curves = {}
     matched_only = split_view(view_a)[1] in MATCHED_ONLY
     if not matched_only:
-        product = products(sides[view_a] if layer_a is None else sides[view_a].at(layer_a), sides[view_b], used_G)
-        curves["sim"] = product / positive(count_a * count_b)
+        product = products(sides[view_a] if layer_a is None else sides[view_a].at(layer_a), sides[view_b])
+        curves["sim"] = Curve.of(product / positive(count_a * count_b), either_LG, n_L)
     if layer_a is None:
         q = stats.plan.pairs.index((view_a, view_b))
-        matched_sum = with_leave_outs(stats.matched_LGQ[:, :, q].double().cpu(), used_G)
-        matched_n = with_leave_outs(stats.matched_count_LGQ[:, :, q].double().cpu(), used_G)
-        curves["sim_matched"] = matched_sum / positive(matched_n)
+        matched_count_LG = stats.matched_count_LGQ[:, :, q].double().cpu()
+        matched_sum = with_leave_outs(stats.matched_LGQ[:, :, q].double().cpu())
+        matched_n = with_leave_outs(matched_count_LG)
+        matched = matched_sum / positive(matched_n)
+        curves["sim_matched"] = Curve.of(matched, matched_count_LG > 0, n_L)
         if not matched_only:
             others = count_a * count_b - matched_n  # a pair needs two examples
-            curves["sim_gap"] = curves["sim_matched"] - (product - matched_sum) / positive(others)
-    return {name: Curve(values[0], values[1:], n_L) for name, values in curves.items()}
+            gap = matched - (product - matched_sum) / positive(others)
+            curves["sim_gap"] = Curve.of(gap, either_LG, n_L)
+    return curves
 
 
 def cone(stats: SiteStats, view: str, sides: Sides | None = None) -> Curve:
@@ -139,13 +154,11 @@ def cone(stats: SiteStats, view: str, sides: Sides | None = None) -> Curve:
     that is taken off counts the examples whose u is not zero. NaN for fewer than two examples."""
     r = stats.plan.views.index(view)
     count_LG = stats.count_LGR[..., r].double().cpu()
-    used_G = count_LG.sum(0) > 0
-    count = with_leave_outs(count_LG, used_G)
-    own = with_leave_outs(stats.nonzero_LGR[..., r].double().cpu(), used_G)
+    count = with_leave_outs(count_LG)
+    own = with_leave_outs(stats.nonzero_LGR[..., r].double().cpu())
     side = (Sides(stats) if sides is None else sides)[view]
-    square = products(side, side, used_G)
-    value = (square - own) / positive(count * (count - 1))
-    return Curve(value[0], value[1:], count[0])
+    value = (products(side, side) - own) / positive(count * (count - 1))
+    return Curve.of(value, count_LG > 0, count[0])
 
 
 def consecutive(stats: SiteStats, step: int, view: str) -> Curve:
@@ -153,10 +166,8 @@ def consecutive(stats: SiteStats, step: int, view: str) -> Curve:
     no token is seen at both."""
     r = NORM_VIEWS.index(view)
     count_LG = stats.step_count_LGR[step][:, :, r].double().cpu()
-    used_G = count_LG.sum(0) > 0
-    sums = with_leave_outs(stats.step_sum_LGR[step][:, :, r].double().cpu(), used_G)
-    values = sums / positive(with_leave_outs(count_LG, used_G))
-    return Curve(values[0], values[1:], count_LG.sum(1))
+    sums = with_leave_outs(stats.step_sum_LGR[step][:, :, r].double().cpu())
+    return Curve.of(sums / positive(with_leave_outs(count_LG)), count_LG > 0, count_LG.sum(1))
 
 
 def norm_quantiles(stats: SiteStats, view: str) -> Tensor:
@@ -179,7 +190,9 @@ def mean_with_error(value_E: Tensor, ids: Sequence[str]) -> tuple[float, float, 
 
 
 def average(curves: list[Curve]) -> Curve:
-    """The mean of curves of the same examples (the jackknife groups are the same)."""
-    values = torch.stack([curve.value_L for curve in curves]).mean(0)
-    leave_outs = torch.stack([curve.leave_out_GL for curve in curves]).mean(0)
-    return Curve(values, leave_outs, torch.stack([curve.n_L for curve in curves]).amin(0))
+    """The mean of curves of the same examples. A group counts if it has something in any of them."""
+    values_L, leave_outs_GL, n_L = (
+        torch.stack([getattr(curve, name) for curve in curves]) for name in ("value_L", "leave_out_GL", "n_L")
+    )
+    used_GL = torch.stack([curve.used_GL for curve in curves]).any(0)
+    return Curve(values_L.mean(0), leave_outs_GL.mean(0), used_GL, n_L.amin(0))

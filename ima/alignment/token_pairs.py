@@ -84,8 +84,8 @@ def group_sums(value_EE: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def mean_of_pairs(value_EE: Tensor, ids: Sequence[str]) -> tuple[float, float, int]:
-    """Mean over the entries that are not NaN, its jackknife error (a group is left out as row and as column), and how
-    many entries there are."""
+    """Mean over the entries that are not NaN, its jackknife error (a group that has any is left out as row and as
+    column), and how many entries there are."""
     sums, counts = group_sums(value_EE, ids)
 
     def left(x: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ def mean_of_pairs(value_EE: Tensor, ids: Sequence[str]) -> tuple[float, float, i
     n = int(counts.sum())
     if not n:
         return float("nan"), float("nan"), 0
-    return float(sums.sum() / n), float(jackknife_se(left(sums) / left(counts))), n
+    used_G = counts.sum(0) + counts.sum(1) > 0
+    return float(sums.sum() / n), float(jackknife_se(left(sums) / left(counts), used_G)), n
 
 
 def within_and_across(value_EE: Tensor, ids: Sequence[str]) -> dict[str, tuple[float, float, int]]:
