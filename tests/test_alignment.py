@@ -188,7 +188,7 @@ def test_a_state_that_is_written_to_during_the_pass_is_noticed(dtype):
     x += 1
     with pytest.raises(AssertionError, match="written to"):
         stats.see(1, Site.RESID_POST, torch.randn(1, 2, 16).to(dtype))
-        stats.end()  # a lane may see it later
+        stats.end()  # a queued call may notice it later
 
 
 def random_states(num_layers: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -227,7 +227,7 @@ def two_sites(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("copied", [(), (1,), (4, 5), tuple(range(2, 11))])
-def test_what_enters_a_block_is_borrowed_from_the_output_before_it_and_says_the_same(copied, dtype):
+def test_results_of_block_inputs_are_copied_from_the_output_before_and_are_the_same(copied, dtype):
     found, slow = two_sites(1, copied, dtype), two_sites(1, tuple(range(1, 11)), dtype)
     for site, stats in slow.sites.items():
         for name, value in stats.tensors().items():
@@ -235,7 +235,7 @@ def test_what_enters_a_block_is_borrowed_from_the_output_before_it_and_says_the_
 
 
 @pytest.mark.parametrize("changed", [(1,), (4, 5), (2, 9), tuple(range(1, 11))])
-def test_what_enters_a_block_changed_is_looked_at_itself_also_beside_what_is_borrowed(changed):
+def test_a_changed_block_input_is_measured_itself_also_next_to_copied_ones(changed):
     found = two_sites(1, changed=changed)
     slow = two_sites(1, copied=tuple(range(1, 11)), changed=changed)
     for site, stats in slow.sites.items():
@@ -246,7 +246,7 @@ def test_what_enters_a_block_changed_is_looked_at_itself_also_beside_what_is_bor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_bytes", [1, 200, 600])
 @pytest.mark.parametrize("constant", ["MAX_BYTES", "TILE_BYTES"])
-def test_any_length_of_stretches_and_any_tile_gives_the_same(monkeypatch, constant, num_bytes, dtype):
+def test_any_length_of_chunks_and_any_tile_gives_the_same(monkeypatch, constant, num_bytes, dtype):
     slow = two_sites(1, dtype=dtype, changed=(4,))
     monkeypatch.setattr(f"ima.alignment.streaming.chunks.{constant}", num_bytes)
     found = two_sites(1, dtype=dtype, changed=(4,))
@@ -275,14 +275,14 @@ def test_one_site_alone_does_not_depend_on_the_number_of_threads_nor_changes_it(
 
 
 @pytest.mark.parametrize("num_threads", [2, 3])
-def test_lanes_of_threads_add_up_what_one_thread_does(num_threads):
+def test_several_threads_add_up_what_one_thread_does(num_threads):
     found, slow = two_sites(num_threads), two_sites(1)
     for site, stats in slow.sites.items():
         for name, value in stats.tensors().items():
             torch.testing.assert_close(found.sites[site].tensors()[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_what_a_lane_raises_reaches_the_pass_and_the_next_pass_starts_anew():
+def test_an_error_in_a_queued_call_reaches_the_pass_and_the_next_pass_starts_anew():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_alignment_suite import BASE, evaluator_of, full, key
+from test_alignment_measurement import BASE, evaluator_of, full, key
 from test_interventions import parts_of
 from test_skipping import DEEP, PLANS, hearing, make, name_of, states
 from torch import Tensor
@@ -308,9 +308,9 @@ def measured(batch_size: int, plan: list[Intervention], setting: Setting | None 
     evaluator = evaluator_of(batch_size)
     llm = evaluator.module.llm
     with stack(llm, [one.resolve(llm, setting or Setting()) for one in plan]), accelerate(llm.model):
-        _, suite = evaluator.teacher_forced(evaluator.source.samples("val"), full(num_tsne_layers=0))
-    assert suite is not None
-    return [row for row in suite.rows(BASE, {})[0] if not row.score.startswith("tsne")]
+        _, measurement = evaluator.teacher_forced(evaluator.source.samples("val"), full(num_tsne_layers=0))
+    assert measurement is not None
+    return [row for row in measurement.rows(BASE, {})[0] if not row.score.startswith("tsne")]
 
 
 def assert_same(rows: list[Row], others: list[Row]) -> None:

@@ -110,12 +110,12 @@ def compare(llm, num_tokens, dim, batch_size, accelerated):
         from ima.models.llm.acceleration.blocks import accelerate
 
         with accelerate(llm.model):
-            _, suite = evaluator.teacher_forced(samples, Alignment())
+            _, measurement = evaluator.teacher_forced(samples, Alignment())
     else:
-        _, suite = evaluator.teacher_forced(samples, Alignment())
+        _, measurement = evaluator.teacher_forced(samples, Alignment())
     pooled = {
         row.score: row
-        for row in alignment_rows(suite.stats, {"run": "r"})
+        for row in alignment_rows(measurement.stats, {"run": "r"})
         if row.layer_a is None and row.variant == "raw" and row.role_b == "T"
     }
     expected = brute_force(module, evaluator, samples)

@@ -1,8 +1,8 @@
 """The sums of an evaluation as a file, so that cones across datasets and modalities need no model.
 
 `alignment.safetensors` holds, at the block outputs, the sum of unit mean tokens per layer, jackknife group and view,
-and how many examples they are of; its header says of which LLM, dataset and modality. Only views that mean the same in
-every run are kept: not those that are measured against the run's own scales.
+and the number of examples in it. Its header names the LLM, dataset and modality. Only views that mean the same in
+every run are written, so none that are measured against the run's own reference pass.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ KEPT_VARIANTS = ("raw", "nosink", "nomassive")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sums:
-    """One evaluation. sum_LGD, count_LG, nonzero_LG by view; facts: run, dataset, modality, llm, split, epoch."""
+class ConeSums:
+    """The sums of one evaluation: sum_LGD, count_LG, nonzero_LG by view. facts: run, dataset, modality, llm, split,
+    epoch."""
 
     sum_LGD: dict[str, Tensor]
     count_LG: dict[str, Tensor]
@@ -43,7 +44,7 @@ def kept_views(views: tuple[str, ...]) -> list[str]:
 
 
 def write_sums(folder: Path, stats: AlignmentStats, facts: dict[str, Any]) -> Path | None:
-    """None where the block outputs were not looked at."""
+    """Returns None where the block outputs were not measured."""
     site = stats.sites.get(Site.RESID_POST)
     if site is None:
         return None
@@ -58,7 +59,7 @@ def write_sums(folder: Path, stats: AlignmentStats, facts: dict[str, Any]) -> Pa
     return path
 
 
-def read_sums(path: Path) -> Sums:
+def read_sums(path: Path) -> ConeSums:
     """`path`: the file or the folder that has it. Raises UserError where it is missing, damaged or of another kind."""
     from safetensors import SafetensorError, safe_open
 
@@ -78,10 +79,10 @@ def read_sums(path: Path) -> Sums:
     def part(kind: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
 
-    return Sums(part("sum"), part("count"), part("nonzero"), facts)
+    return ConeSums(part("sum"), part("count"), part("nonzero"), facts)
 
 
-def across(a: Sums, view_a: str, b: Sums, view_b: str) -> Curve:
+def across(a: ConeSums, view_a: str, b: ConeSums, view_b: str) -> Curve:
     """Mean cosine over all pairs of an example of `a` and one of `b`. Groups are left out of both."""
     count_a_LG, count_b_LG = a.count_LG[view_a], b.count_LG[view_b]
     counts = with_leave_outs(count_a_LG) * with_leave_outs(count_b_LG)
@@ -90,7 +91,7 @@ def across(a: Sums, view_a: str, b: Sums, view_b: str) -> Curve:
     return Curve.of(value, count_a_LG + count_b_LG > 0, n_L)
 
 
-def within(a: Sums, view: str) -> Curve:
+def within(a: ConeSums, view: str) -> Curve:
     """Mean cosine over the distinct pairs of one dataset, as `scores.cone`."""
     count, own = with_leave_outs(a.count_LG[view]), with_leave_outs(a.nonzero_LG[view])
     side = Side.of(a.sum_LGD[view])

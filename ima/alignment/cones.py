@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from ima.alignment.cone_file import Sums, across, within
+from ima.alignment.cone_file import ConeSums, across, within
 from ima.alignment.rows import layer_rows, make
 from ima.alignment.scores import Curve
 from ima.core.errors import UserError
@@ -20,7 +20,7 @@ from ima.core.types import Row, Site
 ALIKE = ("llm", "llm_width", "llm_blocks")
 
 
-def cone_rows(sums: Sequence[Sums], run: str = "cones") -> Iterator[Row]:
+def cone_rows(sums: Sequence[ConeSums], run: str = "cones") -> Iterator[Row]:
     """Rows of every pair. Raises UserError where they are not of one LLM."""
     for one in sums[1:]:
         for fact in ALIKE:
@@ -44,12 +44,14 @@ def cone_rows(sums: Sequence[Sums], run: str = "cones") -> Iterator[Row]:
             yield from both(curve, one, other, "P", "T", variant, run)
 
 
-def shared(one: Sums, other: Sums) -> list[str]:
+def shared(one: ConeSums, other: ConeSums) -> list[str]:
     views = one.sum_LGD.keys() & other.sum_LGD.keys()
     return ["raw", *sorted(view.removeprefix("P.") for view in views if view.startswith("P."))]
 
 
-def both(curve: Curve, one: Sums, other: Sums, role_a: str, role_b: str, variant: str, run: str) -> Iterator[Row]:
+def both(
+    curve: Curve, one: ConeSums, other: ConeSums, role_a: str, role_b: str, variant: str, run: str
+) -> Iterator[Row]:
     base = {"run": run, "site": Site.RESID_POST.value, "role_a": role_a, "role_b": role_b, "variant": variant}
     for side, sums, role in (("a", one, role_a), ("b", other, role_b)):
         base[f"dataset_{side}"] = sums.facts["dataset"]

@@ -1,8 +1,8 @@
 """From the config group `alignment` to what a pass streams, and from that to all rows.
 
-`Suite` is what one measurement needs: the tap's sinks with their layers, and the earlier pass if a variant asks for
-one. `Suite.rows` turns what came of it into rows; whatever does not factorise over examples is only computed there, on
-the reservoir, after the pass.
+A `Measurement` holds the tap's sinks and their layers, and the reference pass if a variant needs one.
+`Measurement.rows` turns the results into rows. Scores that cannot be computed from running sums are computed there,
+after the pass, from a fixed, seeded subset of examples, the reservoir.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def evenly(layers: Sequence[int], num: int) -> tuple[int, ...]:
     return tuple(layers[round(index * (len(layers) - 1) / (num - 1))] for index in range(num))
 
 
-class Suite:
+class Measurement:
     """Raises UserError for a reservoir at layers or sites that are not looked at."""
 
     def __init__(self, alignment: Alignment, llm: FrozenLLM, sample_ids: Sequence[str]) -> None:
@@ -118,12 +118,12 @@ def spent(seconds: dict[str, float], what: str, start: float) -> float:
     return now
 
 
-def write_suite(folder: Path, suite: Suite, lens: Lens | None, facts: dict[str, Any]) -> None:
+def write_measurement(folder: Path, measurement: Measurement, lens: Lens | None, facts: dict[str, Any]) -> None:
     """`alignment.safetensors` for the cones, `alignment.json` with the words that perceptual tokens decode to,
     `examples.jsonl` with each example's own alignment."""
-    write_sums(folder, suite.stats, facts)
-    if suite.stats.examples is not None:
-        lines = "".join(json.dumps(line) + "\n" for line in example_lines(suite.stats))
+    write_sums(folder, measurement.stats, facts)
+    if measurement.stats.examples is not None:
+        lines = "".join(json.dumps(line) + "\n" for line in example_lines(measurement.stats))
         write_atomic(folder / "examples.jsonl", lines)
     if lens is not None:
         write_atomic(folder / "alignment.json", json.dumps(facts | {"top_tokens": lens.shown}) + "\n")

@@ -1,9 +1,10 @@
-"""The fixed earlier pass: what must be known of a layer before its statistics can stream.
+"""The reference pass: an earlier pass over a fixed, seeded subset of the split.
 
-`Scales` is a tap's sink. Over a seeded subset of the split it keeps, per layer and site, a histogram of token norms
-(for the median), sums per dimension (for the standard deviation) and the sum of mean tokens per role (for centres),
-in fp64. Sums add up over batches and ranks in any split; tokens are those of P and T, each once; where a site is
-computed for some tokens only (`ima.alignment.tap`), those.
+Some variants measure a state against its layer: its norm against the median norm, each dimension against its standard
+deviation, a mean token against the mean of its role. These numbers must be known before the statistics can stream.
+`Scales` is the tap's sink that collects them, per layer and site, in fp64: a histogram of token norms, sums per
+dimension, and the sum of mean tokens per role. They add up over batches and ranks in any split. The tokens are those of
+P and T, each once; where a site is computed for some tokens only (`ima.alignment.tap`), they are those tokens.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ def quantiles_of(hist_XH: Tensor, qs: Sequence[float]) -> Tensor:
 
 
 @dataclasses.dataclass
-class Sums:
-    """State of one layer and site."""
+class ReferenceSums:
+    """The sums of one layer and site. mean_sum_2D: the mean tokens of P and T; count_2: the examples that have them."""
 
     hist_H: Tensor
     sum_D: Tensor
     square_D: Tensor
     num_tokens: Tensor
-    mean_sum_2D: Tensor  # of the mean tokens of P and T
+    mean_sum_2D: Tensor
     count_2: Tensor
 
     @classmethod
-    def empty(cls, width: int, device: torch.device | str) -> Sums:
+    def empty(cls, width: int, device: torch.device | str) -> ReferenceSums:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
@@ -63,9 +64,9 @@ class Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What one layer and site is measured against, fp32. massive: the norm above which a token is massive. inverse_D:
-    1 / standard deviation; 0 for a dimension that never varies, which is thereby left out. known: whether the pass saw
-    a token there."""
+    """What one layer and site is measured against, in fp32. massive: the norm above which a token is massive.
+    inverse_D: 1 / standard deviation, or 0 for a dimension that never varies, which is thereby left out. known: whether
+    the reference pass saw a token there."""
 
     massive: float
     inverse_D: Tensor
@@ -75,8 +76,8 @@ class Scale:
 
 
 def centred(scales: Sequence[Scale], means_LB2D: Tensor, inside_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The means minus those over the subset's examples other than the one itself (inside_B: it is of the subset), and
-    known_LB2: whether there is any; zero where there is none. `scales`: of each of the layers."""
+    """Each mean minus the mean over the other examples of the subset, and known_LB2: whether there is another one (the
+    result is zero where not). inside_B: whether an example is in the subset itself; `scales`: those of each layer."""
     sum_L2D = torch.stack([scale.mean_sum_2D for scale in scales])
     count_L2 = torch.stack([scale.count_2 for scale in scales])
     own_B1 = inside_B.to(count_L2)[:, None]
@@ -89,16 +90,16 @@ def centred(scales: Sequence[Scale], means_LB2D: Tensor, inside_B: Tensor) -> tu
 
 
 @dataclasses.dataclass(frozen=True)
-class Counted:
-    """Which tokens of a batch count. rows_N: the flat positions of P and T; weight_WN: by which they give the sums of
-    the mean tokens of P and of T, and of all; count_R: examples that have P, that have T."""
+class CountedTokens:
+    """The tokens of a batch that count. rows_N: the flat positions of P and T; weight_WN: the weights that sum them to
+    the mean tokens of P, to those of T, and to the sum of all; count_R: how many examples have P, how many T."""
 
     rows_N: Tensor
     weight_WN: Tensor
     count_R: Tensor
 
     @classmethod
-    def of(cls, mask_BRS: Tensor) -> Counted:
+    def of(cls, mask_BRS: Tensor) -> CountedTokens:
         count_BR = mask_BRS.sum(-1)
         weight_RBS = (mask_BRS.double() / count_BR.clamp_min(1)[..., None]).transpose(0, 1)
         any_BS = mask_BRS.any(1)
@@ -108,25 +109,25 @@ class Counted:
 
 
 class Scales:
-    """`sample_ids`: the subset, known beforehand and the same on all ranks."""
+    """`sample_ids`: the subset, which is known beforehand and is the same on all ranks."""
 
     def __init__(self, sample_ids: Sequence[str]) -> None:
         self.sample_ids = frozenset(sample_ids)
-        self.sums: dict[tuple[int, Site], Sums] = {}
+        self.sums: dict[tuple[int, Site], ReferenceSums] = {}
         self._scales: dict[tuple[int, Site], Scale] = {}
         self._scratch: Tensor | None = None
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
         self._mask_BRS = view_masks(roles_BS)[:, :2]
-        self._all = Counted.of(self._mask_BRS)
+        self._all = CountedTokens.of(self._mask_BRS)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor, seen_BS: Tensor | None = None) -> None:
-        counted = self._all if seen_BS is None else Counted.of(self._mask_BRS & seen_BS[:, None])
+        counted = self._all if seen_BS is None else CountedTokens.of(self._mask_BRS & seen_BS[:, None])
         key, width = (layer, site), x_BSD.shape[-1]
         if key not in self.sums:
-            self.sums[key] = Sums.empty(width, x_BSD.device)
+            self.sums[key] = ReferenceSums.empty(width, x_BSD.device)
         sums = self.sums[key]
-        tokens_ND = self._room(len(counted.rows_N), width, x_BSD.device)
+        tokens_ND = self._buffer(len(counted.rows_N), width, x_BSD.device)
         tokens_ND.copy_(x_BSD.reshape(-1, width).index_select(0, counted.rows_N))
         sums.hist_H += torch.bincount(norm_bins(torch.linalg.vector_norm(tokens_ND, dim=1)), minlength=NUM_BINS)
         sum_WD = counted.weight_WN @ tokens_ND
@@ -136,8 +137,8 @@ class Scales:
         sums.num_tokens += len(tokens_ND)
         sums.count_2 += counted.count_R
 
-    def _room(self, num: int, width: int, device: torch.device) -> Tensor:
-        """fp64, used again from state to state: fresh pages cost more than the arithmetic."""
+    def _buffer(self, num: int, width: int, device: torch.device) -> Tensor:
+        """An fp64 buffer that every state reuses: fresh pages cost more than the arithmetic."""
         if self._scratch is None or self._scratch.numel() < num * width:
             self._scratch = torch.empty(num * width, dtype=torch.float64, device=device)
         return self._scratch[: num * width].view(num, width)
@@ -155,7 +156,7 @@ class Scales:
         dist.all_gather_object(widths, {key: sums.sum_D.numel() for key, sums in self.sums.items()})
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
         for key, width in sorted({item for known in widths for item in known.items()}):
-            self.sums[key] = self.sums.pop(key, Sums.empty(width, device))
+            self.sums[key] = self.sums.pop(key, ReferenceSums.empty(width, device))
             for value in self.sums[key].tensors():
                 dist.all_reduce(value)
         self._scales = {}
@@ -163,7 +164,7 @@ class Scales:
     def of(self, layer: int, site: Site) -> Scale:
         key = layer, site
         if key not in self._scales:
-            assert key in self.sums, "the earlier pass saw other layers or sites"
+            assert key in self.sums, "the reference pass saw other layers or sites"
             sums = self.sums[key]
             num = sums.num_tokens.clamp_min(1)
             variance_D = (sums.square_D / num - (sums.sum_D / num).square()).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Scores of the reservoir as rows: what does not factorise over examples.
+"""Scores of the reservoir as rows: those that cannot be computed from running sums.
 
 medsim, maxsim, minsim, meansim, maxmeansim   of token pairs: `_matched` within one example, `_across` of two
 cka, cka_debiased, mutual_knn, procrustes     of the mean tokens of P and T, example by example
@@ -19,7 +19,7 @@ from ima.alignment import geometry
 from ima.alignment.reservoir import Tokens
 from ima.alignment.rows import NOTHING, Base
 from ima.alignment.scores import mean_with_error
-from ima.alignment.streaming.work_queue import Lanes
+from ima.alignment.streaming.work_queue import WorkQueue
 from ima.alignment.token_pairs import SCORES, pair_scores, within_and_across
 from ima.core.types import Row, Site
 
@@ -45,12 +45,12 @@ def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
     def add(layer: int) -> None:
         layers[layer] = Layer.of(tokens.alone(), layer, pair_variants, retrieval_variants)
 
-    lanes = Lanes()
-    for lane, layer in enumerate(tokens.layers):
+    queue = WorkQueue()
+    for key, layer in enumerate(tokens.layers):
         if known:
-            tokens.scale(layer)  # made here, once
-        lanes.run(lane, torch.device("cpu"), add, layer)
-    lanes.wait()
+            tokens.scale(layer)  # computed once, before the threads ask for it
+        queue.run(key, torch.device("cpu"), add, layer)
+    queue.wait()
     pairs = {variant: {layer: layers[layer].pairs[variant] for layer in tokens.layers} for variant in pair_variants}
     retrieved = {
         variant: {layer: {"retrieval": layers[layer].retrieved[variant]} for layer in tokens.layers}

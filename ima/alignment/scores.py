@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ima.alignment.reference_pass import quantiles_of
-from ima.alignment.streaming.places import dot
+from ima.alignment.streaming.batch_roles import dot
 from ima.alignment.streaming.site_stats import SiteStats
 from ima.alignment.views import MATCHED_ONLY, NORM_VIEWS, NUM_GROUPS, group_of, split_view
 

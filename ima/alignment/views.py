@@ -35,7 +35,7 @@ MASSIVE = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The variants that are streamed beside `raw`. `views` starts with those that roles alone decide."""
+    """The variants that are streamed in addition to `raw`. `views` starts with those that roles alone decide."""
 
     variants: tuple[str, ...] = ("nosink",)
 

@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from ima.alignment.measurement import write_suite
+from ima.alignment.measurement import write_measurement
 from ima.config.settings import Alignment, Training
 from ima.core.progress import progress
 from ima.core.types import Row, Sample
@@ -109,7 +109,7 @@ class AlignmentLogger(EpochPart):
             if suite.reservoir is not None:
                 self.recorder.metrics["alignment/reservoir_bytes"] = suite.reservoir.num_bytes()
             if last and self.folder is not None and self.recorder.writer is not None:
-                write_suite(self.folder, suite, lens, self._facts(split, epoch))
+                write_measurement(self.folder, suite, lens, self._facts(split, epoch))
         self.recorder.write(rows)
         self.recorder.metrics |= {"val/loss": loss}
         for row in rows:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ima.alignment.measurement import Suite
+from ima.alignment.measurement import Measurement
 from ima.config.settings import Alignment
 from ima.core.distributed import num_ranks, rank
 from ima.core.progress import progress
@@ -68,10 +68,12 @@ class Evaluator:
     def settings(self) -> Generation:
         return Generation(self.task.max_new_tokens, self.task.num_beams)
 
-    def teacher_forced(self, samples: Sequence[Sample], alignment: Alignment | None) -> tuple[float, Suite | None]:
+    def teacher_forced(
+        self, samples: Sequence[Sample], alignment: Alignment | None
+    ) -> tuple[float, Measurement | None]:
         """Mean loss per labelled token, and what the tap's sinks hold (None where nothing is asked)."""
         module, llm = self.module, self.module.llm
-        suite = Suite(alignment, llm, [sample.id for sample in samples]) if alignment is not None else None
+        suite = Measurement(alignment, llm, [sample.id for sample in samples]) if alignment is not None else None
         if suite is not None:
             self._scales(samples, suite)
         start = time.perf_counter()
@@ -111,7 +113,7 @@ class Evaluator:
             yield batch.to(self.module.device)
 
     @torch.no_grad()
-    def _scales(self, samples: Sequence[Sample], suite: Suite) -> None:
+    def _scales(self, samples: Sequence[Sample], suite: Measurement) -> None:
         """The earlier pass, over its subset of the samples."""
         tap = suite.first_tap()
         if tap is None or suite.scales is None:

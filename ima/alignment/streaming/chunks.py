@@ -1,7 +1,10 @@
-"""States of layers that follow each other, looked at together, and those of earlier layers they are compared with.
+"""States of consecutive layers that are processed together, and the buffers that this takes.
 
-Whatever the model computes in, all that is measured is fp32. States stay as they came until they are looked at, and
-are then made fp32 a few samples at a time, all layers of these: what is made of them is found in the CPU's cache.
+One layer of a small batch is too little work for a call, so a layer pass collects some layers to a `LayerChunk`.
+States stay in the model's dtype until they are processed. They are then converted to fp32 some samples at a time (a
+tile), all layers of these samples, so that the values are still in the CPU's cache when they are used. `EarlierStates`
+keeps the last layers, which consecutive similarity compares the chunk with. A `BufferPool` reuses memory from pass to
+pass, because fresh pages cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -18,26 +21,27 @@ from torch import Tensor
 from ima.alignment.reference_pass import Scale
 from ima.models.llm.sites import version_of
 
-MAX_BYTES = 32 * 2**20  # of a stretch, as it came
-TILE_BYTES = 4 * 2**20  # of some samples in fp32: what a call costs is then little, and they stay in the cache
+MAX_BYTES = 32 * 2**20  # of a chunk, in the dtype of the model
+TILE_BYTES = 4 * 2**20  # of a tile in fp32: large enough to make a call cheap, small enough for the cache
 
 
-class Rooms:
-    """Memory that is used again from pass to pass: fresh pages cost more than the arithmetic."""
+class BufferPool:
+    """Named buffers that are reused from pass to pass. A name always has the same device and dtype."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Tensor] = {}
 
-    def room(self, name: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A place of this shape; its content is what was left there. One name has one device and one dtype."""
+    def get(self, name: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A buffer of this shape. Its content is whatever was left in it."""
         size = math.prod(shape)
         if name not in self.kept or self.kept[name].numel() < size:
             self.kept[name] = torch.empty(size, dtype=dtype, device=device)
         return self.kept[name][:size].view(shape)
 
 
-class Lender(Protocol):
-    """The part of a pass that lends what it found: it saw the same states a layer before. Layers first in all of it."""
+class OutputPass(Protocol):
+    """The layer pass of the block outputs. Its results are copied for the block inputs, because the input of a block is
+    the output of the block before, one layer earlier. The first dimension of every tensor is the layer."""
 
     layers: list[int]
     means: dict[str, Tensor]
@@ -55,42 +59,42 @@ class Lender(Protocol):
     @property
     def dots_LBQ(self) -> Tensor: ...
 
-    def rest(self) -> Sequence[Stretch]:
-        """What was added and not looked at yet."""
+    def take_pending(self) -> Sequence[LayerChunk]:
+        """The layers that were added and are not processed yet, as a chunk, if there are any."""
         ...
 
 
 @dataclasses.dataclass
-class Stretch:
-    """States of layers that follow each other, as they came, with their versions when they were shown, which may be
-    earlier. lender: who saw the same states a layer before. seen: of each layer the positions that are states, None
-    for all."""
+class LayerChunk:
+    """States of consecutive layers in the dtype of the model. versions: the version counter of each state when the tap
+    showed it, which tells whether it was written to since. copy_from: the pass that saw the same states one layer
+    earlier, if there is one. seen: for each layer the positions that have a state, None for all positions."""
 
-    lender: Lender | None
+    copy_from: OutputPass | None
     layers: list[int] = dataclasses.field(default_factory=list)
     states: list[Tensor] = dataclasses.field(default_factory=list)
     versions: list[int] = dataclasses.field(default_factory=list)
-    scales: list[Scale] = dataclasses.field(default_factory=list)  # empty where the plan needs none
+    scales: list[Scale] = dataclasses.field(default_factory=list)  # empty where no variant needs them
     seen: list[Tensor | None] = dataclasses.field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
-        """Whether another layer would be too much; one never is."""
+        """Whether one more layer would exceed MAX_BYTES. A single layer is always allowed."""
         first = self.states[0]
         return (len(self.states) + 1) * first.numel() * first.element_size() > MAX_BYTES
 
 
 @dataclasses.dataclass
-class Block:
-    """States of some layers, in order. pairs: (n, where layers are, where those n before them are), of layers that
-    stand side by side at both places."""
+class ComparedLayers:
+    """The states of a chunk, after those of the earlier layers that it is compared with. pairs: (n, a slice of
+    `layers`, the slice of the layers n before them)."""
 
     layers: list[int]
     states: list[Tensor]
     pairs: list[tuple[int, slice, slice]]
 
     def tiles(self) -> Iterator[tuple[slice, Sequence[Tensor]]]:
-        """Samples that are made fp32 at a time, and their states: all where there is no cache to keep them in."""
+        """(samples, their states) of each tile. On a GPU there is one tile of all samples."""
         first = self.states[0]
         num_bytes = 4 * len(self.states) * first.numel() if first.device.type == "cpu" else 0
         size = -(-len(first) // max(1, -(-num_bytes // TILE_BYTES)))
@@ -98,48 +102,48 @@ class Block:
         return ((slice(index * size, (index + 1) * size), tile) for index, tile in enumerate(tiles))
 
 
-class Floats(threading.local):
-    """States in fp32, in a place of each thread's own, which the next overwrite."""
+class Float32Buffer(threading.local):
+    """States in fp32. Each thread has a buffer of its own, which the next call overwrites."""
 
     def __init__(self) -> None:
-        self.rooms = Rooms()
+        self.buffers = BufferPool()
 
-    def of(self, states: Sequence[Tensor]) -> Tensor:
+    def stack(self, states: Sequence[Tensor]) -> Tensor:
         """x_LBSD."""
         first = states[0]
         if len(states) == 1 and first.dtype == torch.float32:
             return first[None]
         shape = len(states), *first.shape
-        came_LBSD = self.rooms.room(str(first.dtype), shape, first.device, first.dtype)
-        torch.stack(list(states), out=came_LBSD)
+        stacked_LBSD = self.buffers.get(str(first.dtype), shape, first.device, first.dtype)
+        torch.stack(list(states), out=stacked_LBSD)
         if first.dtype == torch.float32:
-            return came_LBSD
-        return self.rooms.room("states", shape, first.device).copy_(came_LBSD)
+            return stacked_LBSD
+        return self.buffers.get("states", shape, first.device).copy_(stacked_LBSD)
 
 
-class Earlier:
-    """States of earlier layers of a pass, as they came, so that nobody may write to them before they are forgotten."""
+class EarlierStates:
+    """The states of the last layers of a pass. They are no copies: nobody may write to them until they are dropped."""
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tensor, int]] = {}
 
-    def keep(self, stretch: Stretch) -> None:
-        self.kept |= zip(stretch.layers, zip(stretch.states, stretch.versions, strict=True), strict=True)
+    def keep(self, chunk: LayerChunk) -> None:
+        self.kept |= zip(chunk.layers, zip(chunk.states, chunk.versions, strict=True), strict=True)
 
-    def beside(self, stretch: Stretch, wanted: Mapping[int, Sequence[int]]) -> Block:
-        """The stretch, before it those of the layers n before wanted[n] that are kept, and which pairs they make."""
+    def with_chunk(self, chunk: LayerChunk, wanted: Mapping[int, Sequence[int]]) -> ComparedLayers:
+        """The chunk, together with the kept layers that are n before a layer in wanted[n]."""
         found = {layer - n for n, layers in wanted.items() for layer in layers} & self.kept.keys()
-        before = sorted(found - set(stretch.layers))
-        layers = before + stretch.layers
+        before = sorted(found - set(chunk.layers))
+        layers = before + chunk.layers
         at = {layer: index for index, layer in enumerate(layers)}
         pairs = []
-        for n, its in wanted.items():
-            both = [(at[layer], at[layer - n]) for layer in its if layer - n in at]
-            pairs += [(n, *places) for places in side_by_side(both)]
-        return Block(layers, [unchanged(*self.kept[layer]) for layer in before] + stretch.states, pairs)
+        for n, compared in wanted.items():
+            both = [(at[layer], at[layer - n]) for layer in compared if layer - n in at]
+            pairs += [(n, *slices) for slices in consecutive_runs(both)]
+        return ComparedLayers(layers, [unchanged(*self.kept[layer]) for layer in before] + chunk.states, pairs)
 
-    def forget(self, layer: int | None = None) -> None:
-        """The states of this layer and of those before; all."""
+    def drop(self, layer: int | None = None) -> None:
+        """Drop this layer and those before it. Without an argument drop all."""
         self.kept = {} if layer is None else {at: kept for at, kept in self.kept.items() if at > layer}
 
 
@@ -148,8 +152,8 @@ def unchanged(x: Tensor, version: int) -> Tensor:
     return x
 
 
-def side_by_side(both: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, slice]]:
-    """Pairs of places, as stretches in which both go on by one."""
+def consecutive_runs(both: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, slice]]:
+    """Pairs of indices, as pairs of slices in which both indices grow by one."""
     start = 0
     for end in range(1, len(both) + 1):
         if end == len(both) or both[end] != (both[end - 1][0] + 1, both[end - 1][1] + 1):

@@ -1,10 +1,11 @@
 """Additive alignment statistics, streamed: no hidden state outlives the pass that made it.
 
-The all-pairs similarity factorises, mean_ab cos(m_a, m_b) = (mean u)(mean u) with u = m / |m|, so one
-sum of unit vectors per layer, view and jackknife group is all that is kept. Sums add up over batches and ranks in
-any split and order. Everything is fp32 whatever the model computes in. Views are those of `ima.alignment.views`. Zero
-vectors have cosine 0. Where a site is computed for some tokens only (`ima.alignment.tap`), a view is of those of its
-tokens, and an example whose view has none there is as one without the role.
+The similarity over all pairs factorises: the mean over a and b of cos(m_a, m_b) is (mean u)(mean u) with u = m / |m|.
+So one sum of unit vectors per layer, view and jackknife group is all that is kept (`SiteStats`), and sums add up over
+batches and ranks in any split and order. `AlignmentStats` is the tap's sink: it starts a `LayerPass` per site, queues
+the chunks of layers that are ready, and adds each pass to the sums (`accumulate`). Everything is fp32, whatever dtype
+the model computes in. Zero vectors have cosine 0. Where a site is computed for some tokens only (`ima.alignment.tap`),
+a view consists of those tokens, and an example without any is as one without the role. `plain` is the definition.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ima.alignment.reference_pass import NUM_BINS, Scales, norm_bins
-from ima.alignment.streaming.chunks import Floats, Rooms, Stretch, side_by_side
-from ima.alignment.streaming.layer_pass import Pass
-from ima.alignment.streaming.places import Places, Seen, cosine
+from ima.alignment.streaming.batch_roles import BatchRoles, PassResult, cosine
+from ima.alignment.streaming.chunks import BufferPool, Float32Buffer, LayerChunk, consecutive_runs
+from ima.alignment.streaming.layer_pass import LayerPass
 from ima.alignment.streaming.site_stats import SiteStats
-from ima.alignment.streaming.work_queue import Lanes
+from ima.alignment.streaming.work_queue import WorkQueue
 from ima.alignment.views import NORM_VIEWS, Plan
 from ima.core.distributed import num_ranks
 from ima.core.types import Site
@@ -27,10 +28,10 @@ from ima.models.llm.sites import version_of
 
 
 class AlignmentStats:
-    """A tap's sink that feeds one `SiteStats` per site; widths are taken from the first state seen. `scales`: of an
-    earlier pass, where a variant of the plan needs them. `examples`: where asked for, per example the mean over layers
-    1..L of its own matched cosine at the block outputs, for each pair of the plan: one number each, the only thing here
-    that grows with the examples."""
+    """A tap's sink that feeds one `SiteStats` per site. The width of a site is taken from its first state. `scales`: of
+    the earlier pass, where a variant of the plan needs them. `examples`: if wanted, the mean over layers 1..L of each
+    example's own matched cosine at the block outputs, one number for each pair of the plan. Nothing else here grows
+    with the number of examples."""
 
     def __init__(
         self,
@@ -43,56 +44,58 @@ class AlignmentStats:
         self.num_layers, self.consecutive, self.plan, self.scales = num_layers, consecutive, plan or Plan(), scales
         self.examples: dict[str, list[float]] | None = {} if examples else None
         assert scales is not None or not self.plan.needs_scales, "these variants need scales of an earlier pass"
-        self._lanes = Lanes()
-        self._rooms: dict[Site, Rooms] = {}
-        self._floats = Floats()
-        self._seen: dict[Site, Pass] = {}
+        self._queue = WorkQueue()
+        self._buffers: dict[Site, BufferPool] = {}
+        self._float32 = Float32Buffer()
+        self._passes: dict[Site, LayerPass] = {}
         self._last_output: tuple[int, Tensor, int] | None = None  # layer, state, its version
         self.sites: dict[Site, SiteStats] = {}
         self.num_examples = 0
         self.num_state_bytes_seen = 0
 
     def plan_at(self, site: Site) -> Plan:
-        """What a block adds is the difference of block outputs."""
+        """`update` exists at the block outputs only: what a block adds is their difference."""
         return self.plan if site is Site.RESID_POST else self.plan.without("update")
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
-        self._lanes.drop()
+        self._queue.clear()
         self._sample_ids = list(sample_ids)
-        self._places = Places.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales)
-        self._forget()
+        self._roles = BatchRoles.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales)
+        self._clear()
         self.num_examples += len(sample_ids)
 
     def see(self, layer: int, site: Site, x_BSD: Tensor, seen_BS: Tensor | None = None) -> None:
         self.num_state_bytes_seen += x_BSD.numel() * x_BSD.element_size()
-        if site not in self._seen:
+        if site not in self._passes:
             self._start(site, x_BSD)
         scale = self.scales.of(layer, site) if self.scales is not None and self.plan.needs_scales else None
         version = version_of(x_BSD)
-        lender = None
+        copy_from = None
         if site is Site.RESID_PRE and self._is_last_output(layer, x_BSD, version):
-            lender = self._seen[Site.RESID_POST]
-        for stretch in self._seen[site].add(layer, x_BSD, scale, version, lender, seen_BS):
-            self._look(site, stretch)
+            copy_from = self._passes[Site.RESID_POST]
+        for chunk in self._passes[site].add(layer, x_BSD, scale, version, copy_from, seen_BS):
+            self._process(site, chunk)
         if site is Site.RESID_POST:
             self._last_output = layer, x_BSD, version
 
-    def _look(self, site: Site, stretch: Stretch) -> None:
-        if stretch.lender is not None:
-            for earlier in stretch.lender.rest():
-                self._look(Site.RESID_POST, earlier)
-        self._lanes.run(lane_of(site), stretch.states[0].device, self._seen[site].look, stretch)
+    def _process(self, site: Site, chunk: LayerChunk) -> None:
+        if chunk.copy_from is not None:
+            for earlier in chunk.copy_from.take_pending():
+                self._process(Site.RESID_POST, earlier)
+        self._queue.run(queue_key(site), chunk.states[0].device, self._passes[site].process, chunk)
 
     def _start(self, site: Site, x_BSD: Tensor) -> None:
-        """Room for a site in this pass."""
+        """Start the pass of a site."""
         width, device, plan = x_BSD.shape[-1], x_BSD.device, self.plan_at(site)
         if site not in self.sites:
             self.sites[site] = SiteStats(self.num_layers, width, device, self.consecutive, plan)
-            self._rooms[site] = Rooms()
-        self._seen[site] = Pass(self._places, self.consecutive, self.num_layers, plan, self._rooms[site], self._floats)
+            self._buffers[site] = BufferPool()
+        self._passes[site] = LayerPass(
+            self._roles, self.consecutive, self.num_layers, plan, self._buffers[site], self._float32
+        )
 
     def _is_last_output(self, layer: int, x_BSD: Tensor, version: int) -> bool:
-        """Whether what enters a block is what the block before it put out, as it is unless something intervenes."""
+        """Whether the input of a block is the very output of the block before. It is, unless something intervenes."""
         if self._last_output is None or self._last_output[0] != layer - 1:
             return False
         _, last_BSD, last_version = self._last_output
@@ -100,19 +103,19 @@ class AlignmentStats:
         return same and x_BSD.shape == last_BSD.shape and version == last_version
 
     def end(self) -> None:
-        for site, passed in self._seen.items():
-            for stretch in passed.rest():
-                self._look(site, stretch)
-            self._lanes.run(lane_of(site), self.sites[site].count_LGR.device, self._add, site, passed)
-        self._lanes.wait()
-        self._forget()
+        for site, passed in self._passes.items():
+            for chunk in passed.take_pending():
+                self._process(site, chunk)
+            self._queue.run(queue_key(site), self.sites[site].count_LGR.device, self._add, site, passed)
+        self._queue.wait()
+        self._clear()
 
-    def _forget(self) -> None:
-        self._seen, self._last_output = {}, None
+    def _clear(self) -> None:
+        self._passes, self._last_output = {}, None
 
-    def _add(self, site: Site, passed: Pass) -> None:
+    def _add(self, site: Site, passed: LayerPass) -> None:
         seen = passed.finish()
-        matched_LBQ = accumulate(self.sites[site], seen, self._places)
+        matched_LBQ = accumulate(self.sites[site], seen, self._roles)
         if self.examples is not None and site is Site.RESID_POST:
             inner_BQ = matched_LBQ[[layer > 0 for layer in seen.layers]].mean(0)
             self.examples |= dict(zip(self._sample_ids, inner_BQ.tolist(), strict=True))
@@ -145,15 +148,15 @@ class AlignmentStats:
             self.num_examples, self.num_state_bytes_seen = (int(value) for value in counts.tolist())
 
 
-def lane_of(site: Site) -> str:
-    """What enters a block is borrowed from what comes out of one, and so in order with it."""
+def queue_key(site: Site) -> str:
+    """Block inputs copy results of block outputs, so both have one key and are processed in order."""
     return (Site.RESID_POST if site is Site.RESID_PRE else site).value
 
 
-def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
-    """Add one pass to the sums. A mean of norm zero (also of an empty view) has the unit vector zero. Returns the
-    matched cosines [L, B, Q], NaN where an example lacks a side."""
-    onehot_GB, views, has_LBR = places.onehot_GB, stats.plan.views, seen.has_LBR
+def accumulate(stats: SiteStats, seen: PassResult, roles: BatchRoles) -> Tensor:
+    """Add the result of one pass to the sums. A mean of norm zero (also of an empty view) has the unit vector zero.
+    Returns the matched cosines [L, B, Q], NaN where an example lacks one of the two views."""
+    onehot_GB, views, has_LBR = roles.onehot_GB, stats.plan.views, seen.has_LBR
     layers = torch.tensor(seen.layers, device=has_LBR.device)
     cosines, both = [], []
     for index, (view_a, view_b) in enumerate(stats.plan.pairs):
@@ -167,11 +170,11 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
     stats.nonzero_LGR.index_add_(0, layers, onehot_GB @ (seen.norms_LBR > 0).float())
     inverse_LBR = torch.where(seen.norms_LBR > 0, 1 / seen.norms_LBR.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
     for at, means_LBRD in seen.means:
-        for indices, rows in side_by_side(list(enumerate(seen.layers))):
+        for indices, rows in consecutive_runs(list(enumerate(seen.layers))):
             sum_LGRD = stats.unit_sum_LGRD[rows, :, at]
-            add_units(sum_LGRD, means_LBRD[indices], inverse_LBR[indices, :, at], places)
+            add_units(sum_LGRD, means_LBRD[indices], inverse_LBR[indices, :, at], roles)
 
-    mask_BRS = places.mask_BRS[:, : len(NORM_VIEWS)]
+    mask_BRS = roles.mask_BRS[:, : len(NORM_VIEWS)]
     b_N, r_N, s_N = mask_BRS.nonzero(as_tuple=True)
     bins_LN = norm_bins(seen.norms_LBS)[:, b_N, s_N]
     flat_LN = bins_LN + (layers[:, None] * len(NORM_VIEWS) + r_N) * NUM_BINS
@@ -195,12 +198,12 @@ def accumulate(stats: SiteStats, seen: Seen, places: Places) -> Tensor:
     return matched_LBQ.where(both_LBQ > 0, torch.nan)
 
 
-def add_units(sum_LGRD: Tensor, means_LBRD: Tensor, inverse_LBR: Tensor, places: Places) -> None:
-    """Add each example's unit mean tokens to its group. On the CPU example by example: that reads and writes what a
-    product with onehot_GB does, and multiplies 32 times less."""
+def add_units(sum_LGRD: Tensor, means_LBRD: Tensor, inverse_LBR: Tensor, roles: BatchRoles) -> None:
+    """Add each example's unit mean tokens to its group. On the CPU example by example: that moves as much memory as a
+    product with onehot_GB, with 32 times fewer multiplications."""
     if sum_LGRD.device.type == "cpu":
-        for index, group in enumerate(places.groups):
+        for index, group in enumerate(roles.groups):
             sum_LGRD[:, group].addcmul_(means_LBRD[:, index], inverse_LBR[:, index, :, None])
     else:
         units_LBX = (means_LBRD * inverse_LBR[..., None]).flatten(2)
-        sum_LGRD += torch.matmul(places.onehot_GB, units_LBX).unflatten(2, means_LBRD.shape[2:])
+        sum_LGRD += torch.matmul(roles.onehot_GB, units_LBX).unflatten(2, means_LBRD.shape[2:])

@@ -1,9 +1,10 @@
-"""Threads for what needs one core each.
+"""A queue of calls that worker threads make, one core each.
 
-Calls are collected and made some at a time, while the LLM waits: beside it they would take turns with its own threads.
-They are made in lanes: those of one lane one after the other in the order given, so that what they add up does not
-depend on timing. The lanes are shared out among the threads, those that took longest so far first. Where there is one
-lane only, on a GPU, or where torch may use one thread only, a call is made at once.
+Calls are collected and made some at a time while the LLM waits, because threads that ran at the same time as the LLM's
+own would only take turns with them. Every call has a key. The calls of one key are made one after the other, in the
+order in which they were queued, so that what they add up does not depend on timing. Keys are shared out among the
+threads, the slowest so far first. Where there is only one key, on a GPU, or where torch may use one thread only, a call
+is made at once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Call = Callable[[], object]
 
 @functools.cache
 def executor(_index: int) -> ThreadPoolExecutor:
-    """One thread that computes alone. torch keeps the number of threads per thread, and for threads to come."""
+    """A worker thread in which torch uses one core. torch keeps that number per thread, and for new threads."""
     num_threads = torch.get_num_threads()
     found = ThreadPoolExecutor(1, thread_name_prefix="alignment")
     found.submit(torch.set_num_threads, 1).result()
@@ -32,48 +33,49 @@ def executor(_index: int) -> ThreadPoolExecutor:
     return found
 
 
-class Lanes:
-    """`wait` before what the calls read may change, or what they write is read. One thread at a time may use it."""
+class WorkQueue:
+    """Call `wait` before anything that the calls read may change, and before what they write is read. The queue itself
+    may be used by one thread at a time."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, list[Call]] = {}
         self._seconds: dict[Hashable, float] = {}
 
-    def run(self, lane: Hashable, device: torch.device, call: Callable[..., object], *arguments: object) -> None:
-        """Raises what a call raised, which may be an earlier one."""
+    def run(self, key: Hashable, device: torch.device, call: Callable[..., object], *arguments: object) -> None:
+        """Queue a call, or make it at once. Raises what a call raised, perhaps an earlier call."""
         if device.type != "cpu" or torch.get_num_threads() == 1:
             call(*arguments)
             return
-        self._seconds.setdefault(lane, 0.0)
+        self._seconds.setdefault(key, 0.0)
         if len(self._seconds) == 1:
             call(*arguments)
             return
-        self._calls.setdefault(lane, []).append(functools.partial(call, *arguments))
+        self._calls.setdefault(key, []).append(functools.partial(call, *arguments))
         if sum(map(len, self._calls.values())) >= MAX_WAITING:
             self.wait()
 
     def wait(self) -> None:
-        """Makes what calls there are; a lane ends where one fails. Raises what one that failed raised."""
+        """Make all queued calls. After a call that fails, the rest of its key is left out, and its error is raised."""
         calls, self._calls = self._calls, {}
         waiting = deque(sorted(calls.items(), key=lambda item: -self._seconds[item[0]]))
         num = min(MAX_THREADS, torch.get_num_threads(), len(waiting))
-        made = [executor(index).submit(self._share, waiting) for index in range(num)]
+        made = [executor(index).submit(self._work, waiting) for index in range(num)]
         failed = [error for error in [one.exception() for one in made] if error is not None]
         if failed:
             raise failed[0]
 
-    def _share(self, waiting: deque[tuple[Hashable, list[Call]]]) -> None:
-        """One thread's: lane by lane while there are any."""
+    def _work(self, waiting: deque[tuple[Hashable, list[Call]]]) -> None:
+        """What one thread does: key by key, while there are any."""
         while waiting:
             try:
-                lane, calls = waiting.popleft()
+                key, calls = waiting.popleft()
             except IndexError:  # another thread was faster
                 return
             start = time.perf_counter()
             for call in calls:
                 call()
-            self._seconds[lane] += time.perf_counter() - start
+            self._seconds[key] += time.perf_counter() - start
 
-    def drop(self) -> None:
-        """What an interrupted pass left does not count."""
+    def clear(self) -> None:
+        """Drop the calls of an interrupted pass."""
         self._calls = {}

@@ -2,7 +2,7 @@
 
 ima_overhead    a teacher-forced validation pass on cached features, no generation, with IMA per layer, norms and
                 consecutive similarity over the same pass without
-full_overhead   the same with the full suite: all sites and variants, the earlier pass for scales, the reservoir and
+full_overhead   the same with alignment=full: all sites and variants, the reference pass, the reservoir and
                 all its rows; the vocabulary and t-SNE apart, whose seconds are among the facts
 pairs_speedup   5,000 examples, all layers, 3 modalities, given their states: writing them to disk, reading them back
                 and a vectorised product of all pairs, over streaming them
@@ -53,7 +53,7 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
     config: Any = OmegaConf.to_container(compose(choices, "train"))
     parts = assemble(config)
     assert parts.store is not None
-    # what is done once (scales, reservoir) must be seen beside a pass of some length
+    # what is done once (scales, reservoir) must be seen next to a pass of some length
     val = [sample for split in ("val", "T0", "T1") for sample in parts.samples(split)]
     parts.store.ensure(val)
     evaluator = Evaluator(parts.model(), parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
@@ -63,9 +63,9 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
 
     def measure(alignment: Alignment) -> Callable[[], object]:
         def run() -> None:
-            _, suite = evaluator.teacher_forced(val, alignment)
-            assert suite is not None
-            suite.rows({"run": "bench"}, seconds)
+            _, measurement = evaluator.teacher_forced(val, alignment)
+            assert measurement is not None
+            measurement.rows({"run": "bench"}, seconds)
 
         return run
 
@@ -79,17 +79,17 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
         }
         found = rounds(turns, 30 * num_rounds, "validation passes")
         turns = {
-            "plain_beside_full": lambda: evaluator.teacher_forced(val, None),
+            "plain_for_full": lambda: evaluator.teacher_forced(val, None),
             "full": measure(Alignment(**everything | apart)),
         }
-        found |= rounds(turns, max(2, num_rounds // 3), "the full suite")
+        found |= rounds(turns, max(2, num_rounds // 3), "alignment=full")
         seconds.clear()
         measure(Alignment(**everything))()
     medians = {name: round(statistics.median(values), 4) for name, values in found.items()}
     medians |= {name: round(seconds[name], 4) for name in ("reservoir", "vocabulary", "tsne")}
     for name, value in medians.items():
         print(f"{name:22s} {value:8.3f} s")
-    ratios = {"ima_overhead": ratio(found, "ima", "plain"), "full_overhead": ratio(found, "full", "plain_beside_full")}
+    ratios = {"ima_overhead": ratio(found, "ima", "plain"), "full_overhead": ratio(found, "full", "plain_for_full")}
     facts = {"seconds": medians, "num_samples": len(val), "dtype": str(parts.llm.dtype), "rounds": num_rounds}
     return ratios, facts
 

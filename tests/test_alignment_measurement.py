@@ -1,4 +1,4 @@
-"""The whole suite over a tiny model: every score as a row once, the same for any batch size, bounded memory."""
+"""A whole measurement of a tiny model: every score as a row once, the same for any batch size, bounded memory."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import torch
 from test_ima_of_a_run import Features, Source
 
 from ima.alignment.cone_file import read_sums
-from ima.alignment.measurement import Suite, evenly, write_suite
+from ima.alignment.measurement import Measurement, evenly, write_measurement
 from ima.alignment.tap import Tap
 from ima.config.compose import compose
 from ima.config.settings import Alignment
@@ -45,10 +45,10 @@ def evaluator_of(batch_size):
 
 def measured(batch_size, order=1, **changes):
     evaluator = evaluator_of(batch_size)
-    _, suite = evaluator.teacher_forced(evaluator.source.samples("val")[::order], full(**changes))
+    _, measurement = evaluator.teacher_forced(evaluator.source.samples("val")[::order], full(**changes))
     seconds: dict[str, float] = {}
-    rows, lens = suite.rows(BASE, seconds)
-    return suite, rows, lens, seconds
+    rows, lens = measurement.rows(BASE, seconds)
+    return measurement, rows, lens, seconds
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def key(row):
 
 
 def test_every_score_is_there_once_with_a_finite_value_or_a_reason(whole):
-    suite, rows, _, seconds = whole
+    measurement, rows, _, seconds = whole
     single = [row for row in rows if not row.score.startswith("tsne")]
     assert max(Counter(map(key, single)).values()) == 1
     wanted = {"sim", "sim_gap", "ima", "ima_p0", "cone", "consecutive", "norm_q50", "ima_inside", "ima_outside"}
@@ -71,7 +71,7 @@ def test_every_score_is_there_once_with_a_finite_value_or_a_reason(whole):
     bare = {key(row) for row in rows if not math.isfinite(row.value) and not row.note}
     assert not bare
     assert {"reservoir", "vocabulary", "tsne"} <= seconds.keys()
-    assert {row.site for row in rows if row.score == "sim"} == {str(site.value) for site in suite.sites}
+    assert {row.site for row in rows if row.score == "sim"} == {str(site.value) for site in measurement.sites}
 
 
 def test_rows_do_not_depend_on_batches_and_order(whole):
@@ -87,14 +87,14 @@ def test_rows_do_not_depend_on_batches_and_order(whole):
 
 
 def test_the_lens_at_the_last_layer_is_the_models_own_prediction(whole):
-    suite, _, lens, _ = whole
+    measurement, _, lens, _ = whole
     evaluator = evaluator_of(24)
     (batch,) = list(evaluator._loader(evaluator.source.samples("val"), collate(evaluator)))
     with torch.no_grad():
         x, roles, _ = evaluator.module.splice(batch)
         h = evaluator.module.llm(x, roles)
     ids = [sample.id for sample in batch.samples]
-    last = suite.llm.num_blocks
+    last = measurement.llm.num_blocks
     for shown in [item for item in lens.shown if item["layer"] == last]:
         row = ids.index(shown["sample"])
         logits = evaluator.module.llm.logits(h[row][roles[row] == 1][shown["token"]][None])[0]
@@ -110,8 +110,8 @@ def collate(evaluator):
 
 
 def test_the_last_measurement_leaves_sums_and_words(whole, tmp_path):
-    suite, rows, lens, _ = whole
-    write_suite(tmp_path, suite, lens, {"run": "r", "dataset": "made", "modality": "image", "llm": "tiny"})
+    measurement, rows, lens, _ = whole
+    write_measurement(tmp_path, measurement, lens, {"run": "r", "dataset": "made", "modality": "image", "llm": "tiny"})
     sums = read_sums(tmp_path)
     assert {"P", "T", "P.nomassive", "T.nosink"} <= sums.sum_LGD.keys() and float(sums.count_LG["P"][0].sum()) == 24
     lines = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
@@ -140,9 +140,12 @@ def test_the_result_has_the_pooled_scores_of_block_outputs_whatever_sites_are_lo
 
 def test_the_default_takes_one_pass_and_keeps_no_states():
     evaluator = evaluator_of(8)
-    _, suite = evaluator.teacher_forced(evaluator.source.samples("val"), Alignment())
-    assert suite.scales is None and suite.reservoir is None and "scales" not in evaluator.seconds
-    assert isinstance(suite.tap(), Tap) and suite.plan.views == suite.stats.sites["resid_post"].plan.views
+    _, measurement = evaluator.teacher_forced(evaluator.source.samples("val"), Alignment())
+    assert measurement.scales is None and measurement.reservoir is None and "scales" not in evaluator.seconds
+    assert (
+        isinstance(measurement.tap(), Tap)
+        and measurement.plan.views == measurement.stats.sites["resid_post"].plan.views
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_the_default_takes_one_pass_and_keeps_no_states():
 )
 def test_a_reservoir_of_what_is_not_looked_at_is_one_line(changes, message):
     with pytest.raises(UserError, match=message):
-        Suite(full(**changes), tiny(), ["a"])
+        Measurement(full(**changes), tiny(), ["a"])
 
 
 def test_layers_of_a_measurement_are_those_that_were_asked_for():

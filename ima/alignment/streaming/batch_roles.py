@@ -1,4 +1,4 @@
-"""Where each role stands in a batch, which positions a layer was seen at, and products of mean tokens."""
+"""The roles of one batch in the form that statistics need, and what one layer pass returns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ima.alignment.views import NUM_GROUPS, ROLE_VIEWS, group_of, view_masks
 
 
 @dataclasses.dataclass
-class Places:
-    """Who is who in one batch. mask_BRS, weight_BRS: of the views that roles alone decide, the weights sum to one;
-    any_sink: whether the first position of a sequence is a P or T token; groups, onehot_GB: jackknife groups;
-    inside_B: of the subset that the scales are from."""
+class BatchRoles:
+    """One batch. mask_BRS: the positions of each view that the roles alone decide; weight_BRS: the same as weights that
+    sum to one; has_BR: whether the example has the view; any_sink: whether `nosink` differs from `raw`; groups and
+    onehot_GB: the jackknife group of each example; inside_B: whether the example is one that the scales are made of."""
 
     mask_BRS: Tensor
     weight_BRS: Tensor
@@ -28,7 +28,7 @@ class Places:
     inside_B: Tensor
 
     @classmethod
-    def of(cls, roles_BS: Tensor, sample_ids: Sequence[str], num_views: int, scales: Scales | None) -> Places:
+    def of(cls, roles_BS: Tensor, sample_ids: Sequence[str], num_views: int, scales: Scales | None) -> BatchRoles:
         mask_BRS = view_masks(roles_BS)
         any_sink = not torch.equal(mask_BRS[:, :2], mask_BRS[:, len(ROLE_VIEWS) :])
         mask_BRS = mask_BRS[:, :num_views]
@@ -43,11 +43,11 @@ class Places:
 
 
 @dataclasses.dataclass
-class Seen:
-    """What a pass leaves of one site. means: of some of the plan's views each, the mean tokens, zero where an example
-    has none; has_LBR: which it has. norms_LBR are those of the means, dots_LBQ the products of the plan's pairs.
-    norms_LBS: of tokens; cosines[n]: the l and the cosines between layers l and l + n of each token. seen_LBS: which
-    positions are states there; None for all."""
+class PassResult:
+    """The result of one pass at one site. means: mean tokens, each entry for a slice of the plan's views, zero where an
+    example has none; has_LBR: which views an example has; norms_LBR: the norms of the means; dots_LBQ: the products of
+    the plan's pairs; norms_LBS: the norms of tokens; cosines[n]: layers l, and the cosines of each token between l and
+    l + n; seen_LBS: the positions that have a state, None for all."""
 
     layers: list[int]
     means: list[tuple[slice, Tensor]]
