@@ -5,16 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from alignment_states import NUM_LAYERS, examples, feed, tokens
+from alignment_states import NUM_LAYERS, A, P, examples, feed, tokens
 from test_alignment_variants import average, cosine, scales_of
 
 from ima.alignment import geometry
+from ima.alignment.reference_pass import Scales
 from ima.alignment.reservoir import Reservoir, Tokens
-from ima.alignment.reservoir_rows import reservoir_rows
+from ima.alignment.reservoir_rows import reservoir_rows, retrieval_at
 from ima.alignment.scores import jackknife_se
 from ima.alignment.token_pairs import SCORES, mean_of_pairs, pair_scores, within_and_across
 from ima.alignment.tsne import tsne_rows
 from ima.alignment.views import group_of, lowest
+from ima.core.types import Site
 
 LAYERS = (0, 2, 3)
 
@@ -171,6 +173,55 @@ def test_retrieval_shares_a_tie_and_centring_finds_what_a_common_part_hides():
     tied = torch.cat([y[:1], y[:1], y[2:]])
     assert geometry.retrieval(tied, tied).tolist() == [0.5, 0.5, 1, 1]
     assert geometry.retrieval(y[[1, 0, 3, 2]], y).tolist() == [0, 0, 0, 0]
+
+
+def last_bits(x, generator, num_bits=1):
+    """The same values in the same dtype, each moved by at most `num_bits` units in its last place."""
+    step = torch.int32 if x.dtype == torch.float32 else torch.int16
+    moved = torch.randint(-num_bits, num_bits + 1, x.shape, generator=generator, dtype=step)
+    return (x.view(step) + moved).view(x.dtype)
+
+
+def retrieved(texts_ESD, variant="raw"):
+    """The score at one layer; P is random, one token each."""
+    generator = torch.Generator().manual_seed(5)
+    num, length, width = texts_ESD.shape
+    x = torch.cat([torch.randn(num, 1, width, generator=generator).to(texts_ESD.dtype), texts_ESD], 1)
+    roles, names = torch.tensor([[P] + [A] * length]).expand(num, -1), [f"text {index}" for index in range(num)]
+    reservoir, scales = Reservoir(num, (0,)), Scales(names)
+    for sink in (reservoir, scales):
+        sink.begin(roles, names)
+        sink.see(0, Site.RESID_POST, x)
+        sink.end()
+    return retrieval_at(Tokens(reservoir, scales), 0, variant)[0]
+
+
+def text(generator, dtype, length=3, width=64):
+    """States with a common part and two dimensions of massive values."""
+    common = torch.randn(width, generator=torch.Generator().manual_seed(6))
+    common[:2] = 800.0
+    return (common + torch.randn(length, width, generator=generator)).to(dtype)
+
+
+@pytest.mark.parametrize("variant", ["raw", "scaled", "centred"])
+@pytest.mark.parametrize(("dtype", "num_bits"), [(torch.float32, 8), (torch.bfloat16, 1), (torch.float16, 1)])
+def test_equal_texts_tie_also_where_their_states_differ_in_the_last_bits(dtype, num_bits, variant):
+    generator = torch.Generator().manual_seed(4)
+    one, other = text(generator, dtype), text(generator, dtype)
+    equal = torch.stack([last_bits(one, generator, num_bits) for _ in range(16)])
+    assert retrieved(torch.stack([one] * 16), variant) == pytest.approx(1 / 16)
+    assert retrieved(equal, variant) == pytest.approx(1 / 16)
+    halves = torch.stack([last_bits((one, other)[index % 2], generator, num_bits) for index in range(16)])
+    exact = torch.stack([(one, other)[index % 2] for index in range(16)])
+    assert retrieved(halves, variant) == pytest.approx(retrieved(exact, variant))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_texts_that_differ_do_not_tie_for_their_massive_dimensions(dtype):
+    generator = torch.Generator().manual_seed(4)
+    means = torch.stack([text(generator, dtype).float().mean(0) for _ in range(16)])
+    assert torch.equal(geometry.same_texts(means, dtype), torch.eye(16, dtype=torch.bool))
+    assert geometry.retrieval(means, means, geometry.same_texts(means, dtype)).tolist() == [1.0] * 16
 
 
 def test_undefined_values_are_nan_with_a_reason(made):

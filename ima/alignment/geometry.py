@@ -115,11 +115,30 @@ def procrustes(x_ED: Tensor, y_ED: Tensor) -> float:
     return float(2 - 2 * nuclear(x.T, y.T) / scale)
 
 
-def retrieval(x_ED: Tensor, y_ED: Tensor) -> Tensor:
-    """hit_E: 1 where P's nearest textual mean (cosine) is its own, a share of 1 where it ties with others, else 0."""
+def retrieval(x_ED: Tensor, y_ED: Tensor, same_EE: Tensor | None = None) -> Tensor:
+    """hit_E: 1 where P's nearest textual mean (cosine) is its own, a share of 1 where it ties with others, else 0.
+    same_EE: which texts are the same (`same_texts`); they tie, although rounding makes one of them the nearest."""
     similarity = normalize(x_ED.double(), dim=-1) @ normalize(y_ED.double(), dim=-1).T
     nearest = similarity >= similarity.amax(1, keepdim=True) - 1e-9
+    if same_EE is not None:
+        nearest |= same_EE[similarity.argmax(1)]
     return nearest.diagonal().double() / nearest.sum(1)
+
+
+def same_texts(y_ED: Tensor, dtype: torch.dtype) -> Tensor:
+    """same_EE: whether the means of two texts differ by no more than rounding in `dtype`, the dtype of the states.
+
+    The same text in another batch gives states that differ in their last bits. Rounding is relative to each dimension:
+    a few have values a thousand times as large as the others. So the distance of two texts is the root mean square
+    over dimensions of their difference, divided by the root mean square of that dimension over the texts (but at least
+    by the median of these). It is rounding up to the machine epsilon of `dtype`, or 32 times that of fp32, in which
+    every dtype adds up its products.
+    """
+    y_ED = y_ED.double()
+    size_D = y_ED.square().mean(0).sqrt()
+    scaled_ED = y_ED / size_D.clamp_min(max(float(size_D.median()), torch.finfo(torch.float64).tiny))
+    distance_EE = torch.cdist(scaled_ED, scaled_ED) / math.sqrt(y_ED.shape[1])
+    return distance_EE <= max(torch.finfo(dtype).eps, 32 * torch.finfo(torch.float32).eps)
 
 
 def mir_layer(p_ND: Tensor, t_MD: Tensor) -> float:

@@ -117,6 +117,11 @@ class Tokens:
         return Tokens(self.reservoir, self.scales)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model that computed the states."""
+        return self.kept[0].states_LSD.dtype if self.kept else torch.float32
+
+    @property
     def ids(self) -> list[str]:
         return [kept.sample_id for kept in self.kept]
 

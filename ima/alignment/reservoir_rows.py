@@ -110,7 +110,11 @@ def retrieval_at(tokens: Tokens, layer: int, variant: str) -> Value:
     p_ED, t_ED, ids = tokens.means(layer, variant)
     if len(ids) < 2:
         return math.nan, math.nan, len(ids)
-    return mean_with_error(geometry.retrieval(p_ED, t_ED), ids)
+    raw_ED = t_ED
+    if variant == "centred":  # rounding is relative to the means before the centre was subtracted
+        _, every_ED, every = tokens.means(layer)
+        raw_ED = every_ED[[every.index(name) for name in ids]]
+    return mean_with_error(geometry.retrieval(p_ED, t_ED, geometry.same_texts(raw_ED, tokens.dtype)), ids)
 
 
 def mir_at(tokens: Tokens, layer: int) -> Value:
