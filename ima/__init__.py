@@ -54,9 +54,9 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
-    "FrozenLLM", "HiddenStates", "Intervention", "LoadedModel", "Mask", "MaskWeights", "MultimodalModel",
-    "Prune", "Role", "Run", "Sample", "Site", "Skip", "UserError", "compose", "evaluate", "fit", "flops", "hidden_states", "intervene", "load_lmm",
-    "load_run", "logit_lens", "measure_alignment", "overlap", "write_report",
+    "FrozenLLM", "HiddenStates", "Intervention", "LoadedModel", "Mask", "MaskWeights", "MultimodalModel", "Prune",
+    "Role", "Run", "Sample", "Site", "Skip", "UserError", "compose", "evaluate", "fit", "flops", "hidden_states",
+    "intervene", "load_lmm", "load_run", "logit_lens", "measure_alignment", "overlap", "write_report",
 ]  # fmt: skip
 
 moved_imports.install()

@@ -304,7 +304,7 @@ def test_a_fault_is_one_line_that_names_it(fault: str, tmp_path: Path) -> None:
             source = source_of(name, folder, *(line.replace("{}", str(folder)) for line in more))
         except (
             Exception
-        ) as error:  # what a constructor refuses comes wrapped; a run unwraps it (ima.pipeline.assemble.build)
+        ) as error:  # what a constructor refuses comes wrapped; a run unwraps it (ima.config.instantiation.build)
             raise error.__cause__ or error from None
         for sample in source.samples("val" if name == "nocaps" else split):
             medium = source.medium(sample)

@@ -350,7 +350,7 @@ def test_one_command_asks_the_published_benchmarks_in_their_official_files(
         (f"mixture={{a: {entry(weight=-1.0)}}}", "mixture.a.weight: -1.0 is out of range"),
         (f"mixture={{a: {entry(SHAPES.replace('num_test: 6', 'num_test: 0'))}}}", "mixture.a.data.num_test: 0"),
         (f"mixture={{a: {entry(weight=0.0)}, b: {entry(weight=0.0)}}}", "mixture.a.weight: all weights are 0"),
-        (f"mixture={{a: {SHAPES}}}", "mixture.a._target_: 'ima.data.shapes.Shapes' is no entry"),
+        (f"mixture={{a: {SHAPES}}}", "mixture.a._target_: 'ima.data.shapes.Shapes' makes nothing with data, task"),
         (f"mixture={{main: {entry(encoder=noise('image', 3))}}}", "mixture.main: the run's own encoder"),
         ("mixture=[image_pope,image_pope]", "mixture: 'image_pope' is chosen twice"),
         ("mixture=[gqa]", "mixture.gqa.data.folder: data/gqa is not there"),

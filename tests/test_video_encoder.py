@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ima.config.instantiation import build
 from ima.core.errors import UserError
 from ima.core.media import Frames
 from ima.models.adapters.video import VideoAdapter, trend
 from ima.models.encoders.base import Encoder, check_features, fingerprint_of
 from ima.models.encoders.image import ImagePreprocess
 from ima.models.encoders.video import CODE_WIDTH, VideoFrames, time_code
-from ima.pipeline.assemble import build
 
 E, SIDE = 6, 4
 

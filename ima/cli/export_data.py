@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     from ima.config.compose import compose
-    from ima.pipeline.assemble import build
+    from ima.config.instantiation import build
 
     try:
         config = OmegaConf.to_container(compose([f"data={options.data}", *overrides]))

@@ -73,9 +73,9 @@ def maker_of(runs: Iterable[str]) -> MaskBuilder:
     """For the LLM that all runs share. Raises UserError where they do not."""
     import torch
 
+    from ima.config.instantiation import build
     from ima.interventions.prune.builder import MaskBuilder
     from ima.models.llm.frozen import FrozenLLM
-    from ima.pipeline.assemble import build
     from ima.pipeline.calibration import CalibrationTask
     from ima.pipeline.checkpoint import load_llm
     from ima.pipeline.stages import effective
@@ -174,7 +174,7 @@ def export(options: argparse.Namespace) -> None:
 
 def llm_of(mask: Mask, name: str) -> Any:
     """The LLM that the mask was made for. Raises UserError where the mask does not say how to load it."""
-    from ima.pipeline.assemble import build
+    from ima.config.instantiation import build
 
     node = mask.facts.get("llm_node")
     if not isinstance(node, dict) or "_target_" not in node:

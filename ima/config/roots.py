@@ -119,7 +119,6 @@ def check_together(config: Mapping[str, Any]) -> None:
     check_mixture(config.get("mixture") or {})
 
 
-ENTRY = "ima.config.settings.Entry"
 ENTRY_NAME = re.compile(r"\w[\w-]*")
 MAIN = "main"  # the channel of the run's own encoder and adapter
 
@@ -129,8 +128,6 @@ def check_mixture(mixture: Mapping[str, Any]) -> None:
     for name, node in mixture.items():
         if not ENTRY_NAME.fullmatch(name):
             raise UserError(f"mixture: {name!r} is no name of an entry; allowed: letters, digits, '-', '_'")
-        if isinstance(node, Mapping) and node.get("_target_", ENTRY) != ENTRY:
-            raise UserError(f"mixture.{name}._target_: {node['_target_']!r} is no entry of a mixture; write {ENTRY}")
         if name == MAIN and isinstance(node, Mapping) and (node.get("encoder") or node.get("adapter")):
             raise UserError(f"mixture.{MAIN}: the run's own encoder and adapter are called {MAIN}; rename the entry")
     if mixture and all(isinstance(node, Mapping) and node.get("weight") == 0 for node in mixture.values()):

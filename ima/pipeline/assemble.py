@@ -8,15 +8,17 @@ seed.
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
+import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
+from ima.config.instantiation import alignment_of, build, build_settings, training_of
 from ima.config.roots import MAIN
-from ima.config.settings import Alignment, Entry, Training
+from ima.config.settings import Entry, Training
 from ima.core.assets.registry import cache_dir
 from ima.core.errors import UserError, nearest, prefix_errors
 from ima.data.collate import CachedPercepts, LivePercepts, NoisePercepts, Percepts
@@ -31,10 +33,6 @@ from ima.models.llm.facts import llm_facts
 from ima.models.llm.frozen import FrozenLLM
 from ima.pipeline.parts import Channel, Parts, Stream
 from ima.tasks.base import Task
-
-
-def training_of(config: dict[str, Any]) -> Training:
-    return Training(**tupled(without_target(config["trainer"])))
 
 
 def device_of(training: Training, local: int = 0) -> torch.device:
@@ -55,24 +53,24 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
     llm: one that is loaded already. trained: the config of the run that is evaluated, where it is another: adapters
     are made as there, and streams without an encoder of their own take the channel of their modality."""
     training = training_of(config)
-    alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
+    alignment = alignment_of(config)
     interventions = build_interventions(config)
     entries = entries_of(config)
     if "trained_entries" in config:
         entries = {f"mixture.{name}.": entries[f"mixture.{name}."] for name in config["trained_entries"]}
-    sources: list[Source] = [build(entry.__dict__, "data", prefix) for prefix, entry in entries.items()]
+    sources: list[Source] = [build({"data": entry.data}, "data", prefix) for prefix, entry in entries.items()]
     encoders = build_encoders(trained or config)
     match: dict[str, str] = {}
     for (prefix, entry), source in zip(entries.items(), sources, strict=True):
         match[prefix] = channel_for(prefix, entry, source, encoders, trained is not None)
-    tasks: list[Task] = [build(entry.__dict__, "task", prefix) for prefix, entry in entries.items()]
+    tasks: list[Task] = [build({"task": entry.task}, "task", prefix) for prefix, entry in entries.items()]
     llm = llm if llm is not None else build(config, "llm")
     assert llm is not None
     for name, intervention in interventions.items():
         with prefix_errors(f"intervention.{name}"), intervention.apply(llm):
             pass
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    channels = build_channels(trained or config, encoders, llm)
+    with drawn_from(config["seed"]):
+        channels = build_channels(trained or config, encoders, llm)
     streams = []
     for (prefix, entry), source, task in zip(entries.items(), sources, tasks, strict=True):
         channel = channels[match[prefix]] if len(channels) > 1 else channels[""]
@@ -84,11 +82,27 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
     return Parts(channels, streams, llm, training, alignment, interventions)
 
 
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """What is drawn inside comes from the seed; the draws of whoever calls go on as if nothing had been drawn."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: adapters are made there
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
 def entries_of(config: dict[str, Any]) -> dict[str, Entry]:
     """Prefix of the keys -> entry. One task is a mixture of one entry, whose keys are the run's own."""
     if not config.get("mixture"):
         return {"": Entry(config["data"], config["task"])}
-    return {f"mixture.{name}.": Entry(**without_target(node)) for name, node in config["mixture"].items()}
+    nodes = {f"mixture.{name}": node for name, node in config["mixture"].items()}
+    return {f"{key}.": build_settings(Entry, node, key) for key, node in nodes.items()}
 
 
 def nodes_of_channels(config: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -178,22 +192,3 @@ def build_interventions(config: dict[str, Any]) -> dict[str, Intervention]:
             with prefix_errors(f"intervention.{name}"):
                 intervention.check(llm)
     return interventions
-
-
-def build(config: dict[str, Any], name: str, prefix: str = "") -> Any:
-    """Instantiate a node. What its constructor refuses is the user's to mend: one line that begins with the key."""
-    with prefix_errors(f"{prefix}{name}"):
-        try:
-            return instantiate(config[name])
-        except InstantiationException as error:
-            if not isinstance(error.__cause__, UserError):
-                raise
-            raise error.__cause__ from error
-
-
-def without_target(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}
-
-
-def tupled(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}

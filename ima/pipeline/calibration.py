@@ -62,10 +62,7 @@ class CalibrationTask:
     def inputs(self, llm: FrozenLLM) -> Iterator[Inputs]:
         """Batches of the whole sequences, with answers, on the LLM's device; the examples of a batch are of like
         length, so that little is padding. Of a mixture, as many of each entry."""
-        from lightning.pytorch.utilities.seed import isolate_rng
-
-        with isolate_rng():  # it is seeded from this run's config; the caller's draws must not notice
-            parts = assemble(effective(self.config | {"intervention": {}, "alignment": None}, training=False), llm)
+        parts = assemble(effective(self.config | {"intervention": {}, "alignment": None}, training=False), llm)
         load_adapter(self.adapter, parts.adapter)
         model = parts.model().to(llm.device).eval()
         share = -(-self.num_examples // len(parts.streams))

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from hydra.utils import instantiate
 
-from ima.config.settings import Alignment
+from ima.config.instantiation import alignment_of, build, training_of
 from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.core.progress import timed
@@ -22,7 +23,7 @@ from ima.interventions.base import Setting
 from ima.interventions.plan import plan_of
 from ima.interventions.stack import stack
 from ima.models.hf_multimodal import Lmm
-from ima.pipeline.assemble import assemble, build, device_of, training_of, tupled, without_target
+from ima.pipeline.assemble import assemble, device_of
 from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer
 from ima.pipeline.checkpoint import load_adapter, load_llm
@@ -106,7 +107,7 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> dict[st
     clock: dict[str, float] = {}
     with timed(clock, "load"):
         t = training_of(config)
-        alignment = Alignment(**tupled(without_target(config["alignment"]))) if config.get("alignment") else None
+        alignment = alignment_of(config)
         source, task = build(config, "data"), build(config, "task")
         if source.modality != "image":
             raise UserError(f"data: {source.name} is {source.modality}; a whole model is shown pictures")
@@ -138,10 +139,11 @@ def whole_facts(lmm: Lmm, stream: Stream) -> dict[str, Any]:
 
 
 def begin(config: dict[str, Any], folder: Path, command: str) -> dict[str, Any]:
-    """What `result.json` says from the start."""
+    """What `result.json` says from the start; from here on draws come from the seed."""
     record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
     record |= identified(config) | provenance()
     write_json(folder / "result.json", record | {"metrics": {}, "wall_seconds": None})
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
     return record
 
 

@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
 
+from ima.config.instantiation import training_of
 from ima.core.distributed import place_of
 from ima.core.errors import UserError
 from ima.core.files import write_atomic, write_json
@@ -30,7 +31,7 @@ from ima.interventions.plan import plan_of
 from ima.interventions.stack import stack
 from ima.models.llava import is_foreign
 from ima.models.llm.tuning import trained_names, weight_sum
-from ima.pipeline.assemble import assemble, device_of, training_of
+from ima.pipeline.assemble import assemble, device_of
 from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Export, StepRecorder
 from ima.pipeline.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, load_llm, save_adapter, save_llm
@@ -118,6 +119,7 @@ def train(
     if main:
         write_json(folder / "result.json", record | {"metrics": {}, "facts": earlier, "wall_seconds": None})
     clock: dict[str, float] = {}
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
     with timed(clock, "load"):
         made = effective(config)  # a resumed run goes on in the dtype that it began in, whatever is fastest here
         parts = assemble({**made, "llm": with_dtype(made["llm"], earlier)})

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ima.config.instantiation import training_of
 from ima.core.distributed import hint_of_ranks, place_of
 from ima.core.errors import UserError
 from ima.models.llava import is_foreign
-from ima.pipeline.assemble import training_of
 from ima.pipeline.evaluate import measure, measure_whole
 from ima.pipeline.fit import train
 from ima.pipeline.stages import chain

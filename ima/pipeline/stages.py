@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ima.config.settings import Stage
+from ima.config.instantiation import build_settings
+from ima.config.settings import Stage, Training
 from ima.core.errors import UserError, nearest
 
 
@@ -31,15 +32,21 @@ def effective(config: Mapping[str, Any], training: bool = True) -> dict[str, Any
     if not config.get("stage"):
         return out
     name, node = list(config["stage"].items())[-1]
-    stage = Stage(**{key: value for key, value in node.items() if key != "_target_"})
+    stage = build_settings(Stage, node, f"stage.{name}")
     if stage.train is not None:
         out["llm"] = {**config["llm"], "train": stage.train}
-    fields = {field.name for field in dataclasses.fields(Stage)} - {"entries", "train"}
-    changes = {key: value for key, value in node.items() if key in fields and value is not None}
-    out["trainer"] = {**config["trainer"], **changes}
+    out["trainer"] = {**config["trainer"], **changes_of(stage)}
     if stage.entries is not None and training:
         for entry in stage.entries:
             if entry not in config["mixture"]:
                 raise UserError(f"stage.{name}.entries: no entry {entry!r}; {nearest(entry, config['mixture'])}")
         out["trained_entries"] = list(stage.entries)
     return out
+
+
+def changes_of(stage: Stage) -> dict[str, Any]:
+    """What a stage sets of the trainer. A class of one's own may add further fields of `Training`."""
+    known = {field.name for field in dataclasses.fields(Training)}
+    fields = dataclasses.fields(stage if dataclasses.is_dataclass(stage) else Stage)
+    values = {field.name: getattr(stage, field.name) for field in fields if field.name in known}
+    return {name: value for name, value in values.items() if value is not None}

@@ -11,6 +11,7 @@ bytes_ratio     bytes of those files over bytes of the streamed sums
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -27,12 +28,13 @@ from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.views import Plan
 from ima.cli.bench.pairs import FOLDER, report
 from ima.config.compose import compose
+from ima.config.instantiation import build_settings
 from ima.config.settings import Alignment
 from ima.core.progress import progress
 from ima.core.timing import Ratio, ratio, rounds
 from ima.core.types import Role, Site
 from ima.models.llm.acceleration.blocks import accelerate
-from ima.pipeline.assemble import assemble, tupled, without_target
+from ima.pipeline.assemble import assemble
 from ima.pipeline.evaluator import Evaluator
 
 GOALS = {"ima_overhead": "goal <= 1.05", "full_overhead": "goal <= 2"}
@@ -57,8 +59,8 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
     val = [sample for split in ("val", "T0", "T1") for sample in parts.samples(split)]
     parts.store.ensure(val)
     evaluator = Evaluator(parts.model(), parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
-    everything = tupled(without_target(config["alignment"]))
-    apart = {"num_vocabulary_layers": 0, "num_tsne_layers": 0}
+    everything = build_settings(Alignment, config["alignment"], "alignment")
+    apart: dict[str, Any] = {"num_vocabulary_layers": 0, "num_tsne_layers": 0}
     seconds: dict[str, float] = {}
 
     def measure(alignment: Alignment) -> Callable[[], object]:
@@ -79,12 +81,12 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
         }
         found = rounds(turns, 30 * num_rounds, "validation passes")
         turns = {
-            "plain_for_full": lambda: evaluator.teacher_forced(val, None),
-            "full": measure(Alignment(**everything | apart)),
+            "plain_beside_full": lambda: evaluator.teacher_forced(val, None),
+            "full": measure(dataclasses.replace(everything, **apart)),
         }
         found |= rounds(turns, max(2, num_rounds // 3), "alignment=full")
         seconds.clear()
-        measure(Alignment(**everything))()
+        measure(everything)()
     medians = {name: round(statistics.median(values), 4) for name, values in found.items()}
     medians |= {name: round(seconds[name], 4) for name in ("reservoir", "vocabulary", "tsne")}
     for name, value in medians.items():
