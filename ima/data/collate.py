@@ -21,6 +21,7 @@ from ima.data.source import Source
 from ima.models.encoders.base import Encoder
 from ima.models.encoders.controls import NoiseEncoder
 from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.pieces import Before
 from ima.tasks.base import Task
 
 LossOn = Literal["answer", "text"]
@@ -101,10 +102,7 @@ class Collate:
         self.task, self.percepts, self.channel = task, percepts, channel
         self.answers, self.training, self.loss_on = answers, training, loss_on
         self.max_tokens, self.chat = max_tokens, llm.chat
-        self.tokenizer, self.bos_id, self.eos_id, self.pad_id = llm.tokenizer, llm.bos_id, llm.eos_id, llm.pad_id
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        self.encode, self.bos_id, self.eos_id, self.pad_id = llm.encode, llm.bos_id, llm.eos_id, llm.pad_id
 
     def text(self, sample: Sample, draw: int) -> tuple[list[int], list[int], list[int]]:
         """ids, roles and labels of one sample. Raises UserError naming a sample without anything to learn."""
@@ -130,9 +128,14 @@ class Collate:
         laid = Laid([], [], [], [0] * len(sample.shown))
         if self.bos_id is not None:
             laid.add([self.bos_id], Role.SPECIAL, False)
-        laid.add(self.encode(self.task.prompt_for(sample)), Role.PROMPT, self.loss_on == "text")
+        prompt = self.task.prompt_for(sample)
+        shown = prompt.rstrip(" ")  # the blank before an answer belongs to the answer's first token
+        asked = self.encode(shown)
+        laid.add(asked, Role.PROMPT, self.loss_on == "text")
         if self.answers:
-            answer = self.encode(self.task.target_for(sample, draw))
+            said = self.task.target_for(sample, draw)
+            said = prompt[len(shown) :] + said if said else said
+            answer = self.encode(said, Before.TEXT if asked else Before.NOTHING)
             if not answer:
                 raise UserError(
                     f"sample {sample.id}: its target text is empty, nothing to learn from; fix or remove it"

@@ -16,6 +16,7 @@ from ima.core.types import Role, Sample
 from ima.data.collate import NoPercepts, Percepts
 from ima.data.source import Source
 from ima.models.hf_multimodal import PLAIN, Lmm, LmmBatch
+from ima.models.llm.pieces import Before
 from ima.pipeline.evaluator import Evaluator
 from ima.tasks.base import Task
 
@@ -27,6 +28,7 @@ class LmmCollate:
     def __init__(self, task: Task, source: Source, lmm: Lmm, answers: bool = True, blind: bool = False) -> None:
         self.task, self.source, self.answers, self.blind = task, source, answers, blind
         self.processor, self.tokenizer = lmm.processor, lmm.processor.tokenizer
+        self.pieces = lmm.llm.pieces
         self.image_id, self.image_token = lmm.image_id, lmm.image_token
         self.eos_id, self.pad_id, self.dtype, self.name = lmm.llm.eos_id, lmm.llm.pad_id, lmm.llm.dtype, lmm.llm.name
 
@@ -65,7 +67,7 @@ class LmmCollate:
         media = {name: value for name, value in made.items() if name not in texts and name != "attention_mask"}
         if self.answers:
             said = self.task.target_for(sample, draw).strip()
-            answer = self.tokenizer(said if text[-1].isspace() else f" {said}", add_special_tokens=False).input_ids
+            answer = self.pieces.encode(said if text[-1].isspace() else f" {said}", Before.TEXT)
             if not said or not answer:
                 raise UserError(f"sample {sample.id}: its target text is empty; fix or remove it")
             roles += [int(Role.ANSWER)] * len(answer) + [int(Role.SPECIAL)]

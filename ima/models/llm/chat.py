@@ -14,6 +14,7 @@ from typing import Any
 
 from ima.core.errors import UserError, nearest
 from ima.core.types import MEDIUM, Role, Turn
+from ima.models.llm.pieces import Before, PieceTokenizer
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -64,11 +65,13 @@ class Piece:
 @dataclasses.dataclass(frozen=True)
 class Frame:
     """The template around n turns: `before` each turn, `end` after each (of the assistant's: up to its end token), and
-    `lead`, the blank that the turn's own text takes along from the template."""
+    `lead`, the blank that the turn's own text takes along from the template. first: what stands before the first turn
+    (a BOS that the template does not write counts as nothing)."""
 
     before: list[list[int]]
     end: list[list[int]]
     lead: list[str]
+    first: Before
 
 
 class ChatFormat:
@@ -81,8 +84,8 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, choice: str = "tokenizer", bos_id: int | None = None) -> None:
         self.tokenizer, self.choice, self.bos_id = tokenizer, choice, bos_id
         self.template = template_of(tokenizer, choice)
-        known = getattr(tokenizer, "added_tokens_decoder", {})
-        self.special = {int(key) for key, token in known.items() if token.special} | set(tokenizer.all_special_ids)
+        self.tokens = PieceTokenizer(tokenizer)
+        self.special = self.tokens.special
         self._frames: dict[tuple[str, ...], Frame] = {}
         self.stop_id = self.frame(("user", "assistant")).end[1][-1]
 
@@ -124,18 +127,19 @@ class ChatFormat:
                 ends[-1] = end
                 before.append(start)
             else:
-                before.append(self.encode(shown, special=True))
+                before.append(self.encode(shown, Before.TEXT if index else Before.NOTHING))
             leads.append(lead)
             ends.append([])
         if who and who[-1] == "assistant":
             ends[-1] = self._end(texts[-1])[0]
+        first = self.tokens.before(before[0], Before.NOTHING) if before else Before.NOTHING
         if self.bos_id is not None and before and before[0][:1] != [self.bos_id]:
             before[0] = [self.bos_id, *before[0]]
-        return Frame(before, ends, leads)
+        return Frame(before, ends, leads, first)
 
     def _end(self, text: str) -> tuple[list[int], list[int]]:
         """The ids that end the assistant's turn, and what the template says after it."""
-        ids = self.encode(text, special=True)
+        ids = self.encode(text, Before.TEXT)
         place = next((index for index, token in enumerate(ids) if token in self.special), None)
         begins = place is not None and ids[place] == self.tokenizer.bos_token_id != self.tokenizer.eos_token_id
         if place is None or begins or self.tokenizer.decode(ids[:place]).strip():
@@ -145,18 +149,18 @@ class ChatFormat:
             )
         return ids[: place + 1], ids[place + 1 :]
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """special: the template's own text, whose special tokens are meant; what somebody says has none."""
-        if not text:
-            return []
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids)
+    def encode(self, text: str, before: Before) -> list[int]:
+        """The template's own text, whose special tokens are meant; what somebody says has none."""
+        return self.tokens.encode(text, before, special=True)
 
     def pieces(self, turns: Sequence[Turn], answer: bool = True) -> list[Piece]:
         """`answer`: with the last turn, which is the assistant's, or up to where it begins (generation)."""
         frame = self.frame(tuple(name for name, _ in turns))
         out: list[Piece] = []
+        last = Before.NOTHING
         for index, (name, text) in enumerate(turns):
             out.append(Piece(frame.before[index], Role.SPECIAL))
+            last = self.tokens.before(frame.before[index], last) if index else frame.first
             is_answer = name == "assistant"
             if is_answer and not answer and index == len(turns) - 1:
                 break
@@ -164,8 +168,12 @@ class ChatFormat:
             for number, part in enumerate(parts):
                 if number:
                     out.append(Piece(None, Role.PERCEPT))
-                out.append(Piece(self.encode(part), Role.ANSWER if is_answer else Role.PROMPT, is_answer))
+                    last = Before.SPECIAL
+                ids = self.tokens.encode(part, last)
+                last = self.tokens.before(ids, last)
+                out.append(Piece(ids, Role.ANSWER if is_answer else Role.PROMPT, is_answer))
             out.append(Piece(frame.end[index], Role.SPECIAL, is_answer))
+            last = self.tokens.before(frame.end[index], last)
         return [piece for piece in out if piece.ids is None or piece.ids]
 
 

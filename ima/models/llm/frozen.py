@@ -20,6 +20,7 @@ from ima.core.types import Role
 from ima.models.llm.chat import ChatFormat
 from ima.models.llm.facts import LlmFacts, of_config
 from ima.models.llm.pass_context import Generation, PassContext
+from ima.models.llm.pieces import Before, PieceTokenizer
 from ima.models.llm.sites import SiteTable, check_sites
 from ima.models.llm.tuning import Train, make_trainable, merge_lora
 
@@ -54,7 +55,7 @@ class FrozenLLM(nn.Module):
         self.model = model.eval()
         self.trains = trains
         make_trainable(self.model, trains, lora_rank, lora_alpha, seed)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.pieces = tokenizer, PieceTokenizer(tokenizer)
         self.name = name
         self.table = SiteTable(self.model)
         check_sites(self.model, self.table)
@@ -111,9 +112,9 @@ class FrozenLLM(nn.Module):
         norms = [self.embed(part[None]).float().norm(dim=-1).sum() for part in ids.split(8192)]
         return float(torch.stack(norms).sum()) / len(ids)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, before: Before = Before.NOTHING) -> list[int]:
         """Token ids of a piece of text, without specials (collate places these and gives them their roles)."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return self.pieces.encode(text, before)
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """e_BTD as the first block expects it (Gemma's scaling included)."""
