@@ -6,7 +6,6 @@ features, live media or noise, so that a run and its control are compared on the
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,27 +24,20 @@ from ima.data.feature_cache import read_media
 from ima.interventions.plan import Plan, mean_tokens, plan_facts, plan_table
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.llm.frozen import FrozenLLM
+from ima.pipeline.data_checks import Shown, check_lengths
 from ima.pipeline.parts import Parts, Stream
 
 NUM_LOOKED_AT = 8  # frames of a clip
 NUM_TYPICAL = 64  # samples whose prompts are counted
 
 
-@dataclasses.dataclass
-class Shown:
-    """`train` is empty in an evaluation; `skipped`: split -> number of samples left out."""
-
-    train: list[Sample]
-    val: list[Sample]
-    tracks: dict[str, list[Sample]]
-    controls: dict[str, list[Sample]]
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-
-
 def make_ready(parts: Parts, training: bool, report: bool = True) -> list[Shown]:
     """What each stream shows. `training`: with the training split. `report`: say on the terminal what was left out."""
     check_splits(parts)
-    return [stream_ready(parts, stream, training, report) for stream in parts.streams]
+    shown = [stream_ready(parts, stream, training, report) for stream in parts.streams]
+    for stream, one in zip(parts.streams, shown, strict=True):
+        check_lengths(parts, stream, one)
+    return shown
 
 
 def check_splits(parts: Parts) -> None:

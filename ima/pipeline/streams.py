@@ -15,10 +15,10 @@ from typing import Any
 from ima.core.files import write_atomic
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.callbacks import AlignmentLogger, EpochPart, GenerationScorer
+from ima.pipeline.data_checks import Shown
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.parts import Parts, Stream
 from ima.pipeline.predictions import Final
-from ima.pipeline.prepare import Shown
 from ima.pipeline.recorder import Recorder
 from ima.report.entry_table import csv_of, entry_lines, text_rows
 

@@ -21,6 +21,7 @@ from ima.models.llm.chat import ChatFormat
 from ima.models.llm.facts import LlmFacts, of_config
 from ima.models.llm.pass_context import Generation, PassContext
 from ima.models.llm.pieces import Before, PieceTokenizer
+from ima.models.llm.positions import check_positions, num_positions
 from ima.models.llm.sites import SiteTable, check_sites
 from ima.models.llm.tuning import Train, make_trainable, merge_lora
 
@@ -60,7 +61,7 @@ class FrozenLLM(nn.Module):
         self.table = SiteTable(self.model)
         check_sites(self.model, self.table)
         self.width: int = self.model.get_input_embeddings().embedding_dim
-        self.num_blocks = len(self.table.blocks)
+        self.num_blocks, self.num_positions = len(self.table.blocks), num_positions(model.config)
         self.bos_id = self._bos(bos)
         self.eos_id: int = first_id(
             tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
@@ -124,6 +125,7 @@ class FrozenLLM(nn.Module):
     def forward(self, x_BSD: Tensor, roles_BS: Tensor, sample_ids: Sequence[str] | None = None) -> Tensor:
         """h_BSD after the final norm. PAD positions are invisible to all others; their outputs mean nothing.
         sample_ids: for interventions that draw by sample."""
+        check_positions(self.name, self.num_positions, roles_BS, sample_ids)
         mask_BS = (roles_BS != Role.PAD).long()
         positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
         running = PassContext(roles_BS, None if sample_ids is None else tuple(sample_ids))
@@ -227,6 +229,7 @@ class FrozenLLM(nn.Module):
         mask_BS = (roles_BS != Role.PAD).long()
         assert bool((mask_BS.diff(dim=1) >= 0).all()), "generation pads on the left"
         names = None if sample_ids is None else tuple(sample_ids)
+        check_positions(self.name, self.num_positions, roles_BS, names, settings.max_new_tokens)
         with self._decoding(roles_BS, names), contiguous_head(self.model):
             ids_BT = self.model.generate(
                 inputs_embeds=x_BSD.to(self.dtype),
