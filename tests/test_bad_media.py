@@ -16,7 +16,7 @@ from test_data import Means
 
 from ima.data.feature_cache import FeatureStore
 from ima.data.source import MediumError
-from ima.pipeline.prepare import Look
+from ima.pipeline.data_checks import Look
 from ima.runs.results import read_result
 
 NUM = 12

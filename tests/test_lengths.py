@@ -49,7 +49,8 @@ def test_padding_alone_and_generation_up_to_the_last_position_are_let_through() 
 
 
 @pytest.mark.parametrize(("rope", "expected"), [
-    ({"rope_type": "default"}, 100), ({"rope_type": "linear", "factor": 4.0}, 400), ({"type": "dynamic", "factor": 2}, 200),
+    ({"rope_type": "default"}, 100), ({"rope_type": "linear", "factor": 4.0}, 400),
+    ({"type": "dynamic", "factor": 2}, 200),
     ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 50}, 200),
     ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 50}, 100),
 ])  # fmt: skip

@@ -1,16 +1,25 @@
-"""What is refused about a run's samples before anything is trained: mistakes of data that show after hours otherwise."""
+"""What is refused of a run's samples before anything is trained: mistakes of data that show after hours otherwise."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ima.core.errors import UserError
+from ima.core.media import Clip, spaced
 from ima.core.types import Sample
-from ima.data.collate import Collate, NoPercepts
+from ima.data.collate import Collate, LivePercepts, NoPercepts
+from ima.data.feature_cache import read_media
 from ima.models.llm.positions import too_long
 from ima.pipeline.parts import Parts, Stream
+from ima.pipeline.predictions import NUM_SHOWN, varied
 
+NUM_LOOKED_AT = 8  # frames of a clip
 NUM_LONGEST = 256  # texts of a part that are tokenised to see whether they fit
 NUM_FRAME = 64  # tokens that a prompt or a template may put around the sample's own text
 
@@ -61,3 +70,52 @@ def text_bytes(sample: Sample) -> int:
         return sum(len(text.encode("utf-8", "surrogatepass")) for _, text in sample.turns)
     texts = [len(text.encode("utf-8", "surrogatepass")) for text in sample.references]
     return len(sample.question.encode("utf-8", "surrogatepass")) + max(texts, default=0)
+
+
+def check_media(parts: Parts, shown: Sequence[Shown]) -> None:
+    """Raises UserError where an adapter would see no medium in the whole training and nothing else learns either."""
+    if parts.llm.trains != "none":
+        return
+    seen: dict[str, bool] = {}
+    for stream, one in zip(parts.streams, shown, strict=True):
+        name = stream.channel.name
+        seen[name] = seen.get(name, False) or any(sample.shown for sample in one.train)
+    for stream in parts.streams:
+        if not seen[stream.channel.name]:
+            raise UserError(
+                f"{stream.key}: no training sample shows a medium and the LLM is frozen, so nothing would be learnt; "
+                "add samples with media, or train the LLM (llm.train=lora)"
+            )
+
+
+def check_shown_media(stream: Stream, shown: Shown) -> None:
+    """Reads the media that the run will show at its end, where it has not read them for its features (noise, live
+    media): what is missing stops the run now, not after its training."""
+    tracks = {**shown.tracks, **shown.controls}
+    chosen = [samples[place] for samples in tracks.values() for place in varied(samples, NUM_SHOWN)]
+    media = {medium.medium_key: medium for sample in chosen for medium in sample.shown[:1]}
+    if isinstance(stream.percepts, LivePercepts):
+        measured = itertools.chain(shown.val, *tracks.values())
+        media |= {medium.medium_key: medium for sample in measured for medium in sample.shown}
+    t = stream.training
+    for _ in read_media(stream.source, list(media.values()), look_of(stream), t.eval_batch_size, t.num_workers, {}):
+        pass
+
+
+class Look:
+    """Decodes a medium and keeps nothing: as the encoder would, or whole pictures and sounds and some frames of clips
+    (which are read when they are asked for)."""
+
+    def __init__(self, preprocess: Callable[[Any], Tensor] | None) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, medium: Any) -> Tensor:
+        if self.preprocess is not None:
+            self.preprocess(medium)
+        elif isinstance(medium, Clip):
+            medium.frames(spaced(medium.num_frames, NUM_LOOKED_AT))
+        return torch.empty(0)
+
+
+def look_of(stream: Stream) -> Look:
+    return Look(stream.channel.encoder.preprocess if isinstance(stream.percepts, LivePercepts) else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from ima.core.files import to_json, write_atomic
 from ima.core.media import Clip, Medium, Sound, spaced
-from ima.data.source import Source
+from ima.core.types import Sample
+from ima.data.source import MediumError, Source
 from ima.tasks.base import Prediction, Task
 
 NUM_SHOWN = 12
@@ -54,26 +56,35 @@ def write_all_samples(folder: Path, entries: Sequence[Final], epoch: int | None)
                 lines.append(line)
             if split_name not in BESIDE:
                 offset = len(lines) - len(predictions)
-                for index, position in enumerate(varied(predictions, NUM_SHOWN)):
+                for index, position in enumerate(varied([p.sample for p in predictions], NUM_SHOWN)):
                     stem = f"{track}-{index:02d}".replace("/", "-")
-                    media = predictions[position].sample.shown[:1]
-                    files = media_files(folder, source.medium(media[0]), stem) if media else {}
-                    shown.append(lines[offset + position] | files)
+                    shown.append(
+                        lines[offset + position] | files_of(folder, source, predictions[position].sample, stem)
+                    )
     for name, content in (("predictions.jsonl", lines), ("samples.jsonl", shown)):
         write_atomic(folder / name, "".join(json.dumps(to_json(line)) + "\n" for line in content))
 
 
-def varied(predictions: Sequence[Prediction], num: int) -> list[int]:
-    """Positions of up to `num` predictions, spread over what there is to say: one of each first reference before a
+def varied(samples: Sequence[Sample], num: int) -> list[int]:
+    """Positions of up to `num` samples, spread over what there is to say: one of each first reference before a
     second of any. Chosen by the references alone, never by the answers."""
     rounds: dict[str, list[int]] = {}
-    for position, prediction in enumerate(predictions):
-        rounds.setdefault(prediction.sample.references[0] if prediction.sample.references else "", []).append(position)
+    for position, sample in enumerate(samples):
+        rounds.setdefault(sample.references[0] if sample.references else "", []).append(position)
     firsts = [positions[0] for positions in rounds.values()]
     if len(firsts) >= num:
         return [firsts[index * len(firsts) // num] for index in range(num)]
     rest = [position for positions in rounds.values() for position in positions[1:]]
     return sorted(firsts + rest[: num - len(firsts)])
+
+
+def files_of(folder: Path, source: Source, sample: Sample, stem: str) -> dict[str, str]:
+    """`media_files` of its first medium; a medium that cannot be read any more costs its picture, not the results."""
+    try:
+        return media_files(folder, source.medium(sample.shown[0]), stem) if sample.shown else {}
+    except MediumError as error:
+        print(f"warning: sample {sample.id} is shown without its medium: {error}", file=sys.stderr)
+        return {}
 
 
 def media_files(folder: Path, medium: Medium, stem: str) -> dict[str, str]:

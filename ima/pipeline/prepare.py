@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ima.core.errors import UserError
-from ima.core.media import Clip, spaced
 from ima.core.progress import progress
 from ima.core.types import Sample
-from ima.data.collate import LivePercepts, NoPercepts
+from ima.data.collate import NoPercepts
 from ima.data.feature_cache import read_media
 from ima.interventions.plan import Plan, mean_tokens, plan_facts, plan_table
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.data_checks import Shown, check_lengths
+from ima.pipeline.data_checks import Shown, check_lengths, check_media, check_shown_media, look_of
 from ima.pipeline.parts import Parts, Stream
 
-NUM_LOOKED_AT = 8  # frames of a clip
 NUM_TYPICAL = 64  # samples whose prompts are counted
 
 
@@ -35,8 +30,12 @@ def make_ready(parts: Parts, training: bool, report: bool = True) -> list[Shown]
     """What each stream shows. `training`: with the training split. `report`: say on the terminal what was left out."""
     check_splits(parts)
     shown = [stream_ready(parts, stream, training, report) for stream in parts.streams]
+    if training:
+        check_media(parts, shown)
     for stream, one in zip(parts.streams, shown, strict=True):
         check_lengths(parts, stream, one)
+        if stream.store is None and getattr(stream.source, "on_bad_medium", "skip") != "skip":
+            check_shown_media(stream, one)
     return shown
 
 
@@ -75,7 +74,7 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
 def screen(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str, str]:
     """Read each medium once as the run will; medium key -> why it cannot be read."""
     unique = list({sample.medium_key: sample for sample in samples}.values())
-    look = Look(stream.channel.encoder.preprocess if isinstance(stream.percepts, LivePercepts) else None)
+    look = look_of(stream)
     bad: dict[str, str] = {}
     t = parts.training
     with progress(len(unique), f"look at {stream.source.name}", "medium") as advance:
@@ -84,30 +83,20 @@ def screen(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str,
     return bad
 
 
-class Look:
-    """Decodes a medium and keeps nothing: as the encoder would, or whole pictures and sounds and some frames of clips
-    (which are read when they are asked for)."""
-
-    def __init__(self, preprocess: Callable[[Any], Tensor] | None) -> None:
-        self.preprocess = preprocess
-
-    def __call__(self, medium: Any) -> Tensor:
-        if self.preprocess is not None:
-            self.preprocess(medium)
-        elif isinstance(medium, Clip):
-            medium.frames(spaced(medium.num_frames, NUM_LOOKED_AT))
-        return torch.empty(0)
-
-
 def without(shown: Shown, bad: dict[str, str], split: str, stream: Stream, report: bool) -> Shown:
-    """`shown` without the samples of bad media. Raises UserError where nothing is left of a part."""
+    """`shown` without the samples of bad media. Raises UserError where nothing is left of a part.
+
+    A medium and its spoilt twins are left out together, so that the rows of a control stay paired with its track's."""
+    everything = itertools.chain(shown.train, shown.val, *shown.tracks.values(), *shown.controls.values())
+    media = {medium.medium_key: medium for sample in everything for medium in sample.shown}
+    reasons = {unspoilt(media[key]): reason for key, reason in bad.items() if key in media}
 
     def kept(samples: Sequence[Sample], name: str) -> list[Sample]:
-        good = [sample for sample in samples if not any(medium.medium_key in bad for medium in sample.shown)]
+        good = [sample for sample in samples if not any(unspoilt(medium) in reasons for medium in sample.shown)]
         if len(good) < len(samples):
             skipped[name] = max(skipped.get(name, 0), len(samples) - len(good))
-            media = (medium.medium_key for sample in samples for medium in sample.shown)
-            first.append(next(bad[key] for key in media if key in bad))
+            keys = (unspoilt(medium) for sample in samples for medium in sample.shown)
+            first.append(next(reasons[key] for key in keys if key in reasons))
         if samples and not good:
             raise UserError(
                 f"{stream.key}: none of the {len(samples)} media of {name!r} can be read; the first: {first[-1]}"
@@ -130,6 +119,11 @@ def without(shown: Shown, bad: dict[str, str], split: str, stream: Stream, repor
             file=sys.stderr,
         )
     return out
+
+
+def unspoilt(medium: Sample) -> str:
+    """The key of what a medium shows, the same for its spoilt twins."""
+    return str(medium.facts.get("control_of", medium.medium_key))
 
 
 def measured_split(parts: Parts) -> str:
