@@ -347,7 +347,7 @@ def test_a_mask_of_the_first_blocks_is_not_taken_for_that_of_later_ones() -> Non
         lean = llm(x, roles, ["a"])
     from ima.interventions.skip.engine import Engine
 
-    with Isolate(1).apply(llm), Engine(llm, skips, lean=False):
+    with Isolate(1).apply(llm), Engine(llm, skips, fast_path=False):
         torch.testing.assert_close(llm(x, roles, ["a"]), lean, rtol=1e-5, atol=1e-5)
 
 

@@ -44,7 +44,7 @@ PLANS = [
     {"part": "attn", "visibility": "hidden"},
     {"part": "block", "visibility": "hidden", "roles": ["percept", "prompt"]},
     {"part": "block", "ratio": 0.5, "select": "first"},
-    {"part": "ffn", "ratio": 0.5, "select": "last", "roles": ["percept", "text"]},
+    {"part": "ffn", "ratio": 0.5, "select": "last", "roles": ["percept", "text"], "phase": "prefill"},
     {"part": "block", "ratio": 0.4, "select": "random", "redraw_per_block": True},
     {"part": "attn", "ratio": 0.5, "select": "norm"},
     {"part": "block", "ratio": 0.5, "select": "similar"},
@@ -280,7 +280,7 @@ def test_lean_blocks_give_the_numbers_of_the_hooked_ones_and_compute_no_more(fam
         x, real = states(llm, roles), roles != PAD
         found, flops = [], []
         for lean in (True, False):
-            with Engine(llm, [Skip(**{"start": 1} | plan)], lean=lean), FlopCounterMode(display=False) as counter:
+            with Engine(llm, [Skip(**{"start": 1} | plan)], fast_path=lean), FlopCounterMode(display=False) as counter:
                 found.append(llm(x, roles, IDS)[real])
             flops.append(counter.get_total_flops())
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
@@ -362,3 +362,97 @@ def test_a_skip_that_does_not_fit_the_llm_is_refused_before_anything_changes(
     with pytest.raises(UserError, match=message), stack(llm, [Skip(**plan)]):
         pass
     assert hooks_of(llm) == before
+
+
+NAMES = ["a", "b", "c"]
+LEFT = torch.tensor([[PAD, S0, Q, P, P, P, P, Q], [P, P, P, P, Q, Q, Q, Q], [PAD, PAD, PAD, P, P, P, P, Q]])
+SHARES = (
+    [
+        {"part": part, "roles": roles, "phase": phase, "ratio": 0.5, "redraw_per_block": redraw}
+        for part, redraw in (("block", True), ("ffn", False), ("attn", False))
+        for roles, phase in (
+            (["answer"], "decode"),
+            (["text"], "both"),
+            (["all"], "both"),
+            (["percept", "answer"], "both"),
+            (["all"], "prefill"),
+        )
+    ]
+    + [
+        {"part": "block", "roles": ["all"], "phase": "prefill", "ratio": 0.5, "select": select}
+        for select in ("first", "last", "norm", "similar")
+    ]
+    + [{"part": "attn", "roles": ["all"], "ratio": 0.4, "visibility": "hidden"}]
+)
+
+
+@pytest.mark.parametrize("plan", SHARES, ids=name_of)
+@torch.no_grad()
+def test_a_share_of_tokens_does_not_depend_on_the_batch_and_decoding_is_the_whole_pass(plan: dict[str, Any]) -> None:
+    """Alone, in a batch of any order and padding, and in one pass over prompt and answer: the same scores and texts."""
+    llm = make("llama")
+    x = states(llm, LEFT)
+    for seed in range(3):
+        with stack(llm, [Skip(**{"start": 1, "seed": seed} | plan)]):
+            together = llm.generate(x, LEFT, Generation(6), NAMES)
+            turned = llm.generate(x.flip(0), LEFT.flip(0), Generation(6), NAMES[::-1])
+            assert turned == together[::-1]
+            for row, text in enumerate(together):
+                real, name = LEFT[row] != PAD, [NAMES[row]]
+                alone_x, alone_roles = x[row, real][None], LEFT[row, real][None]
+                assert llm.generate(alone_x, alone_roles, Generation(6), name) == [text]
+                said = torch.tensor(text[:-1], dtype=torch.long)
+                whole_x = torch.cat([alone_x, llm.embed(said)[None]], dim=1)
+                for role in (A, int(Role.GENERATED)):
+                    roles = torch.cat([alone_roles, torch.full_like(said, role)[None]], dim=1)
+                    h = llm(whole_x, roles, name)
+                    scores = llm.logits(h[0, alone_roles.shape[1] - 1 :])
+                    assert scores.argmax(-1).tolist() == text
+                    wide = torch.nn.functional.pad(whole_x, (0, 0, 2, 3)), torch.nn.functional.pad(roles, (2, 3))
+                    padded = llm(*wide, name)[:, 2:-3]
+                    torch.testing.assert_close(padded, h, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("select", ["random", "first", "norm"])
+@torch.no_grad()
+def test_later_turns_of_a_conversation_change_nothing_about_earlier_ones(select: str) -> None:
+    """Two questions with their answers, EOS after each: what precedes is as it is without them."""
+    llm = make("llama")
+    roles = torch.tensor([[S0, P, P, P, Q, Q, A, A, S0, Q, Q, Q, A, A, S0]])
+    x = states(llm, roles)
+    answers = {"roles": ["all"]} if select == "random" else {"roles": ["all"], "phase": "prefill"}
+    with stack(llm, [Skip("block", start=1, ratio=0.5, select=select, **answers)]):  # type: ignore[arg-type]
+        whole = llm(x, roles, ["a"])
+        for length in (6, 8, 12, 14):
+            part = llm(x[:, :length], roles[:, :length], ["a"])
+            torch.testing.assert_close(part, whole[:, :length], rtol=1e-4, atol=1e-5)
+
+
+def test_a_larger_share_of_answer_tokens_contains_a_smaller_one_and_is_that_share() -> None:
+    llm, roles = make("llama"), torch.tensor([[P, Q] + [A] * 400])
+    found = []
+    for ratio in (0.3, 0.6):
+        with Engine(llm, [Skip("ffn", ("answer",), start=1, ratio=ratio)], record=True) as engine, torch.no_grad():
+            llm(states(llm, roles), roles, ["a"])
+        assert engine.decisions is not None
+        found.append(engine.decisions[0][2]["ffn"][0])
+    assert not bool((found[0] & ~found[1]).any())
+    assert abs(int(found[0].sum()) - 120) < 30 and abs(int(found[1].sum()) - 240) < 30
+
+
+@pytest.mark.parametrize("select", ["first", "last", "norm", "similar"])
+def test_ranking_tokens_that_come_one_by_one_is_refused(select: Any) -> None:
+    for roles, phase in (("answer", "both"), ("text", "both"), ("all", "decode")):
+        with pytest.raises(UserError, match="select=random or phase=prefill"):
+            Skip("block", (roles,), start=1, ratio=0.5, select=select, phase=phase)  # type: ignore[arg-type]
+        Skip("block", (roles,), start=1, ratio=1.0, select=select, phase=phase)  # type: ignore[arg-type]
+
+
+def test_similar_of_ratio_zero_beside_another_skip_leaves_nothing_out() -> None:
+    llm = make("llama")
+    x = states(llm)
+    with torch.no_grad():
+        with stack(llm, [Skip("attn", start=1)]):
+            expected = llm(x, ROLES, IDS)
+        with stack(llm, [Skip("ffn", start=1, ratio=0.0, select="similar"), Skip("attn", start=1)]):
+            assert torch.equal(llm(x, ROLES, IDS), expected)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima.core.types import Role, Site
+from ima.core.types import Site
 from ima.interventions.skip.attention import deciding, switch_attention
 from ima.interventions.skip.decision import BlockDecision, Decide, SkipRule
 from ima.interventions.skip.fast_path import FastPathForward, unsupported_reason
-from ima.interventions.skip.select import by_chance, by_place, decoded_by_chance, lowest, num_skipped, real, role_mask
+from ima.interventions.skip.select import real, share_of
 from ima.interventions.skip.token_index import Rows
 from ima.interventions.work import Decision
 from ima.models.llm.frozen import FrozenLLM
@@ -241,32 +241,10 @@ class Engine:
             if skip_BS is None:
                 skip_BS = torch.zeros_like(running.roles_BS, dtype=torch.bool)
                 for group in skip.groups:
-                    skip_BS |= self._chosen_of(group, skip, block, x_BSD, running)
+                    skip_BS |= share_of(skip, group, block, x_BSD, self.inputs.get(block - 1), running)
             running.memo[key] = skip_BS
         found: Tensor = running.memo[key]
         return found
-
-    def _chosen_of(
-        self, group: Sequence[int], skip: SkipRule, block: int, x_BSD: Tensor, running: PassContext
-    ) -> Tensor:
-        role_BS = role_mask(running.roles_BS, group)
-        if skip.ratio == 1:
-            return role_BS
-        num_B = num_skipped(role_BS.sum(1), skip.ratio)
-        if skip.select in ("first", "last"):
-            return by_place(role_BS, num_B, last=skip.select == "last")
-        if skip.select == "random":
-            assert running.sample_ids is not None, "a random skip draws by sample: pass sample_ids"
-            draw = [skip.seed, *group, *((block,) if skip.redraw_per_block else ())]
-            if running.num_past and int(Role.GENERATED) in group:
-                found = decoded_by_chance(skip.ratio, running.sample_ids, draw, running.num_past)
-                return role_BS & found.to(role_BS.device)
-            return by_chance(role_BS, num_B, running.sample_ids, draw)
-        if skip.select == "norm":
-            return lowest(x_BSD.float().norm(dim=-1), role_BS, num_B)
-        before = self.inputs[block - 1]
-        change = -torch.cosine_similarity(x_BSD.float(), before.float(), dim=-1)
-        return lowest(change, role_BS, num_B)
 
 
 def replay(llm: FrozenLLM, skips: Sequence[SkipRule], decisions: Sequence[tuple[int, int, Decision]]) -> Engine:

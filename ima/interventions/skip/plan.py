@@ -81,6 +81,11 @@ class Skip(Intervention):
         ids = {"prefill": ids - decoded, "decode": ids & decoded, "both": ids}[phase]
         if not ids:
             raise UserError(f"phase: {phase!r} leaves no token of roles {', '.join(roles)}")
+        if select != "random" and 0 < ratio < 1 and ids & decoded:
+            raise UserError(
+                f"select: {select} with ratio {ratio:g} ranks tokens that are there together, but those of an answer "
+                f"come one by one (roles {', '.join(roles)}, phase {phase}); use select=random or phase=prefill"
+            )
         self.part, self.start, self.stop, self.every = part, start, stop, every
         self.roles, self.listed, self.ratio, self.select = tuple(roles), blocks, ratio, select
         self.phase, self.visibility, self.heads = phase, visibility, None if heads is None else tuple(heads)
@@ -150,7 +155,7 @@ class Skip(Intervention):
         chosen = self.chosen(llm, torch.zeros(1, 1, 4), running)
         if chosen is not None:  # by a rule of its own
             return float(bool(chosen.any()))
-        return self.ratio if self.select == "random" else float(self.ratio >= 0.5)  # one token, rounded half up
+        return self.ratio
 
     def treatment(self, llm: FrozenLLM, block: int, roles_1S: Tensor, savings: Savings | None) -> str:
         if savings is None or block not in savings.prompt:

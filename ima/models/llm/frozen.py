@@ -190,6 +190,7 @@ class FrozenLLM(nn.Module):
         """The first pass inside sees the prompt, repeated for beams; every later one sees GENERATED tokens. Passes are
         counted, since lengths do not tell a prompt of one token from a decoding step."""
         num_past = 0
+        num_real_B = (roles_BS != Role.PAD).sum(1)
         history: dict[Any, Any] = {}
 
         def before_pass(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -203,7 +204,8 @@ class FrozenLLM(nn.Module):
             else:
                 roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
             ids = None if sample_ids is None else tuple(name for name in sample_ids for _ in range(times))
-            self.running = PassContext(roles, ids, num_past, history=history)
+            seen_B = num_real_B.repeat_interleave(times) + num_past - roles_BS.shape[1] if num_past else None
+            self.running = PassContext(roles, ids, num_past, seen_B, history=history)
             num_past += length
 
         with self._running(PassContext(roles_BS, sample_ids)):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ima.core.types import Site
+from ima.core.types import Role, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,20 @@ class Taken(Protocol):
 @dataclasses.dataclass
 class PassContext:
     """The pass that runs now: roles_BS and sample_ids of its rows (None where the caller did not say), and how many
-    positions came before it (cached decoding). `memo` lives as long as the pass, `history` as long as the decoding.
-    taken: by block and site, where an intervention leaves the site out for some positions."""
+    positions came before it (cached decoding), num_real_past_B of them real. `memo` lives as long as the pass,
+    `history` as long as the decoding. taken: by block and site, where an intervention leaves the site out for some
+    positions."""
 
     roles_BS: Tensor
     sample_ids: tuple[str, ...] | None = None
     num_past: int = 0
+    num_real_past_B: Tensor | None = None
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
     history: dict[Any, Any] = dataclasses.field(default_factory=dict)
     taken: dict[tuple[int, Site], Taken] = dataclasses.field(default_factory=dict)
+
+    @property
+    def places_BS(self) -> Tensor:
+        """Place of each position among the real tokens of its sample, from 0: the same however it is padded."""
+        places_BS = ((self.roles_BS != Role.PAD).long().cumsum(1) - 1).clamp_min(0)
+        return places_BS if self.num_real_past_B is None else places_BS + self.num_real_past_B[:, None]
