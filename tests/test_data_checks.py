@@ -1,4 +1,4 @@
-"""What is refused or left out of a run's samples before it trains: missing media, no media at all, unpaired controls."""
+"""What is refused or left out of a run's samples before it trains: missing media, no media, unpaired controls."""
 
 from __future__ import annotations
 

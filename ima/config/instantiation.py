@@ -1,7 +1,8 @@
 """Nodes of a checked config made into what their `_target_` names; a person's mistakes become lines that name the key.
 
-Parts (an encoder, a task, ...) are made with everything inside them. Settings (trainer, alignment, an entry of a mixture,
-a stage) are made from plain values: lists become tuples, and nodes inside an entry stay nodes, to be made in their turn.
+Parts (an encoder, a task, ...) are made with everything inside them. Settings (trainer, alignment, an entry of a
+mixture, a stage) are made from plain values: lists become tuples, and nodes inside an entry stay nodes, to be made in
+their turn.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def build_settings(kind: type[Kind], node: Mapping[str, Any], key: str) -> Kind:
         raise UserError(
             f"{key}._target_: {node['_target_']!r} makes nothing with {', '.join(lacking[:3])}; derive it from {home}"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def lists_to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

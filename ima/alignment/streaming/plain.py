@@ -47,7 +47,8 @@ class Example:
 
     def mask(self, layer: int, role: str, variant: str = "raw") -> Tensor:
         """The positions that a view takes the mean of."""
-        mask_S = sum(self.roles_S == wanted for wanted in ROLES_OF[role]).bool() & self.seen_S[layer]
+        wanted = torch.tensor([int(each) for each in ROLES_OF[role]])
+        mask_S = torch.isin(self.roles_S, wanted) & self.seen_S[layer]
         if variant == "nosink":
             mask_S[(self.roles_S != Role.PAD).long().argmax()] = False  # the first position that is not PAD
         if variant == "nomassive":

@@ -2,8 +2,8 @@
 
 The number is ratio x tokens of that role in that stretch of prompt, rounded half up; a stretch ends where an answer
 begins. Chance is keyed by (seed, sample id), so that neither batch nor order nor the number of processes changes it,
-and a larger ratio contains a smaller one. Answer tokens come one by one: each is skipped with probability `ratio`, drawn by
-its own place among the sample's real tokens, so that a whole pass decides what cached decoding decides.
+and a larger ratio contains a smaller one. Answer tokens come one by one: each is skipped with probability `ratio`,
+drawn by its own place among the sample's real tokens, so that a whole pass decides what cached decoding decides.
 """
 
 from __future__ import annotations
