@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ima.compose import compose
-from ima.results import read_result, read_rows
 from launcher import Launcher
 from omegaconf import OmegaConf
 
-from ima.config import run_config
+from ima.config.compose import compose
+from ima.runs.find import run_config
+from ima.runs.results import read_result, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "tests/artefacts"
@@ -98,9 +98,8 @@ def test_pages_are_written(place: Path, name: str) -> None:
 
 
 def test_runs_are_collected_and_compared() -> None:
-    from ima.compare import compare
-
     from ima.report.collect import collect
+    from ima.runs.compare import compare
 
     rows = collect(RUNS)
     assert len(rows) == len(RUNS) and {row["status"] for row in rows} == {"ok"}
@@ -110,8 +109,8 @@ def test_runs_are_collected_and_compared() -> None:
 
 
 def test_masks_are_read_compared_and_applied(launcher: Launcher, place: Path) -> None:
-    from ima.masks.bits import Mask
-    from ima.masks.rows import matrix_text, named
+    from ima.interventions.prune.mask import Mask
+    from ima.interventions.prune.rows import matrix_text, named
 
     paths = sorted(str(path) for path in (STORED / "masks").glob("*.safetensors"))
     masks = [Mask.load(path) for path in paths]
@@ -151,7 +150,7 @@ def test_the_table_of_a_sweep_is_made_again_from_jobs_that_are_found_by_their_ha
 def test_a_run_composes_from_its_own_command_to_its_own_hash() -> None:
     from shlex import split
 
-    from ima.identity import config_hash
+    from ima.runs.identity import config_hash
 
     for folder in (STORED / "run", STORED / "mixture"):
         result = read_result(folder)

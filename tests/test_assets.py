@@ -154,14 +154,14 @@ def test_a_damaged_package_is_refused(deb: Path, own_cache: Path, keep: int) -> 
 
 
 def run_python(code: str, cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "IMA_CACHE": str(cache), "PYTHONPATH": str(Path(assets.__file__).parents[1])}
+    environment = {**os.environ, "IMA_CACHE": str(cache), "PYTHONPATH": str(Path(assets.__file__).parents[3])}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
 
 BUILD = """
 import os, signal, sys, time
 from pathlib import Path
-from ima.cache import build_folder, cache_dir
+from ima.core.cache import build_folder, cache_dir
 def build(folder):
     (folder / "a").write_text("1")
     {middle}

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ima.schema import signature
+
+from ima.core.signatures import signature
 
 # Names of other projects, of the shell, and of the published code.
 ELSEWHERE = {"ar", "torchrun", "skip_block_prompt", "context_skip_block_prompt"}

@@ -7,7 +7,7 @@ import pytest
 
 BLOCKS = """
 import ctypes, resource
-from ima.environment import prepare
+from ima.core.environment import prepare
 prepare()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ima.compose import CONF, choices_of
-from ima.identity import bare_name
-from ima.moved_names import current_name
-from ima.schema import signature
+
+from ima.config.compose import CONF, choices_of
+from ima.core.moved_names import current_name
+from ima.core.signatures import signature
+from ima.runs.identity import bare_name
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 sys.path.insert(0, str(FOLDER))

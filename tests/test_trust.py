@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from ima.compose import compose
-from ima.errors import UserError
-from ima.masks.__main__ import main as masks_main
-from ima.masks.bits import Mask
-from ima.trust import CONF, check_foreign, home_of, named_in, trusting
 from launcher import Launcher
 from omegaconf import OmegaConf
 
 from ima import llava
 from ima.cli import run_script
-from ima.config import config_hash, run_config
+from ima.cli.masks import main as masks_main
+from ima.config.compose import compose
+from ima.core.errors import UserError
+from ima.core.trust import CONF, check_foreign, home_of, named_in, trusting
+from ima.interventions.prune.mask import Mask
+from ima.runs.find import run_config
+from ima.runs.identity import config_hash
 
 Json = dict[str, Any]
 TINY = ["llm=tiny", "data=shapes", "data.num_train=12", "data.num_test=4", "data.size=32", "adapter=linear",
@@ -90,11 +91,11 @@ def evaluated(folder: Path, canary: Path) -> Json:
 
 def through_ima(folder: Path, canary: Path) -> Json:
     """A name that a module of ours imports."""
-    return copyfile(folder, canary) | {"_target_": "ima.masks.export.shutil.copyfile"}
+    return copyfile(folder, canary) | {"_target_": "ima.interventions.prune.export.shutil.copyfile"}
 
 
 def helper_of_ima(folder: Path, canary: Path) -> Json:
-    return {"_target_": "ima.results.write_json", "path": {"_target_": "pathlib.Path", "_args_": [str(canary)]},
+    return {"_target_": "ima.core.files.write_json", "path": {"_target_": "pathlib.Path", "_args_": [str(canary)]},
             "value": 1}  # fmt: skip
 
 
@@ -115,9 +116,9 @@ PLACES: dict[str, Callable[[Json, Json], None]] = {
     "data.num_train": lambda config, bomb: config["data"].update(num_train=bomb),
     "task": lambda config, bomb: config.update(task=bomb),
     "mixture": lambda config, bomb: config.update(
-        mixture={"a": {"_target_": "ima.settings.Entry", "data": config["data"], "task": bomb}}
+        mixture={"a": {"_target_": "ima.config.settings.Entry", "data": config["data"], "task": bomb}}
     ),
-    "stage": lambda config, bomb: config.update(stage={"one": {"_target_": "ima.settings.Stage", "lr": bomb}}),
+    "stage": lambda config, bomb: config.update(stage={"one": {"_target_": "ima.config.settings.Stage", "lr": bomb}}),
     "intervention": lambda config, bomb: config.update(intervention={"skip": bomb}),
     "alignment": lambda config, bomb: config.update(alignment=bomb),
     "trainer.tracks": lambda config, bomb: config["trainer"].update(tracks=[bomb]),
@@ -194,7 +195,10 @@ def test_the_line_names_key_target_and_what_allows_it(tmp_path: Path, capsys: py
         ({"${oc.env:HOME}": 1}, "refers to something"),
         ({"_target_": ["os.system"]}, "_target_: ['os.system'] is not taken from a file; allowed: a str"),
         ({"_target_": "os.system\nerror: all is well"}, "'os.system\\nerror: all is well' is named neither"),
-        ({"_target_": "ima.dashboard.WandbMirror"}, "'ima.dashboard.WandbMirror' is named neither"),
+        (
+            {"_target_": "ima.pipeline.loggers.wandb.WandbMirror"},
+            "'ima.pipeline.loggers.wandb.WandbMirror' is named neither",
+        ),
         ({"_partial_": {"_target_": "os.getpid"}}, "encoder._partial_: "),
         ({"_args_": [1]}, "encoder._args_: [1] is not taken from a file"),
     ],
@@ -223,7 +227,7 @@ def test_depth_is_no_way_round_it() -> None:
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The person's own package, and a run that was trained with its class."""
     write_code(tmp_path / "own" / "mine_trust", "encoders", tmp_path / "imported",
-               "import os\nfrom os import system\nfrom ima.encoders.controls import NoiseEncoder\n"
+               "import os\nfrom os import system\nfrom ima.models.encoders.controls import NoiseEncoder\n"
                "class Own(NoiseEncoder):\n    pass\n\ndef make(dim: int = 3):\n    return Own(dim)\n")  # fmt: skip
     (tmp_path / "own" / "mine_trust" / "__init__.py").write_text("from mine_trust.encoders import Own\n")
     monkeypatch.syspath_prepend(str(tmp_path / "own"))
@@ -270,8 +274,14 @@ def test_a_trusted_module_does_not_vouch_for_what_it_imports(mine: Path) -> None
 
 
 def test_what_conf_names_is_allowed_and_no_logger() -> None:
-    assert named_in(CONF, "ima.encoders.image.FocusViT") and named_in(CONF, "ima.settings.Entry")
-    for target in ("ima.dashboard.WandbMirror", "ima.results.write_json", "ima.encoders.image", "torch.load", ""):
+    assert named_in(CONF, "ima.models.encoders.image.FocusViT") and named_in(CONF, "ima.config.settings.Entry")
+    for target in (
+        "ima.pipeline.loggers.wandb.WandbMirror",
+        "ima.core.files.write_json",
+        "ima.models.encoders.image",
+        "torch.load",
+        "",
+    ):
         assert not named_in(CONF, target)
 
 
@@ -291,7 +301,7 @@ def test_trust_changes_no_hash_and_is_not_taken_from_a_run(mine: Path) -> None:
 
 
 def test_a_sweeps_evaluations_may_name_what_its_trainings_named(mine: Path) -> None:
-    from ima.grid import compose_sweep
+    from ima.sweep.grid import compose_sweep
 
     argv = [*TINY, "encoder._target_=mine_trust.encoders.Own", "seed=1,2", "evaluations=[{epochs:[1]}]"]
     measured = [job for job in compose_sweep(argv).jobs if job.script == "evaluate"]
@@ -366,7 +376,7 @@ def test_the_commands_refuse_a_planted_run(
     change(run, config={key: copyfile(run, canary)})
     assert masks_main(["make", str(run), "--out", str(run / "masks")]) == 2
     one_line(capsys.readouterr().err, f"{key}._target_: 'shutil.copyfile'", "--trust shutil.copyfile")
-    monkeypatch.setattr(sys, "argv", ["ima.llava", str(run), "--out", str(run / "llava")])
+    monkeypatch.setattr(sys, "argv", ["ima.models.llava", str(run), "--out", str(run / "llava")])
     assert llava.main() == 2
     one_line(capsys.readouterr().err, f"{key}._target_: 'shutil.copyfile'", "--trust shutil.copyfile")
     assert not canary.exists()
@@ -379,7 +389,7 @@ def test_a_planted_mask_makes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.syspath_prepend(str(tmp_path))
-    node, tiny = bomb(tmp_path, canary), {"_target_": "ima.llm.load.tiny"}
+    node, tiny = bomb(tmp_path, canary), {"_target_": "ima.models.llm.load.tiny"}
     facts = {"node": {"llm_node": node}, "nested": {"llm_node": tiny | {"chat": [node]}},
              "dtype": {"llm_node": tiny, "dtype": node}}[where]  # fmt: skip
     path = tmp_path / "mask.safetensors"
@@ -413,8 +423,8 @@ def test_a_pickle_under_the_name_of_a_checkpoint_is_not_unpickled(
 
 
 def test_planted_weights_of_encoders_are_not_unpickled(tmp_path: Path, canary: Path) -> None:
-    from ima.encoders.image import TimmImage
-    from ima.encoders.weights import aisfx_weights
+    from ima.models.encoders.image import TimmImage
+    from ima.models.encoders.weights import aisfx_weights
 
     for read in (lambda path: TimmImage("resnet10t", checkpoint=str(path)), aisfx_weights):
         with pytest.raises(UserError) as caught:
@@ -461,12 +471,11 @@ def model_folder(folder: Path, canary: Path, **facts: Any) -> Path:
 
 
 def loaders() -> dict[str, Callable[[str], Any]]:
-    from ima.encoders.hf_audio import AudioTransformer
-    from ima.encoders.hf_video import VideoTransformer
-    from ima.encoders.llava import LlavaTower
-    from ima.llm import load
-
     from ima import lmm
+    from ima.models.encoders.hf_audio import AudioTransformer
+    from ima.models.encoders.hf_video import VideoTransformer
+    from ima.models.encoders.llava import LlavaTower
+    from ima.models.llm import load
 
     return {"llm": load.hf, "random": lambda path: load.hf(path, pretrained=False), "lmm": lmm.hf,
             "audio": AudioTransformer, "video": VideoTransformer, "llava": LlavaTower}  # fmt: skip
@@ -489,9 +498,9 @@ def test_code_in_a_model_folder_is_never_run(
 
 
 def test_a_known_type_loads_as_transformers_has_it_whatever_lies_beside_it(tmp_path: Path, canary: Path) -> None:
-    from ima.llm.known import known
-    from ima.llm.load import hf
-    from ima.llm.tiny import tiny_model, tiny_tokenizer
+    from ima.models.llm.facts import llm_facts as known
+    from ima.models.llm.load import hf
+    from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
     folder, tokenizer = tmp_path / "model", tiny_tokenizer(())
     tiny_model("llama", 32, 2, 0, len(tokenizer)).save_pretrained(folder)
@@ -501,7 +510,7 @@ def test_a_known_type_loads_as_transformers_has_it_whatever_lies_beside_it(tmp_p
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": AUTO}))
     write_code(folder / "custom_generate", "generate", canary)
     assert hf(str(folder)).model.config.model_type == "llama"
-    assert known({"_target_": "ima.llm.load.hf", "path": str(folder)}) is not None
+    assert known({"_target_": "ima.models.llm.load.hf", "path": str(folder)}) is not None
     assert not canary.exists()
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from ima.compose import CONF, choices_of, compose
-from ima.grid import compose_sweep
-from ima.identity import arguments_of, bare_name, canonical, config_hash, spelled
-from ima.types import Sample
 from omegaconf import OmegaConf
 
 from ima.config import STACKED
+from ima.config.compose import CONF, choices_of, compose
+from ima.core.types import Sample
+from ima.runs.identity import arguments_of, bare_name, canonical, config_hash, spelled
+from ima.sweep.grid import compose_sweep
 from ima.tasks.base import Prediction
 
 ROOT = Path(__file__).resolve().parents[2]
