@@ -21,8 +21,8 @@ from launcher import Launcher
 from omegaconf import OmegaConf
 
 from ima import llava
-from ima.cli import run_script
 from ima.cli.masks import main as masks_main
+from ima.cli.scripts import run_script
 from ima.config.compose import compose
 from ima.core.errors import UserError
 from ima.core.trust import CONF, check_foreign, home_of, named_in, trusting

@@ -18,10 +18,9 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ima.config import STACKED
 from ima.config.compose import CONF, choices_of, compose
 from ima.core.types import Sample
-from ima.runs.identity import arguments_of, bare_name, canonical, config_hash, spelled
+from ima.runs.identity import STACKED, arguments_of, bare_name, canonical, config_hash, spelled
 from ima.sweep.grid import compose_sweep
 from ima.tasks.base import Prediction
 
