@@ -184,7 +184,6 @@ FAMILIES: tuple[Family, ...] = (
         TinyTwin("StableLmConfig", grouped(use_parallel_residual=True)),
         when=lambda config: config.use_parallel_residual, parallel=True,
     ),
-    Family("cohere", "cohere", ONE_NORM, ONE_NORM_NAMES, TinyTwin("CohereConfig", grouped()), parallel=True),
     Family("opt", "opt", OPT, OPT_NAMES, TinyTwin("OPTConfig", opt), when=lambda config: config.do_layer_norm_before),
     Family(
         "opt_350m", "opt", OPT_NORMED_STREAM, OPT_NAMES, TinyTwin("OPTConfig", lambda width: opt(width, narrow=True)),
@@ -208,6 +207,7 @@ TINY: dict[str, Family] = {family.name: family for family in FAMILIES if family.
 
 # Types of which it is known why their blocks have no record.
 REFUSED: dict[str, str] = {
+    "cohere": "its head scales the logits, which the logit lens and entropy do not",
     "falcon": "its blocks add attention's output into the FFN's output in place",
     "gemma2": "its attention bounds the scores, which the kernel that skips leave positions out of does not",
     "gpt2": "its linear maps are no nn.Linear, which FLOPs, masks and LoRA need",

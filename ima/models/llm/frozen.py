@@ -156,8 +156,7 @@ class FrozenLLM(nn.Module):
         assert h_ND.dim() == 2
         logits: Tensor = self.model.get_output_embeddings()(h_ND)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
-        scale = getattr(self.model.config, "logit_scale", None)  # Cohere's
-        logits = logits.float() * scale if scale else logits.float()
+        logits = logits.float()
         return torch.tanh(logits / cap) * cap if cap else logits
 
     def loss_sum(self, h_BSD: Tensor, labels_BS: Tensor) -> Tensor:
