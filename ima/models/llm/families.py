@@ -127,7 +127,7 @@ NEOX_NAMES = Names("attention", "attention.dense", LN2)
 
 def rotary(**more: Any) -> Callable[[int], dict[str, Any]]:
     """Settings of a tiny model with rotary positions."""
-    return lambda width: {"intermediate_size": 2 * width, "max_position_embeddings": 256, **more}
+    return lambda width: {"intermediate_size": 2 * width, "max_position_embeddings": 2048, **more}
 
 
 def grouped(**more: Any) -> Callable[[int], dict[str, Any]]:
