@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ima.core.media import Medium, Sound
+from ima.core.media import RATES, Medium, Sound, to_rgb
 from ima.data.source import MediumError
 
-RATES = (1_000, 768_000)  # samples a second that a sound file may claim
+LOUDEST = 2.0**31  # floats that were left at the scale of 32 bits
 NUM_LACKING = 2  # frames that a container may count more than its stream decodes; the last frame stands for them
 BROKEN_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)  # what Pillow raises over odd metadata
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers that are sought in exactly
@@ -30,8 +30,8 @@ Content = Path | bytes
 
 
 def read_image(content: Content, name: str = "") -> Image.Image:
-    """RGB, decoded whole, so that damage shows here; upright, as its EXIF orientation says (cameras write pictures as
-    the sensor lay)."""
+    """RGB of 8 bits on white, decoded whole, so that damage shows here; upright, as its EXIF orientation says (cameras
+    write pictures as the sensor lay)."""
     name = name or str(content)
     try:
         with warnings.catch_warnings():
@@ -41,7 +41,7 @@ def read_image(content: Content, name: str = "") -> Image.Image:
                 image.load()
                 with contextlib.suppress(*BROKEN_EXIF):  # the picture itself is whole
                     ImageOps.exif_transpose(image, in_place=True)
-                return image.convert("RGB")
+                return to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, MediumError):
             raise
@@ -64,6 +64,8 @@ def read_sound(content: Content, name: str = "") -> Sound:
         raise MediumError(f"{name}: a sound without samples")
     if not np.isfinite(wave).all():
         raise MediumError(f"{name}: samples that are not finite (NaN or infinite)")
+    if (loudest := float(np.abs(wave).max())) > LOUDEST:
+        raise MediumError(f"{name}: samples of up to {loudest:.3g}; sounds lie between -1 and 1, so it is damaged")
     return Sound(np.ascontiguousarray(wave.mean(1, dtype=np.float32)), int(rate))
 
 
@@ -127,7 +129,7 @@ class VideoFile:
                     place, last = (int(np.searchsorted(times, frame.pts)) if keys else place + 1), frame
                 if last is None or place < index - NUM_LACKING:
                     raise MediumError(f"{self.name}: damaged video (frame {index} of {len(times)} cannot be decoded)")
-                found[index] = last.to_image()
+                found[index] = upright(last)
         return [found[index] for index in indices]
 
     def _times(self) -> tuple[list[int], list[int], float]:
@@ -149,6 +151,34 @@ class VideoFile:
             keys = [index for index, (_, is_key) in enumerate(packets) if is_key and timed]
             self._index = [time for time, _ in packets], keys, rate if rate > 0 else 25.0
         return self._index
+
+
+# Entries a, b, c, d of a container's display matrix (x' = ax + cy, y' = bx + dy; y downwards) -> how PIL turns so.
+TURNS = {
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+
+
+def upright(frame: Any) -> Image.Image:
+    """RGB of a frame as players show it: telephones write clips as the sensor lay, with a matrix that turns or mirrors
+    them. Other angles are rounded to quarter turns."""
+    image: Image.Image = frame.to_image()
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return image
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        b = c = 0
+    else:
+        a = d = 0
+    turn = TURNS.get(tuple((value > 0) - (value < 0) for value in (a, b, c, d)))  # type: ignore[call-overload]
+    return image if turn is None else image.transpose(turn)
 
 
 READERS: dict[str, Callable[[Content, str], Medium]] = {"image": read_image, "video": VideoFile, "audio": read_sound}

@@ -68,7 +68,6 @@ def read_media(
 ) -> Iterator[tuple[int, list[Sample], Tensor | None]]:
     """Batches in order: how many samples were looked at, which of them are readable, their media. What cannot be read
     goes into `bad` (medium key -> reason), or raises MediumError where the source's policy is to stop."""
-    policy = getattr(source, "on_bad_medium", None)
     media = Media(source, samples, preprocess)
     place = 0
     for batch, reasons in DataLoader(media, batch_size=batch_size, num_workers=num_workers, collate_fn=stacked):
@@ -76,14 +75,20 @@ def read_media(
         place += len(reasons)
         good = []
         for sample, reason in zip(part, reasons, strict=True):
-            if reason and policy != "skip":
-                raise MediumError(reason + ("; data.on_bad_medium=skip leaves such samples out" if policy else ""))
             if reason:
-                bad[sample.medium_key] = reason
+                note_unreadable(source, sample, reason, bad)
             else:
                 good.append(sample)
                 bad.pop(sample.medium_key, None)
         yield len(part), good, batch
+
+
+def note_unreadable(source: Source, sample: Sample, reason: str, bad: dict[str, str]) -> None:
+    """Into `bad`, or raises MediumError where the source's policy is to stop."""
+    policy = getattr(source, "on_bad_medium", None)
+    if policy != "skip":
+        raise MediumError(reason + ("; data.on_bad_medium=skip leaves such samples out" if policy else ""))
+    bad[sample.medium_key] = reason
 
 
 def checksum(rows: np.ndarray) -> str:
@@ -149,8 +154,10 @@ class FeatureStore:
             with progress(len(todo), f"encode {self.source.name}", "medium") as advance:
                 for seen, good, media in read_media(self.source, todo, preprocess, batch_size, num_workers, self.bad):
                     if media is not None:
+                        f_BNE = encoder(media.to(device)).cpu()
+                        good, f_BNE = self._finite(good, f_BNE)
                         keys += [sample.medium_key for sample in good]
-                        features.append(encoder(media.to(device)).to(DTYPES[self.dtype]).cpu())
+                        features.append(f_BNE.to(DTYPES[self.dtype]))
                         num += len(good)
                     advance(seen)
                     while len(keys) >= SHARD_SIZE:
@@ -176,10 +183,22 @@ class FeatureStore:
     def num_bytes(self) -> int:
         return sum(path.stat().st_size for path in self._known)
 
+    def _finite(self, samples: list[Sample], f_BNE: Tensor) -> tuple[list[Sample], Tensor]:
+        """Without the media whose features are not finite: those are damaged, whatever they decode to."""
+        finite = f_BNE.flatten(1).isfinite().all(1).tolist()
+        for sample, is_finite in zip(samples, finite, strict=True):
+            if not is_finite:
+                reason = f"{sample.facts.get('file', sample.medium_key)}: features of it are not finite"
+                note_unreadable(self.source, sample, reason, self.bad)
+        good = [sample for sample, is_finite in zip(samples, finite, strict=True) if is_finite]
+        return good, f_BNE if len(good) == len(samples) else f_BNE[torch.tensor(finite)]
+
     def _write(self, ids: list[str], features: Tensor) -> None:
-        if not torch.isfinite(features).all():
+        finite = torch.isfinite(features).flatten(1).all(1)
+        if not finite.all():
             raise UserError(
-                f"trainer.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; use float32"
+                f"trainer.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; use float32 "
+                f"(the first: of {ids[int(finite.int().argmin())]})"
             )
         assert tuple(features.shape[1:]) == self.shape, (features.shape, self.shape)
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]

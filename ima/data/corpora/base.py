@@ -21,7 +21,7 @@ from ima.data.corpora.reading import Record, find_file, read_object
 from ima.data.decode import READERS
 from ima.data.source import Source
 
-VERSION = "corpora-2"  # 2: pictures upright
+VERSION = "corpora-3"  # 2: pictures upright; 3: clips too, pictures of 16 bits scaled, transparency white
 BadMedium = Literal["error", "skip"]
 Table = dict[str, Any]
 

@@ -33,7 +33,7 @@ from ima.data.corpora.tables import (
 from ima.data.decode import READERS
 from ima.data.source import MediumError, Source
 
-VERSION = "hub-2"
+VERSION = "hub-3"
 Modality = Literal["image", "video", "audio"]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.media import Sound
 from ima.core.trust import STOCK
+from ima.models.encoders.audio import resampled
 from ima.models.encoders.base import Encoder, fingerprint_of, seeded
 from ima.models.encoders.hf import FINAL, cannot, check_complete, keep_layers, load_model, read_config, read_layer
 
@@ -25,8 +26,6 @@ MIN_SECONDS = 0.1  # shorter sounds are padded with silence: a spectrogram needs
 
 def wave_at(medium: Any, rate: int, num_samples: int) -> Tensor:
     """The first `num_samples` samples (or fewer) of a sound at `rate`, float32."""
-    import torchaudio
-
     if not isinstance(medium, Sound):
         raise UserError(f"encoder: an audio encoder reads sounds (ima.core.media.Sound), not {type(medium).__name__}")
     if len(medium.wave) < 1:
@@ -34,7 +33,7 @@ def wave_at(medium: Any, rate: int, num_samples: int) -> Tensor:
     ahead = (num_samples // rate + 2) * medium.rate  # what lies beyond cannot be heard: resampling it would be waste
     wave = torch.from_numpy(medium.wave[:ahead].copy()).float()
     if medium.rate != rate:
-        wave = torchaudio.functional.resample(wave, medium.rate, rate)
+        wave = resampled(wave, medium.rate, rate)
     wave = wave[:num_samples]
     short = int(MIN_SECONDS * rate) - len(wave)
     return torch.nn.functional.pad(wave, (0, short)) if short > 0 else wave

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ima.core.assets.registry import locate
 from ima.core.errors import UserError
+from ima.core.media import to_rgb
 from ima.models.encoders.base import Encoder, fingerprint_of, seeded
 from ima.models.encoders.weights import dinov2_weights, download_weights, lite_key, load_weights, read_checkpoint
 from ima.models.formats.onnx import read_onnx
@@ -38,10 +39,7 @@ class ImagePreprocess:
         from PIL import Image
 
         image = medium if isinstance(medium, Image.Image) else Image.fromarray(np.asarray(medium))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+        image = to_rgb(image)
         if image.size != (self.width, self.height):
             image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         x_HWC = torch.from_numpy(np.array(image, dtype=np.float32)) / 255
