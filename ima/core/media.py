@@ -69,12 +69,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Pictures of more than 8 bits are scaled, not clipped: 16 bits by their range, 32 bits and floats by the narrowest of
     0..1 (floats), 8, 16 and 32 bits that holds their brightest pixel.
     """
-    if image.mode in TRANSPARENT or "transparency" in image.info:
-        if image.mode[:2] not in ("I;", "I", "F"):
-            image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return eight_bits(image).convert("RGB")
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 

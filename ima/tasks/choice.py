@@ -62,8 +62,11 @@ class ChoiceTask(Task):
         return first_line(text)
 
     def chosen(self, prediction: Prediction) -> int | None:
-        """The option that was said; None where none was."""
-        choices = options(prediction.sample)
+        """The option that was said; None where none was. A letter that stands alone is one of the list's where it is
+        asked for, also where an option's text is a letter."""
+        choices, alone = options(prediction.sample), prediction.text.strip().strip("().:,")
+        if self.by == "letter" and len(alone) == 1 and 0 <= (index := ord(alone.upper()) - ord("A")) < len(choices):
+            return index
         for index, text in enumerate(choices):
             if prediction.text.strip().lower().rstrip(".") == text.strip().lower().rstrip("."):
                 return index
@@ -72,7 +75,9 @@ class ChoiceTask(Task):
         return index if index < len(choices) else None
 
     def right(self, prediction: Prediction) -> float:
-        return float(self.chosen(prediction) == truth(prediction.sample))
+        """Of options with the same text either is right."""
+        choices, chosen = options(prediction.sample), self.chosen(prediction)
+        return float(chosen is not None and choices[chosen] == choices[truth(prediction.sample)])
 
     def score(self, predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]]) -> list[Metric]:
         if not predictions:

@@ -50,6 +50,12 @@ def normalised(text: str) -> str:
     return " ".join(contractions.get(word, word) for word in words if word not in articles)
 
 
+def comparable(text: str) -> str:
+    """The normalised answer; one of which nothing is left ("a", "the", "?") as it is, so that silence does not equal
+    it. (The official accuracy does without this and keeps its quirk.)"""
+    return normalised(text) or tidy(text).lower()
+
+
 def vqa_accuracy(answer: str, references: Sequence[str], mode: Mode = "official") -> float:
     """In 0..1: mean over annotators of min(1, others who said the same / 3).
 
@@ -57,7 +63,8 @@ def vqa_accuracy(answer: str, references: Sequence[str], mode: Mode = "official"
     """
     answer, truths = tidy(answer), [tidy(text) for text in references]
     if mode == "fixed" or len(set(truths)) > 1:
-        answer, truths = normalised(answer), [normalised(text) for text in truths]
+        rule = comparable if mode == "fixed" else normalised
+        answer, truths = rule(answer), [rule(text) for text in truths]
     same = [truth == answer for truth in truths]
     if len(same) < 2:
         return float(sum(same))
@@ -67,11 +74,11 @@ def vqa_accuracy(answer: str, references: Sequence[str], mode: Mode = "official"
 
 def exact_match(answer: str, accepted: Iterable[str]) -> float:
     """1 where the answer is one of the accepted ones after the official normalisation, else 0."""
-    return float(normalised(answer) in {normalised(text) for text in accepted})
+    return float(comparable(answer) in {comparable(text) for text in accepted})
 
 
 def soft_score(answer: str, references: Sequence[str], weights: Sequence[float]) -> float:
     """The score in 0..1 that comes with the answer (labels such as {"red": 1.0, "dark red": 0.3}), normalised alike."""
-    said = normalised(answer)
-    scores = [weight for text, weight in zip(references, weights, strict=True) if normalised(text) == said]
+    said = comparable(answer)
+    scores = [weight for text, weight in zip(references, weights, strict=True) if comparable(text) == said]
     return min(1.0, max(scores, default=0.0))
