@@ -117,6 +117,8 @@ class Collate:
             most = self.max_tokens
             places = [min(place, most) for place in laid.places]
             laid = Laid(laid.ids[:most], laid.roles[:most], laid.labels[:most], places)
+        if laid.labels and 0 not in laid.places:  # nothing stands before the first token that could predict it
+            laid.labels[0] = -100
         if self.answers and not any(label != -100 for label in laid.labels):
             raise UserError(
                 f"sample {sample.id}: no token of it is supervised, nothing to learn from; fix or remove it"

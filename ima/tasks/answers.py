@@ -72,6 +72,14 @@ def first_line(text: str) -> str:
     return re.sub(r"\s+", " ", line).strip()
 
 
+def without_full_stop(text: str) -> str:
+    """'yes.' -> 'yes'; the full stop of a short form at the end (D.C., p.m., St.) belongs to the word."""
+    word = text.rpartition(" ")[2]
+    if re.fullmatch(r"(?:[^\W\d_]\.){2,}", word) or (word.endswith(".") and word[:-1].lower() in SHORT_FORMS):
+        return text
+    return text.rstrip(".!?,;: ")
+
+
 def first_sentence(line: str) -> str:
     """'yes. It is.' -> 'yes.'; short forms (St. Louis, p.m. today, J. Smith) end no sentence."""
     for found in re.finditer(r"(\S*)[.!?]\s", line):

@@ -14,7 +14,17 @@ from typing import Any, Literal, get_args
 from ima.core.errors import UserError, nearest
 from ima.core.resampling import macro_mean, mean
 from ima.core.types import Sample
-from ima.tasks.answers import asked, check_generation, check_prompt, described, first_line, first_sentence, joined, slug
+from ima.tasks.answers import (
+    asked,
+    check_generation,
+    check_prompt,
+    described,
+    first_line,
+    first_sentence,
+    joined,
+    slug,
+    without_full_stop,
+)
 from ima.tasks.base import Metric, Prediction, Task
 from ima.tasks.metrics.vqa import Mode, exact_match, soft_score, vqa_accuracy
 from ima.tasks.prior import answer_of, guesses, shares
@@ -65,7 +75,7 @@ class QaTask(Task):
 
     def clean(self, text: str) -> str:
         """The first sentence of the first line that says anything, without quotes and the final full stop."""
-        return first_sentence(first_line(text)).strip("\"'“”‘’ ").rstrip(".!?,;: ")
+        return without_full_stop(first_sentence(first_line(text)).strip("\"'“”‘’ "))
 
     def right(self, prediction: Prediction) -> float:
         """The headline's value of one answer, in 0..1."""

@@ -92,6 +92,10 @@ def singular(word: str, names: Mapping[str, str]) -> str:
     """'benches' -> 'bench', 'ties' -> 'tie'; what is not known is cut by the regular rules."""
     if word in IRREGULAR:
         return IRREGULAR[word]
+    if word.endswith("men") and f"{word[:-3]}man" in names:
+        return f"{word[:-3]}man"
+    if word not in names and len(word) == 3 and word.endswith("s") and word[:-1] in names:  # tvs
+        return word[:-1]
     if word in names or len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
         return word
     for known in (word[:-1], word[:-2], f"{word[:-3]}y"):
