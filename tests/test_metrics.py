@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ima.core.errors import UserError
 from ima.core.types import Sample
+from ima.pipeline.evaluator import metric_rows
+from ima.report.page.page import headlines
+from ima.report.run import Run
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
 from ima.tasks.metrics.cider import Frequencies, cider_d
@@ -255,3 +259,29 @@ def test_mistakes_in_the_task_are_one_line() -> None:
 def test_per_example_rows_are_plain() -> None:
     row = CaptionTask().per_example([Prediction(sample("cow"), "a cow and a car")])[0]
     assert row["named"] == ["cow"] and row["absent"] == ["car"] and row["right"] is False
+
+
+@pytest.mark.parametrize(
+    ("num", "reason"), [(1, "1 example has no"), (3, "all references have the same")]
+)
+def test_cider_d_of_nothing_to_weigh_by_is_undefined_and_says_so(num: int, reason: str) -> None:
+    samples = [Sample(f"x/{i}", "val", "val", "image", ("a red cow",), cluster=str(i)) for i in range(num)]
+    task, said = CaptionTask(headline="cider_d"), [Prediction(sample, "a red cow") for sample in samples]
+    idf = [sample.references for sample in samples]
+    metrics = {metric.name: metric for metric in task.score(said, idf)}
+    assert np.isnan(metrics["cider_d"].value) and reason in (metrics["cider_d"].note or "")
+    assert metrics["bleu_1"].value == pytest.approx(1) and metrics["rouge_l"].value == 1
+    rows = [row for row in metric_rows(task.score(said, idf), {"run": "r"}) if row.score == "cider_d"]
+    assert len(rows) == 1 and reason in (rows[0].note or "")
+    assert all(row["right"] is None and "cider_d" not in row for row in task.per_example(said, idf))
+
+
+def test_one_reference_more_that_differs_defines_cider_d() -> None:
+    references = [["a red cow"], ["a red cow"], ["a dog"]]
+    assert np.isfinite(cider_d(["a red cow"], references[:1], Frequencies.of(references))).all()
+
+
+def test_the_page_says_why_a_headline_is_not_a_number(tmp_path: Path) -> None:
+    run = Run(tmp_path, "r", {"metrics": {"test/cider_d": None}, "status": "ok"})
+    run.rows.append({"score": "cider_d", "track": "test", "value": None, "note": "one picture"})
+    assert "not a number: one picture" in headlines(run)

@@ -227,7 +227,9 @@ class Candidates(Task):
 def metric_rows(metrics: Sequence[Metric], base: dict[str, Any]) -> Iterator[Row]:
     """A row per metric; its interval as two more."""
     for metric in metrics:
-        yield Row(score=metric.name, value=metric.value, n=metric.n, **base)
+        yield Row(
+            score=metric.name, value=metric.value, n=metric.n, **base | ({"note": metric.note} if metric.note else {})
+        )
         if metric.low == metric.low:  # NaN: too few clusters for an interval
             yield Row(score=f"{metric.name}_low", value=metric.low, n=metric.n, **base)
             yield Row(score=f"{metric.name}_high", value=metric.high, n=metric.n, **base)

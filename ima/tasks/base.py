@@ -24,7 +24,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Metric:
-    """`low`, `high`: 95 % cluster bootstrap; NaN where there are fewer than two clusters. `n`: samples behind it."""
+    """`low`, `high`: 95 % cluster bootstrap; NaN where there are fewer than two clusters. `n`: samples behind it.
+    `note`: why the value is NaN."""
 
     name: str
     value: float
@@ -32,6 +33,7 @@ class Metric:
     high: float
     n: int
     num_clusters: int
+    note: str | None = None
 
     @classmethod
     def of(cls, name: str, interval: Interval, n: int) -> Metric:

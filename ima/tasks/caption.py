@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -96,10 +97,8 @@ class CaptionTask(Task):
         if all(motion is not None for motion in motions):
             rights = [motion is not None and motion[1] for motion in motions]
             out.append(Metric.of("motion_accuracy", mean(rights, clusters), num))
-        cider = cider_of(predictions, idf_references)
-        if not np.isnan(cider).all():
-            out.append(Metric.of("cider_d", mean(cider, clusters), num))
-            out += wording_metrics(predictions, clusters)
+        if is_worded(predictions, idf_references):
+            out += [cider_metric(predictions, idf_references, clusters), *wording_metrics(predictions, clusters)]
         return out
 
     def per_example(
@@ -152,9 +151,24 @@ def judgement_of(prediction: Prediction) -> Judgement | None:
     return None if facts.get("vocabulary") == COCO else judge(facts, prediction.text)
 
 
+def is_worded(predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]]) -> bool:
+    """Whether there are texts to compare with."""
+    return bool(idf_references) and all(p.sample.references for p in predictions)
+
+
+def cider_metric(
+    predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]], clusters: Sequence[str]
+) -> Metric:
+    """NaN with the reason where it is undefined (one picture, references that are all equal): no caption scores 0."""
+    reason, num = Frequencies.of(idf_references).undefined, len(predictions)
+    if reason is None:
+        return Metric.of("cider_d", mean(cider_of(predictions, idf_references), clusters), num)
+    return Metric("cider_d", math.nan, math.nan, math.nan, num, len(set(clusters)), reason)
+
+
 def cider_of(predictions: Sequence[Prediction], idf_references: Sequence[Sequence[str]]) -> np.ndarray:
     """(N,) CIDEr-D; NaN everywhere where there is no reference split to weigh words by."""
-    if not idf_references or not all(p.sample.references for p in predictions):
+    if not is_worded(predictions, idf_references):
         return np.full(len(predictions), np.nan)
     references = [p.sample.references for p in predictions]
     return cider_d([p.text for p in predictions], references, Frequencies.of(idf_references))

@@ -131,6 +131,14 @@ def alerts(run: Run) -> str:
     return "".join(f'<p class="alert">{escape(line)}</p>' for line in (*lines, *run.notes))
 
 
+def reason_of(run: Run, name: str) -> str:
+    """Why a metric is not a number, as its last row says."""
+    track, _, score = name.rpartition("/")
+    rows = (row for row in reversed(run.rows) if row["score"] == score and row["track"] == track)
+    row = next(rows, {"note": None})
+    return row["note"] or "nothing to measure it on"
+
+
 def headlines(run: Run) -> str:
     present = [entry for entry in HEADLINES if entry[0] in run.metrics][:MAX_HEADLINES]
     if not present:
@@ -140,7 +148,7 @@ def headlines(run: Run) -> str:
         value, limits = run.metrics[name], tables.interval_text(run, name)
         limit_line = f'<p class="limits">95 % interval {limits}</p>' if limits else ""
         if value is None:
-            limit_line = '<p class="limits">not a number: nothing to measure it on</p>'
+            limit_line = f'<p class="limits">not a number: {escape(reason_of(run, name))}</p>'
         cards += (
             f'<div class="headline"><h3>{escape(title)}</h3><p class="big">{value_text(value)}</p>{limit_line}'
             f'<p class="meaning">{escape(meaning)}</p></div>'

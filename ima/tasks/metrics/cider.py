@@ -37,6 +37,15 @@ class Frequencies:
             counts.update({gram for text in texts for gram in grams(tokenize(text))})
         return cls(counts, num)
 
+    @property
+    def undefined(self) -> str | None:
+        """Why there is nothing to weigh words by; None where there is. Every weight would be 0, and so every score."""
+        if self.num_examples < 2:
+            return f"CIDEr-D weighs words over the split's references; {self.num_examples} example has no weights"
+        if all(count >= self.num_examples for count in self.counts.values()):
+            return "CIDEr-D weighs words by how few references have them; here all references have the same words"
+        return None
+
 
 def grams(tokens: Sequence[str]) -> Counter[Gram]:
     return Counter(
@@ -77,9 +86,11 @@ def similarity(candidate: Weighted, reference: Weighted) -> float:
 
 
 def cider_d(texts: Sequence[str], references: Sequence[Sequence[str]], frequencies: Frequencies) -> np.ndarray:
-    """(N,) scores in 0..10: for every text the mean over its references."""
+    """(N,) scores in 0..10: for every text the mean over its references; NaN where `frequencies` weigh nothing."""
     if len(texts) != len(references):
         raise ValueError(f"{len(texts)} texts but references for {len(references)}")
+    if frequencies.undefined:
+        return np.full(len(texts), np.nan)
     cache: dict[str, Weighted] = {}
 
     def weighted(text: str) -> Weighted:

@@ -52,7 +52,7 @@ def normalised(text: str) -> str:
 
 def comparable(text: str) -> str:
     """The normalised answer; one of which nothing is left ("a", "the", "?") as it is, so that silence does not equal
-    it. (The official accuracy does without this and keeps its quirk.)"""
+    it. (The challenge's accuracy does without this and keeps its quirk.)"""
     return normalised(text) or tidy(text).lower()
 
 
@@ -63,8 +63,7 @@ def vqa_accuracy(answer: str, references: Sequence[str], mode: Mode = "official"
     """
     answer, truths = tidy(answer), [tidy(text) for text in references]
     if mode == "fixed" or len(set(truths)) > 1:
-        rule = comparable if mode == "fixed" else normalised
-        answer, truths = rule(answer), [rule(text) for text in truths]
+        answer, truths = normalised(answer), [normalised(text) for text in truths]
     same = [truth == answer for truth in truths]
     if len(same) < 2:
         return float(sum(same))
