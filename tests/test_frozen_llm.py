@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
+from ima.core.errors import UserError
 from ima.core.types import Role
-from ima.models.llm.frozen import FrozenLLM, contiguous_head
+from ima.models.llm.decoding import contiguous_head
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
 from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 from ima.models.llm.tuning import weight_sum
@@ -228,3 +233,75 @@ def test_two_swapped_weights_change_the_fingerprint() -> None:
     weight = next(llm.parameters()).data
     weight[0, 0], weight[0, 1] = weight[0, 1].clone(), weight[0, 0].clone()
     assert weight_sum(llm) != before
+
+
+FOREIGN = {
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(3, 200)),
+    "bad_words_ids": [[250], [251]],
+    "sequence_bias": [[[240], 50.0]],
+    "min_new_tokens": 7,
+    "do_sample": True,
+    "temperature": 0.1,
+    "top_k": 2,
+    "guidance_scale": 3.0,
+    "prompt_lookup_num_tokens": 3,
+    "length_penalty": 9.0,
+    "early_stopping": True,
+    "max_length": 3,
+    "forced_eos_token_id": 2,
+    "cache_implementation": "static",
+}
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@torch.no_grad()
+def test_a_checkpoints_own_generation_settings_change_nothing(tmp_path: Path, num_beams: int) -> None:
+    """As they stand in a generation_config.json beside the weights."""
+    model = tiny_model("llama", seed=1)
+    ids = random_ids(2, 6)
+    roles, settings = torch.full_like(ids, Q), Generation(6, num_beams)
+    plain = FrozenLLM(model, tiny_tokenizer())
+    expected = plain.generate(plain.embed(ids), roles, settings)
+    assert any(expected)
+    model.save_pretrained(tmp_path)
+    for name, value in FOREIGN.items():
+        (tmp_path / "generation_config.json").write_text(json.dumps({name: value, "eos_token_id": 2}))
+        loaded = FrozenLLM(AutoModelForCausalLM.from_pretrained(tmp_path), tiny_tokenizer())
+        before = loaded.model.generation_config
+        assert loaded.generate(loaded.embed(ids), roles, settings) == expected, name
+        assert loaded.model.generation_config is before
+
+
+@torch.no_grad()
+def test_every_end_that_a_checkpoint_lists_ends_an_answer(tmp_path: Path) -> None:
+    model, ids = tiny_model("llama", seed=1), random_ids(1, 6)
+    plain = FrozenLLM(model, tiny_tokenizer())
+    roles = torch.full_like(ids, Q)
+    (said,) = plain.generate(plain.embed(ids), roles, Generation(6))
+    assert plain.stop_ids == [2] and len(said) > 2
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, said[2]]}))
+    loaded = FrozenLLM(AutoModelForCausalLM.from_pretrained(tmp_path), tiny_tokenizer())
+    assert loaded.stop_ids == [2, said[2]] and loaded.eos_id == 2
+    assert loaded.generate(loaded.embed(ids), roles, Generation(6)) == [said[: said.index(said[2])]]
+
+
+def test_a_tokenizer_without_an_end_or_with_more_tokens_than_embeddings_is_refused() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    tokenizer.eos_token, model.config.eos_token_id = None, None
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        FrozenLLM(model, tokenizer)
+    larger = tiny_tokenizer()
+    larger.add_tokens(["giraffe"])
+    with pytest.raises(UserError, match=r"260 tokens and the model 259 embeddings: 'giraffe'"):
+        FrozenLLM(tiny_model("llama"), larger)
+    FrozenLLM(tiny_model("llama"), tiny_tokenizer(["<image>"]))  # no text makes a special of pictures
+
+
+def test_positions_that_depend_on_the_batch_are_warned_of() -> None:
+    model = tiny_model("llama")
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.warns(UserWarning, match="rope_type dynamic"):
+        FrozenLLM(model, tiny_tokenizer())

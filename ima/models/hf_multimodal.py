@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.trust import STOCK, reason_of
 from ima.core.types import Sample
+from ima.models.llm.decoding import own_settings
 from ima.models.llm.families import declared_type
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import DtypeName, pick_dtype
@@ -33,6 +34,7 @@ class Decoder(nn.Module):
     def __init__(self, whole: Any) -> None:
         super().__init__()
         self.config = whole.config.get_text_config(decoder=True)
+        self.generation_config = whole.generation_config
         self.model, self.lm_head = whole.model.language_model, whole.lm_head
 
     @property
@@ -100,15 +102,11 @@ class Lmm(nn.Module):
     @torch.no_grad()
     def generate(self, batch: LmmBatch, settings: Generation) -> list[str]:
         """Text per sample of a prompt-only batch, padded on the left."""
-        ids_BT = self.whole.generate(
-            **batch.inputs,
-            max_new_tokens=settings.max_new_tokens,
-            num_beams=settings.num_beams,
-            do_sample=False,
-            pad_token_id=self.llm.pad_id,
-        )
+        llm = self.llm
+        with own_settings(self.whole, settings, llm.stop_ids, llm.pad_id, llm.bos_id) as config:
+            ids_BT = self.whole.generate(**batch.inputs, generation_config=config)
         length = batch.inputs["input_ids"].shape[1]
-        return [self.llm.decode(ids) for ids in ids_BT[:, length:].tolist()]
+        return [llm.decode(llm.until_end(ids)) for ids in ids_BT[:, length:].tolist()]
 
 
 def unsupported(name: str, kind: str) -> str:

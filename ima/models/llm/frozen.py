@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.types import Role
 from ima.models.llm.chat import ChatFormat
+from ima.models.llm.decoding import check_tokens, contiguous_head, end_ids, own_settings, warn_of_rope
 from ima.models.llm.facts import LlmFacts, of_config
 from ima.models.llm.pass_context import Generation, PassContext
 from ima.models.llm.pieces import Before, PieceTokenizer
@@ -63,13 +64,13 @@ class FrozenLLM(nn.Module):
         self.width: int = self.model.get_input_embeddings().embedding_dim
         self.num_blocks, self.num_positions = len(self.table.blocks), num_positions(model.config)
         self.bos_id = self._bos(bos)
-        self.eos_id: int = first_id(
-            tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
-        )
+        check_tokens(self.model, tokenizer)
+        warn_of_rope(self.model, name)
+        self.stop_ids = end_ids(self.model, tokenizer)  # what ends an answer
+        self.eos_id: int = self.stop_ids[0]
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
         self.chat = ChatFormat(tokenizer, chat, self.bos_id) if chat else None
-        self.stop_ids = [self.eos_id]  # what ends an answer
-        if self.chat is not None and self.chat.stop_id != self.eos_id:
+        if self.chat is not None and self.chat.stop_id not in self.stop_ids:
             self.stop_ids.append(self.chat.stop_id)
         self.embedding_norm = self._embedding_norm()
         self.running: PassContext | None = None
@@ -231,44 +232,20 @@ class FrozenLLM(nn.Module):
         assert bool((mask_BS.diff(dim=1) >= 0).all()), "generation pads on the left"
         names = None if sample_ids is None else tuple(sample_ids)
         check_positions(self.name, self.num_positions, roles_BS, names, settings.max_new_tokens)
-        with self._decoding(roles_BS, names), contiguous_head(self.model):
+        ours = own_settings(self.model, settings, self.stop_ids, self.pad_id, self.bos_id)
+        with self._decoding(roles_BS, names), contiguous_head(self.model), ours as config:
             ids_BT = self.model.generate(
-                inputs_embeds=x_BSD.to(self.dtype),
-                attention_mask=mask_BS,
-                max_new_tokens=settings.max_new_tokens,
-                num_beams=settings.num_beams,
-                do_sample=False,
-                pad_token_id=self.pad_id,
-                eos_token_id=self.stop_ids,
-                use_cache=True,
+                inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, generation_config=config
             )
-        texts = []
-        for row in ids_BT.tolist():
-            texts.append(row[: next((place for place, token in enumerate(row) if token in self.stop_ids), len(row))])
-        return texts
+        return [self.until_end(row) for row in ids_BT.tolist()]
+
+    def until_end(self, ids: list[int]) -> list[int]:
+        """What stands before the first token that ends an answer."""
+        return ids[: next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))]
 
     def decode(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
-
-
-@contextmanager
-def contiguous_head(model: Any) -> Iterator[None]:
-    """`generate` hands the LM head a slice of the last position: strided, which torch multiplies as a batched product
-    that copies the whole vocabulary matrix for each example. A contiguous input is one plain product."""
-
-    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].contiguous(), *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(before)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def first_id(value: int | list[int]) -> int:
-    return value[0] if isinstance(value, list) else value
 
 
 def final_norm(llm: FrozenLLM) -> nn.Module:

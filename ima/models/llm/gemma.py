@@ -70,6 +70,7 @@ def load_gemma(folder: Path, dtype: torch.dtype) -> tuple[Gemma3ForCausalLM, Pre
     embed.embed_scale = torch.tensor(embed.scalar_embed_scale)  # a buffer that is computed, not stored
     try:
         model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.never_written = model.generation_config.suppress_tokens
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: damaged ({str(error).splitlines()[0]}); delete the folder, it is made anew"
