@@ -23,7 +23,7 @@ from ima.interventions.prune.export import complaint_sparse, export, semi_struct
 from ima.interventions.prune.intervention import MaskWeights, Prune
 from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.recipe import Recipe
-from ima.interventions.prune.scores import linears_of, wanda
+from ima.interventions.prune.scores import linears_of, rounded_id, wanda, weights_id
 from ima.interventions.prune.select import keep_by
 from ima.interventions.prune.sums import ROLE_SETS, Sums
 from ima.interventions.skip.plan import Skip
@@ -141,6 +141,52 @@ def test_a_mask_of_another_model_or_of_other_weights_is_refused_before_anything_
     with masked(llm, other, any_weights=True):
         assert weight_sum(llm) != before
     assert weight_sum(llm) == before
+
+
+def test_the_fingerprint_of_weights_is_of_their_bits_and_no_sum_of_floats() -> None:
+    """Sums of floats come out differently on each device. Whole numbers do not: the value is written down here."""
+    llm = tiny("llama", dtype="bfloat16")
+    for index, linear in enumerate(linears_of(llm).values()):
+        places = torch.arange(linear.weight.numel()).view_as(linear.weight) + index
+        linear.weight.copy_(((places * 37) % 64 - 32) / 16)
+    before = weights_id(llm)
+    assert before == "bits:4e1ad720656356cd"
+    first = next(iter(linears_of(llm).values())).weight
+    first[0, :2] = first[0, :2].flip(0)  # 16-bit numbers lie in pairs
+    assert weights_id(llm) != before
+    first[0, :2] = first[0, :2].flip(0)
+    assert weights_id(llm) == before
+
+
+def test_a_mask_with_the_old_fingerprint_is_recognised_here_or_said_to_be_unknowable() -> None:
+    llm = tiny("llama")
+    mask = any_mask(llm)
+    mask.facts["weights"] = rounded_id(llm)
+    with masked(llm, mask):
+        pass
+    mask.facts["weights"] = "0123456789abcdef"
+    with pytest.raises(UserError, match="cannot be told here; make it again, or set any_weights=true"):
+        masked(llm, mask).__enter__()
+    with masked(llm, mask, any_weights=True):
+        pass
+
+
+@pytest.mark.parametrize("change", ["data", "parameter"])
+def test_weights_come_back_where_the_model_is_when_it_moved_under_the_mask(tmp_path: Path, change: str) -> None:
+    """Trainers move a model to the CPU at their end. Here the copy is one of another type instead of another device:
+    what was kept aside fits neither by itself."""
+    llm = tiny("llama")
+    expected = {name: value.double() for name, value in llm.state_dict().items()}
+    any_mask(llm).save(tmp_path / "m.safetensors")
+    with stack(llm, [MaskWeights(str(tmp_path / "m.safetensors")), Skip("ffn", start=1)]):
+        run(llm)
+        for module in llm.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if change == "data":
+                    parameter.data = parameter.data.clone().double()
+                else:
+                    setattr(module, name, torch.nn.Parameter(parameter.data.double(), requires_grad=False))
+    assert all(torch.equal(value.double(), expected[name]) for name, value in llm.state_dict().items())
 
 
 def test_the_facts_of_a_mask_stand_in_its_description(tmp_path: Path) -> None:

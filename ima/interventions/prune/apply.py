@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ima.core.errors import UserError
 from ima.interventions.prune.mask import Mask
-from ima.interventions.prune.scores import linears_of, weights_id
+from ima.interventions.prune.scores import linears_of, rounded_id, weights_id
 from ima.models.llm.frozen import FrozenLLM
 
 
@@ -24,8 +24,8 @@ def pruned(linears: Mapping[str, nn.Linear], kept: Mapping[str, np.ndarray]) -> 
     """While open, weights that are not kept are zero. What stood there is kept aside, and nothing else."""
     with ExitStack() as stack:
         for path, linear in linears.items():
-            bits, weight = np.packbits(kept[path]), linear.weight
-            stack.callback(restore, weight, bits, zero(weight, bits))
+            bits = np.packbits(kept[path])
+            stack.callback(restore, linear, bits, zero(linear.weight, bits))
         yield
 
 
@@ -45,8 +45,10 @@ def zero(weight_OI: Tensor, bits: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def restore(weight_OI: Tensor, bits: np.ndarray, values: Tensor) -> None:
-    weight_OI.masked_scatter_(out_of(weight_OI, bits), values)
+def restore(linear: nn.Linear, bits: np.ndarray, values: Tensor) -> None:
+    """Into the weight that the map has now: in the meantime it may have gone to another device or been replaced."""
+    weight_OI = linear.weight
+    weight_OI.masked_scatter_(out_of(weight_OI, bits), values.to(weight_OI.device, weight_OI.dtype))
 
 
 def check_fit(llm: FrozenLLM, mask: Mask, name: str, any_weights: bool = False) -> dict[str, nn.Linear]:
@@ -61,13 +63,21 @@ def check_fit(llm: FrozenLLM, mask: Mask, name: str, any_weights: bool = False) 
                 f"{name}: made for {made_for}, does not fit {llm.name}: {path} is {theirs} there, {own} here"
             )
     if not any_weights and mask.facts.get("dtype") == str(llm.dtype).removeprefix("torch."):
-        wanted = mask.facts.get("weights")
-        if wanted is not None and wanted != weights_id(llm):
-            raise UserError(
-                f"{name}: made for {made_for} with other weights than {llm.name} has; make it for this one, or set "
-                "any_weights=true"
-            )
+        check_weights(llm, str(mask.facts.get("weights") or ""), f"{name}: made for {made_for}")
     return linears
+
+
+def check_weights(llm: FrozenLLM, wanted: str, what: str) -> None:
+    """Raises UserError where a mask was made for weights of another fingerprint ("": it does not say)."""
+    new = wanted.startswith("bits:")
+    if not wanted or wanted == (weights_id(llm) if new else rounded_id(llm)):
+        return
+    if new:
+        raise UserError(f"{what} with other weights than {llm.name} has; make it for this one, or set any_weights=true")
+    raise UserError(
+        f"{what} before fingerprints were the same on every device: whether {llm.name} has its weights cannot be told "
+        "here; make it again, or set any_weights=true if you know that they are the same"
+    )
 
 
 @contextmanager
@@ -76,5 +86,5 @@ def masked(llm: FrozenLLM, mask: Mask, name: str = "mask", any_weights: bool = F
     linears = check_fit(llm, mask, name, any_weights)
     with ExitStack() as stack:
         for path, linear in linears.items():
-            stack.callback(restore, linear.weight, mask.bits[path], zero(linear.weight, mask.bits[path]))
+            stack.callback(restore, linear, mask.bits[path], zero(linear.weight, mask.bits[path]))
         yield

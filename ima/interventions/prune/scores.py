@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.tuning import bit_sums
 
 
 def linears_of(llm: FrozenLLM) -> dict[str, nn.Linear]:
@@ -41,9 +42,18 @@ def chance(linear: nn.Linear, path: str, seed: int) -> Tensor:
     return torch.rand(linear.weight.shape, generator=generator).to(linear.weight.device)
 
 
-@torch.no_grad()
 def weights_id(llm: FrozenLLM) -> str:
-    """Fingerprint of the matrices that a mask is about: changes with any of them, costs a pass over their bytes."""
+    """Fingerprint of the matrices that a mask is about: changes with any bit of them and is the same on every device.
+    Costs a pass over their bytes."""
+    digest = hashlib.sha256()
+    for path, linear in linears_of(llm).items():
+        digest.update(f"{path}{tuple(linear.weight.shape)}{bit_sums(linear.weight)}".encode())
+    return f"bits:{digest.hexdigest()[:16]}"
+
+
+@torch.no_grad()
+def rounded_id(llm: FrozenLLM) -> str:
+    """The fingerprint in masks of before: sums of floats, whose rounding depends on the device and its libraries."""
     digest = hashlib.sha256()
     for path, linear in linears_of(llm).items():
         weight = linear.weight.detach()

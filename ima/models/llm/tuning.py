@@ -88,10 +88,16 @@ def weight_sum(module: nn.Module, without: Collection[str] = ()) -> str:
     bits, plain and weighted by position. `without`: names that are left out."""
     plain, weighted = 0, 0
     for name, tensor in module.state_dict().items():
-        if name in without:
-            continue
-        bits = tensor.detach().contiguous().flatten().view(torch.uint8)
-        bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 4)).view(torch.int32).long()
-        plain += int(bits.sum())
-        weighted += int((bits * (torch.arange(bits.numel(), device=bits.device) % 65521 + 1)).sum())
+        if name not in without:
+            sums = bit_sums(tensor)
+            plain, weighted = plain + sums[0], weighted + sums[1]
     return f"{plain & (2**64 - 1):016x}{weighted & (2**64 - 1):016x}"
+
+
+@torch.no_grad()
+def bit_sums(tensor: Tensor) -> tuple[int, int]:
+    """64-bit sums of a tensor's raw bits, plain and weighted by position: whole numbers, which no device rounds."""
+    bits = tensor.detach().contiguous().flatten().view(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 4)).view(torch.int32).long()
+    places = torch.arange(bits.numel(), device=bits.device) % 65521 + 1
+    return int(bits.sum()), int((bits * places).sum())
