@@ -70,7 +70,11 @@ def semi_structured(llm: FrozenLLM, mask: Mask, name: str = "mask") -> Iterator[
                 dense[path] = linear.weight
                 sparse: Any = to_sparse_semi_structured(linear.weight.detach().clone())
                 linear.weight = nn.Parameter(sparse, requires_grad=False)
-            yield
+            with (
+                torch.inference_mode()
+            ):  # under no_grad alone torch takes such products apart, which it cannot for these
+                yield
         finally:
             for path, weight in dense.items():
+                weight.data = weight.data.to(linears[path].weight.device)
                 linears[path].weight = weight
