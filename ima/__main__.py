@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
+from ima.core.commands import called_as
 from ima.core.errors import UserError, nearest
 
 # command -> (module, what it does)
@@ -37,8 +39,10 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and os.getcwd() not in (os.path.abspath(place) for place in sys.path):
+        sys.path.insert(0, os.getcwd())  # a person's own classes lie where she works, as under `python -m`
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print("usage: python -m ima <command> ...\n")
+        print(f"usage: {called_as() or 'python -m ima'} <command> ...\n")
         for name, (_, what) in COMMANDS.items():
             print(f"  {name:13s} {what}")
         return 0

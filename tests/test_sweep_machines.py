@@ -94,7 +94,7 @@ def test_workers_of_a_cluster_each_run_the_same_sweep(tmp_path: Path, monkeypatc
         "import os, sys\nfrom pathlib import Path\n"
         "Path(f'call-{os.getpid()}').write_text(' '.join(sys.argv[1:]))\nsys.exit(3)\n"
     )
-    monkeypatch.setattr(submit, "SWEEP", script)
+    monkeypatch.setattr(submit, "SCRIPTS", tmp_path)
     monkeypatch.chdir(tmp_path)
     given = ["llm=tiny", "seed=0,1"]
     assert submit.main(["--cluster", "local", "--workers", "2", "--set", "cpus_per_task=1", "--", *given]) == 3
@@ -103,7 +103,7 @@ def test_workers_of_a_cluster_each_run_the_same_sweep(tmp_path: Path, monkeypatc
 
 def test_a_preempted_worker_goes_back_into_the_queue_as_it_was(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
-    worker = submit.Worker(tmp_path / "sweep.py", ["seed=0,1"], tmp_path)
+    worker = submit.Worker(["python", str(tmp_path / "sweep.py")], ["seed=0,1"], tmp_path)
     again = worker.checkpoint().function
     assert isinstance(again, submit.Worker) and vars(again) == vars(worker)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ima.config.compose import CONF, choices_of, compose
 from ima.core.assets.registry import locate
+from ima.core.commands import process_of
 from ima.core.errors import UserError
 
-TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 CHOICES = ("demo", "control", "twin")
 TAIL = "_control"  # of the experiment that has noise in place of the encoder
 
@@ -68,7 +68,7 @@ def folder_of(overrides: Sequence[str]) -> Path:
 def train(overrides: Sequence[str]) -> int:
     """Exit code of train.py. Ctrl-C is its to answer: it puts its state down before it ends."""
     before = signal.getsignal(signal.SIGINT)
-    process = subprocess.Popen([sys.executable, str(TRAIN), *overrides])
+    process = subprocess.Popen([*process_of("train"), *overrides])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = process.wait()

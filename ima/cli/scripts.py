@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from ima.config.compose import CONF, choices_of, compose, default_groups
 from ima.config.roots import ROOTS
+from ima.core.commands import command_of, name_of
 from ima.core.environment import prepare
 from ima.core.errors import UserError, nearest
 from ima.core.trust import trusting
@@ -76,7 +77,9 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
         overrides = overrides[1:]
     if "--multirun" in flags:
         if root != "train":
-            raise UserError(f"--multirun: not for {root}.py; use train.py --multirun or sweep.py")
+            raise UserError(
+                f"--multirun: not for {name_of(root)}; use {name_of('train')} --multirun or {name_of('sweep')}"
+            )
         root = "sweep"
     config = compose_sweep(overrides) if root == "sweep" else compose(overrides, root)
     if "--cfg" in flags:
@@ -92,7 +95,7 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
 
 def help_text(root: str, conf: Path = CONF) -> str:
     """Groups with their choices and one line each, then the plain keys."""
-    lines = [PURPOSE[root], "", f"  python {root}.py [group=choice] [group.key=value] [key=value]", ""]
+    lines = [PURPOSE[root], "", f"  {command_of(root)} [group=choice] [group.key=value] [key=value]", ""]
     for group in default_groups(root, conf):
         lines.append(f"{group}:")
         for choice in choices_of(group, conf):
@@ -103,7 +106,7 @@ def help_text(root: str, conf: Path = CONF) -> str:
         if field.name not in groups and field.metadata.get("help"):
             lines.append(f"  {field.name:22} {field.metadata['help']}{default_text(field.default)}")
     lines += ["", "options:", *(f"  {option:22} {text}" for option, text in OPTIONS.items())]
-    lines += ["", f"python {root}.py --cfg shows every key with its value."]
+    lines += ["", f"{command_of(root)} --cfg shows every key with its value."]
     return "\n".join(lines)
 
 

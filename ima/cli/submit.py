@@ -13,27 +13,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ima.core.commands import ROOT, process_of
 from ima.core.errors import UserError
 from ima.sweep.grid import compose_sweep
 
-SWEEP = Path(__file__).resolve().parents[2] / "sweep.py"
+SCRIPTS = ROOT
 CLUSTERS = ("slurm", "local", "debug")
 
 
 class Worker:
     """What runs on a node: sweep.py until nothing is left. Pickled by submitit."""
 
-    def __init__(self, script: Path, overrides: Sequence[str], cwd: Path) -> None:
-        self.script, self.overrides, self.cwd = script, list(overrides), cwd
+    def __init__(self, command: Sequence[str], overrides: Sequence[str], cwd: Path) -> None:
+        self.command, self.overrides, self.cwd = list(command), list(overrides), cwd
 
     def __call__(self) -> int:
-        return subprocess.run([sys.executable, str(self.script), *self.overrides], cwd=self.cwd).returncode
+        return subprocess.run([*self.command, *self.overrides], cwd=self.cwd).returncode
 
     def checkpoint(self) -> Any:
         """submitit asks before a job is taken away: the same again, later."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(Worker(self.script, self.overrides, self.cwd))
+        return DelayedSubmission(Worker(self.command, self.overrides, self.cwd))
 
 
 def submit(
@@ -56,7 +57,7 @@ def submit(
         executor.update_parameters(name="ima-sweep", timeout_min=max(1, round(60 * hours)), **(settings or {}))
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise UserError(f"{cluster}: {' '.join(str(error).split())}") from None
-    worker = Worker(SWEEP, overrides, Path.cwd())
+    worker = Worker(process_of("sweep", SCRIPTS), overrides, Path.cwd())
     with executor.batch():
         return [executor.submit(worker) for _ in range(num_workers)]
 

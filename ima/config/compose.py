@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ima.config.roots import OF_LMM, ROOTS, check_together, groups_of
 from ima.config.validate import show
 from ima.config.values import MISSING, check_node, put
+from ima.core.commands import command_of, name_of
 from ima.core.errors import UserError, nearest
 from ima.core.moved_names import current_names
 from ima.core.signatures import signature
@@ -54,11 +55,11 @@ def compose(
         if name in groups and not (name in STACKED and isinstance(override.value(), dict)):
             chosen[name] = choose(name, override.value(), conf)
         elif (conf / name).is_dir() and name not in signature(ROOT_TARGETS[root]).parameters:
-            raise UserError(f"{name}: {root}.py has no such group; {nearest(name, groups)}")
+            raise UserError(f"{name}: {name_of(root)} has no such group; {nearest(name, groups)}")
         elif (conf / name).is_dir() and name not in groups and not isinstance(override.value(), dict):
             raise UserError(
-                f"{name}: not a choice of {root}.py, it comes with what is evaluated; write {name}.<key>=value to"
-                f" change one of its keys, or train.py {name}=<choice> for another run"
+                f"{name}: not a choice of {name_of(root)}, it comes with what is evaluated; write {name}.<key>=value to"
+                f" change one of its keys, or {name_of('train')} {name}=<choice> for another run"
             )
         else:
             values.append((name, with_current_names(name, override.value())))
@@ -109,7 +110,9 @@ def parse(text: str, root: str, conf: Path) -> Override:
     if not value.strip():
         raise UserError(f"{name}: no value; write {name}=value, or {name}=null for none")
     if name.lstrip("+").startswith("hydra") and name.lstrip("+")[5:6] in (".", "/", ""):
-        raise UserError(f"{name}: Hydra's own keys are not used; runs land in output_dir/name, sweeps are sweep.py's")
+        raise UserError(
+            f"{name}: Hydra's own keys are not used; runs land in output_dir/name, sweeps are those of {name_of('sweep')}"
+        )
     try:
         override = PARSER.parse_override(text.lstrip("+"))
     except HydraException as error:
@@ -118,7 +121,7 @@ def parse(text: str, root: str, conf: Path) -> Override:
     if override.package is not None or override.type != OverrideType.CHANGE or not override.key_or_group:
         raise UserError(f"{text}: not of the form key=value; {nearest(name, known)}")
     if override.is_sweep_override():
-        raise UserError(f"{name}: several values need a sweep: python train.py --multirun {text}")
+        raise UserError(f"{name}: several values need a sweep: {command_of('train')} --multirun {text}")
     return override
 
 
@@ -133,7 +136,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; conf/ is looked for beside the scripts") from None
+        raise UserError(f"{path}: {error.strerror}; the config files lie in {CONF}") from None
     except yaml.YAMLError as error:
         raise UserError(yaml_message(error, path)) from None
 

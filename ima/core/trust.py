@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from ima.core.commands import conf_folder
 from ima.core.errors import UserError
 from ima.core.signatures import Definition, read_module, resolve
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = conf_folder()
 STOCK = {"trust_remote_code": False}  # for all that transformers loads: classes of its own, none of the folder's
 SPECIAL: dict[str, type] = {"_target_": str, "_partial_": bool, "_convert_": str, "_recursive_": bool}
 LOGGER = "logger"

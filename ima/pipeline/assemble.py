@@ -20,6 +20,7 @@ from ima.config.instantiation import alignment_of, build, build_settings, traini
 from ima.config.roots import MAIN
 from ima.config.settings import Entry, Training
 from ima.core.assets.registry import cache_dir
+from ima.core.commands import name_of
 from ima.core.errors import UserError, nearest, prefix_errors
 from ima.data.collate import CachedPercepts, LivePercepts, NoisePercepts, Percepts
 from ima.data.feature_cache import FeatureStore
@@ -152,7 +153,7 @@ def channel_for(prefix: str, entry: Entry, source: Source, encoders: dict[str, E
     if encoder.modality != source.modality:
         raise UserError(
             f"{prefix}encoder: {type(encoder).__name__} is for {encoder.modality}, data {source.name} is "
-            f"{source.modality}; choose an encoder for {source.modality} (train.py --help lists them)"
+            f"{source.modality}; choose an encoder for {source.modality} ({name_of('train')} --help lists them)"
         )
     return name
 

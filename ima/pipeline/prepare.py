@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from ima.core.commands import name_of
 from ima.core.errors import UserError
 from ima.core.progress import progress
 from ima.core.types import Sample
@@ -55,7 +56,7 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
     if training and "train" not in source.splits:
         raise UserError(
             f"{stream.key}: {source.name} has no training split; measure a trained adapter on it with "
-            f"evaluate.py checkpoint=outputs/<run> data=..."
+            f"{name_of('evaluate')} checkpoint=outputs/<run> data=..."
         )
     val = stream.samples(split, t.eval_samples) if split in source.splits or not stream.name else []
     shown = Shown(stream.all_samples("train") if training else [], val, stream.tracks(), stream.controls())

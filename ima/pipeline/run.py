@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import shlex
-import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ima.config.instantiation import training_of
+from ima.core.commands import arguments, command_of
 from ima.core.distributed import hint_of_ranks, place_of
 from ima.core.errors import UserError
 from ima.models.llava import is_foreign
@@ -45,7 +45,7 @@ def fit(config: dict[str, Any]) -> int:
     if init is not None and not is_foreign(init):
         run_folder(str(init))
     trainings = chain(config, run_name(config))
-    command = command_line("train.py", config)
+    command = command_line("train", config)
     anew = config["overwrite"] or config["resume"] == "never"
     with owned(top, hint) if main else nullcontext():
         if len(trainings) > 1 and main and anew:
@@ -111,14 +111,15 @@ def evaluated(config: dict[str, Any], folder: Path, measured: Callable[..., dict
             print(f"{folder}: evaluated already; overwrite=true measures again")
         else:
             with recorded(folder):
-                result = measured(config, folder, command_line("evaluate.py", config))
+                result = measured(config, folder, command_line("evaluate", config))
         summarise(folder, result)
     return 0
 
 
 def command_line(script: str, config: dict[str, Any]) -> str:
-    overrides = (config.get("choices") or {}).get("overrides") or sys.argv[1:]
-    return shlex.join(["python", script, *overrides])
+    """What a person types for this run."""
+    overrides = (config.get("choices") or {}).get("overrides") or arguments()
+    return " ".join([command_of(script), *map(shlex.quote, overrides)])
 
 
 def summarise(folder: Path, result: dict[str, Any]) -> None:

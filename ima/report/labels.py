@@ -71,7 +71,11 @@ def varied(runs: Sequence[Run]) -> dict[str, list[str | None]]:
 
 
 def script_of(run: Run) -> str:
-    return next((word for word in str(run.result.get("command")).split() if word.endswith(".py")), "")
+    """train.py or evaluate.py, also where it was called as `ima train`."""
+    words = str(run.result.get("command")).split()
+    if "ima" in words[:3]:
+        return f"{words[words.index('ima') + 1]}.py" if words[-1] != "ima" else ""
+    return next((word for word in words if word.endswith(".py")), "")
 
 
 def brief(text: str) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from ima.core.commands import arguments, command_of
 from ima.core.distributed import STARTERS, ranks_from_outside
 from ima.core.errors import UserError
 from ima.core.files import remove_temporaries, write_json
@@ -33,7 +33,7 @@ def run_jobs(config: dict[str, Any]) -> int:
     folder = Path(config["output_dir"]) / config["name"]
     refuse_run(folder)
     jobs = jobs_of(config, folder)
-    command = shlex.join(["python", "sweep.py", *sys.argv[1:]])
+    command = " ".join([command_of("sweep"), *map(shlex.quote, arguments())])
     with alone_in(folder):
         folders = [job.folder.name for job in jobs]  # by which a page made later keeps the order
         write_json(folder / "sweep.json", {"command": command, "folders": folders, "config": config})

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from ima.config.compose import CONF, PARSER, compose, default_groups
 from ima.config.roots import ROOTS
+from ima.core.commands import name_of
 from ima.core.errors import UserError, nearest
 from ima.runs.identity import config_hash, digest
 from ima.sweep.job import quoted
@@ -40,7 +41,8 @@ def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
     theirs = [*default_groups(root, conf), *(field.name for field in dataclasses.fields(ROOTS[root]))]
     for name in (key_of(text) for text in given):
         if name.split(".")[0] not in theirs:
-            raise UserError(f"{name}: no key of sweep.py or {root}.py; {nearest(name.split('.')[0], {*own, *theirs})}")
+            hint = nearest(name.split(".")[0], {*own, *theirs})
+            raise UserError(f"{name}: no key of {name_of('sweep')} or {name_of(root)}; {hint}")
     evaluations: Any = OmegaConf.to_container(config.evaluations)
     if evaluations and root != "train":
         raise UserError("evaluations: they follow trainings; with script=evaluate vary the keys of evaluate.py instead")

@@ -12,13 +12,14 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ima.config.compose import compose
+from ima.core.commands import ROOT, process_of
+from ima.core.commands import command_of as typed
 from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.core.provenance import provenance
@@ -26,7 +27,7 @@ from ima.runs.folders import owned
 from ima.runs.identity import IDENTITY
 from ima.runs.results import read_result
 
-SCRIPTS = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT  # where the scripts of a checkout lie
 PLAIN = re.compile(r"[\w./-]+")
 ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Exit|Interrupt)\b")
 REFUSED = "another process is writing there"  # what ima.runs.folders says
@@ -110,9 +111,9 @@ def last_value(overrides: list[str], name: str) -> str | None:
 
 
 def command_of(job: Job, name: str, output_dir: str) -> list[str]:
-    """train.py or evaluate.py as its own process. Tests put something quicker here."""
+    """A training or an evaluation as its own process. Tests put something quicker here."""
     place = [f"name={quoted(f'{name}/{job.hash}')}", f"output_dir={quoted(output_dir)}"]
-    return [sys.executable, str(SCRIPTS / f"{job.script}.py"), *job.overrides, *place]
+    return [*process_of(job.script, SCRIPTS), *job.overrides, *place]
 
 
 def quoted(text: str) -> str:
@@ -169,7 +170,7 @@ def record(job: Job, status: str, reason: str) -> None:
         return
     if result is None:
         config = plain(job)
-        command = shlex.join(["python", f"{job.script}.py", *job.overrides])
+        command = " ".join([typed(job.script), *map(shlex.quote, job.overrides)])
         result = {"overrides": job.overrides, "config": config, "command": command}
         result |= {"seeds": {"seed": config.get("seed")}, "config_hash": job.hash, "identity": IDENTITY}
         result |= {"metrics": {}} | provenance() | {"wall_seconds": None}
