@@ -19,6 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
 .PHONY: help setup demo demo-control twin test test-fast mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
@@ -108,3 +109,10 @@ doctor: setup  ## will a config run here: make doctor ARGS="llm=vicuna trainer=g
 clean:  ## remove tool caches and build leftovers; .venv and outputs stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# Any other word fails, also where a file or folder of that name exists, which make would call up to date.
+%: .unknown
+	@echo "make: no target '$@'; make alone lists them" >&2; exit 2
+.PHONY: .unknown
+.unknown:
+Makefile: ;

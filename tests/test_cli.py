@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from ima.cli.scripts import compose_sweep, dispatch, help_text, run_script
-from ima.config.compose import compose
+from ima.config.compose import CONF, compose
+from ima.config.settings import Training
+from ima.config.synonyms import SYNONYMS
 from ima.core.errors import UserError
+from ima.core.signatures import signature
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = """
@@ -79,6 +82,9 @@ LEAVES = {
     "experiment/wrong_key": "# @package _global_\n# sets what is not there\ntrainr: {lr: 1}",
     "experiment/wrong_group": "# @package _global_\n# no such group\ndefaults:\n  - override /adaptr: mlp",
     "experiment/lost": "# @package _global_\n# points to nothing\nname: ${encodr.dim}",
+    "experiment/unmarked": "# forgets the first line\nseed: 7",
+    "experiment/itself": "# @package _global_\n# endless\ndefaults: [itself]",
+    "experiment/hinted": "# @package _global_\n# a package\ndefaults:\n  - override /adapter@here: mlp",
     "sweep/seeds": "# @package _global_\n# three seeds\nparams: {seed: [0, 1, 2]}\noverrides: [experiment=demo]",
 }
 TRAIN = """
@@ -175,6 +181,13 @@ MISTAKES = [
     ("adapter.width=3", "hidden"),
     ("adapter.hiden=3", "hidden"),
     ("--halp", "--help"),
+    ("--trainer.learning_rate=1", "trainer.lr"),
+    ("learning_rate=1", "trainer.lr"),
+    ("trainer.num_train_epochs=1", "trainer.epochs"),
+    ("experiment.seed=1", "write seed=value"),
+    ("experiment=unmarked", "# @package _global_"),
+    ("experiment=itself", "include the file itself"),
+    ("experiment=hinted", "Did you mean to override"),
     ("-x", "--cfg"),
 ]
 
@@ -190,6 +203,67 @@ def test_a_mistake_gives_one_line_that_names_what_is_allowed(
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 400
     assert named in err, err
     assert "Traceback" not in err
+
+
+def test_words_of_other_libraries_name_keys_that_are_there() -> None:
+    signatures = {
+        "trainer": signature("ima.config.settings.Training"),
+        "alignment": signature("ima.config.settings.Alignment"),
+        "llm": signature("ima.models.llm.load.hf"),
+        "": signature("ima.config.roots.TrainConfig"),
+    }
+    assert len(SYNONYMS) >= 25
+    for word, (key, _) in SYNONYMS.items():
+        group, _, name = key.rpartition(".")
+        assert name in signatures[group].parameters, key
+        assert word not in signatures["trainer"].parameters and word not in signatures[""].parameters, word
+
+
+def test_gpu_is_an_accelerator() -> None:
+    import torch
+
+    from ima.pipeline.assemble import device_of
+
+    config = compose(["trainer.accelerator=gpu"], "train", CONF)
+    assert config.trainer.accelerator == "gpu"
+    if torch.cuda.is_available():
+        assert device_of(Training(accelerator="gpu")).type == "cuda"
+    elif not torch.backends.mps.is_available():
+        with pytest.raises(UserError, match="'gpu' is not there"):
+            device_of(Training(accelerator="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("root", "arguments", "said"),
+    [
+        ("train", ["llm"], "llm: not of the form key=value; did you mean llm? allowed"),
+        ("sweep", ["sweep.params.seed=[1]"], "sweep.params.seed: sweep=<choice> takes a file of"),
+        ("train", ["-m", "name=a,b", "seed=0,1"], "name: several values, but it is the sweep's own and has one"),
+    ],
+)  # fmt: skip
+def test_advice_is_to_the_point(root: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(root, arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_null_is_no_experiment_as_the_root_file_says_it() -> None:
+    assert compose(["experiment=null", "name=r"]) == compose(["name=r"])
+    assert compose(["experiment=demo", "experiment=null"]).seed == 0
+
+
+def test_a_start_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
+    from ima.runs.find import find_adapter, run_folder
+
+    with pytest.raises(UserError, match="^init: 'nowhere' does not exist"):
+        run_folder("nowhere", "init")
+    with pytest.raises(UserError, match="^init: '.*' is no run folder"):
+        find_adapter(str(tmp_path), "init")
+
+
+@pytest.mark.parametrize("word", ["tests", "docs", "conf", "train.py", "tset"])
+def test_a_word_that_is_no_target_fails(word: str) -> None:
+    done = subprocess.run(["make", word], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"no target '{word}'" in done.stderr, done.stderr
 
 
 def test_the_suite_holds_at_least_25_mistakes() -> None:

@@ -79,6 +79,19 @@ def test_a_set_up_checkout_is_left_alone(checkout: list[str]) -> None:
     assert (install.VENV / "mine").exists()
 
 
+def test_where_nothing_is_to_do_nothing_is_written(checkout: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a lock: the targets work in a checkout that cannot be written to."""
+    assert install.main(["--only-packages"]) == 0
+    lock = install.ROOT / ".ima-setup.lock"
+    lock.unlink()
+    before = {path: path.stat().st_mtime_ns for path in install.ROOT.rglob("*")}
+    assert install.main(["--only-packages"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in install.ROOT.rglob("*")} == before
+    (install.ROOT / "constraints.txt").write_text("other pins")
+    assert install.main(["--only-packages"]) == 0
+    assert lock.exists() and checkout == ["packages", "packages"]
+
+
 def test_changed_pins_are_installed_into_the_same_environment(checkout: list[str]) -> None:
     install.setup(only_packages=True)
     (install.VENV / "mine").touch()

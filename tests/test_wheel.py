@@ -26,13 +26,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    wheel, site = place / "ima-0.1.0-py3-none-any.whl", place / "site"
     for step in (
         ["wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(place)],
-        ["install", str(place / "ima-0.1.0-py3-none-any.whl"), "--no-deps", "--no-index", "--target", str(place / "site")],
-    ):  # fmt: skip
+        ["install", str(wheel), "--no-deps", "--no-index", "--target", str(site)],
+    ):
         done = subprocess.run([*pip, *step], cwd=place, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    return place / "site"
+    return site
 
 
 def call(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

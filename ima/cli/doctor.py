@@ -27,6 +27,7 @@ from ima.core.provenance import provenance
 
 GB = 1e9
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GPU = ("gpu", "cuda")
 VOCABULARY = 32_000  # where nothing is known
 TEXT_TOKENS = 48  # of a prompt with its answer
 STATES = 34  # activations a token and block keeps for the backward pass, in widths
@@ -100,7 +101,7 @@ def needs(config: Mapping[str, Any]) -> dict[str, float | None]:
     choices, trainer = config.get("choices") or {}, config.get("trainer") or {}
     llm = config.get("llm") or {}
     size, shape = llm_size(llm, choices.get("llm")), encoder_tokens(choices.get("encoder"))
-    each = BYTES.get(str(llm.get("dtype")), 2 if trainer.get("accelerator") == "cuda" else 4)
+    each = BYTES.get(str(llm.get("dtype")), 2 if trainer.get("accelerator") in GPU else 4)
     adapter = config.get("adapter") or {}
     percepts = int(adapter.get("num_tokens") or (10 if choices.get("adapter") == "pool" else (shape or (64, 0))[0]))
     rows = int(trainer.get("micro_batch_size") or trainer.get("batch_size") or 16)
@@ -165,13 +166,14 @@ def report(config: Mapping[str, Any]) -> tuple[list[str], bool]:
     lines.append(f"disk       {cache}: {text(disk.free)} free")
     needed = needs(config)
     lines += [f"needs      {name}: {'about ' if size else ''}{text(size)}" for name, size in needed.items()]
-    wants_gpu = str((config.get("trainer") or {}).get("accelerator")) == "cuda"
+    accelerator = str((config.get("trainer") or {}).get("accelerator"))
+    wants_gpu = accelerator in GPU
     gpus = places[1:]
     memory = (needed["LLM weights"] or 0) + (needed["activations"] or 0)
     room = max(free for _, _, free in (gpus or places))
     problems = []
     if wants_gpu and not gpus:
-        problems.append("trainer.accelerator=cuda, but no GPU is seen here; write trainer=cpu")
+        problems.append(f"trainer.accelerator={accelerator}, but no GPU is seen here; write trainer=cpu")
     if memory > room:
         problems.append(f"about {text(memory)} of memory needed, {text(room)} free; a smaller llm or batch_size")
     if (needed["feature cache"] or 0) > disk.free:

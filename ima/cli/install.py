@@ -225,17 +225,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("IMA_CACHE") or Path(base) / "ima")
 
 
+def has_packages(record: dict[str, Any]) -> bool:
+    wanted = {"fingerprint": fingerprint(), "root": str(ROOT)}
+    return all(record.get(key) == value for key, value in wanted.items()) and not STARTED.exists() and works()
+
+
+def has_assets(record: dict[str, Any]) -> bool:
+    return record.get("assets") == str(cache_folder()) and cache_folder().is_dir()
+
+
 def setup(only_packages: bool) -> None:
     record = read_record()
-    wanted = {"fingerprint": fingerprint(), "root": str(ROOT)}
-    if any(record.get(key) != value for key, value in wanted.items()) or STARTED.exists() or not works():
+    if not has_packages(record):
         RECORD.unlink(missing_ok=True)
         download, install = install_packages()
-        record = {**wanted, "download_seconds": download, "install_seconds": install}
+        record = {
+            "fingerprint": fingerprint(),
+            "root": str(ROOT),
+            "download_seconds": download,
+            "install_seconds": install,
+        }
         write_record(record)
         STARTED.unlink()
-    cache = str(cache_folder())
-    if only_packages or (record.get("assets") == cache and Path(cache).is_dir()):
+    if only_packages or has_assets(record):
         return
     print("setup: fetching and converting the embedded models and pictures", flush=True)
     start = time.monotonic()
@@ -244,7 +256,7 @@ def setup(only_packages: bool) -> None:
     download = sum(map(float, fetched))
     record["download_seconds"] += download
     record["install_seconds"] += time.monotonic() - start - download
-    record["assets"] = cache
+    record["assets"] = str(cache_folder())
     write_record(record)
 
 
@@ -264,7 +276,7 @@ def main(argv: list[str]) -> int:
     try:
         if options.command == "times":
             print(times_line(read_record(), options.run_seconds))
-        else:
+        elif not (has_packages(read_record()) and (options.only_packages or has_assets(read_record()))):
             with one_at_a_time():
                 setup(options.only_packages)
     except SetupError as error:

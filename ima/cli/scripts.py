@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from ima.config.compose import CONF, choices_of, compose, default_groups
 from ima.config.roots import ROOTS
+from ima.config.synonyms import synonym
 from ima.core.commands import command_of, name_of
 from ima.core.environment import prepare
 from ima.core.errors import UserError, nearest
@@ -68,6 +69,8 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
     flags = [SHORT.get(argument, argument) for argument in argv if argument.startswith("-")]
     overrides = [argument for argument in argv if not argument.startswith("-")]
     for flag in flags:
+        if flag not in OPTIONS and (known := synonym(flag.lstrip("-").partition("=")[0].rpartition(".")[2])):
+            raise UserError(f"{flag}: no such option; {known}, written key=value without '--'")
         if flag not in OPTIONS:
             raise UserError(f"{flag}: no such option; {nearest(flag, OPTIONS)}")
     if "--help" in flags:

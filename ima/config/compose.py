@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ima.config.choices import check_package, choices_of, default_choices, default_groups, yaml_message
 from ima.config.roots import OF_LMM, ROOTS, check_together, groups_of
 from ima.config.validate import show
-from ima.config.values import MISSING, check_node, put
+from ima.config.values import CHOICES_ONLY, MISSING, check_node, put
 from ima.core.commands import command_of, name_of
 from ima.core.errors import UserError, nearest
 from ima.core.moved_names import current_names
@@ -52,6 +52,9 @@ def compose(
     chosen: dict[str, str | list[str]] = {}
     for override in overrides:
         name = override.key_or_group
+        if name in groups and override.value() is None and default_choices(root, conf)[name] is None:
+            chosen.pop(name, None)  # nothing, as the root file has it
+            continue
         if name in groups and not (name in STACKED and isinstance(override.value(), dict)):
             chosen[name] = choose(name, override.value(), conf)
         elif (conf / name).is_dir() and name not in signature(ROOT_TARGETS[root]).parameters:
@@ -110,9 +113,8 @@ def parse(text: str, root: str, conf: Path) -> Override:
     if not value.strip():
         raise UserError(f"{name}: no value; write {name}=value, or {name}=null for none")
     if name.lstrip("+").startswith("hydra") and name.lstrip("+")[5:6] in (".", "/", ""):
-        raise UserError(
-            f"{name}: Hydra's own keys are not used; runs land in output_dir/name, sweeps are those of {name_of('sweep')}"
-        )
+        where = f"runs land in output_dir/name, sweeps are those of {name_of('sweep')}"
+        raise UserError(f"{name}: Hydra's own keys are not used; {where}")
     try:
         override = PARSER.parse_override(text.lstrip("+"))
     except HydraException as error:
@@ -120,35 +122,11 @@ def parse(text: str, root: str, conf: Path) -> Override:
         raise UserError(f"{text}: cannot be read ({reason}); quote special characters: {name}='\"text\"'") from None
     if override.package is not None or override.type != OverrideType.CHANGE or not override.key_or_group:
         raise UserError(f"{text}: not of the form key=value; {nearest(name, known)}")
+    if override.is_sweep_override() and root == "sweep":
+        raise UserError(f"{name}: several values, but it is the sweep's own and has one; jobs get names by themselves")
     if override.is_sweep_override():
         raise UserError(f"{name}: several values need a sweep: {command_of('train')} --multirun {text}")
     return override
-
-
-@functools.lru_cache
-def default_groups(root: str, conf: Path) -> list[str]:
-    """The groups of a root file's defaults list."""
-    entries = read_yaml(conf / f"{root}.yaml").get("defaults", [])
-    return [next(iter(entry)).removeprefix("optional ") for entry in entries if isinstance(entry, dict)]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the config files lie in {CONF}") from None
-    except yaml.YAMLError as error:
-        raise UserError(yaml_message(error, path)) from None
-
-
-def yaml_message(error: yaml.YAMLError, path: Path | None = None) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"{path or (mark.name if mark else 'a yaml file')}:{mark.line + 1 if mark else 1}"
-    return f"{where}: not yaml ({getattr(error, 'problem', None) or 'cannot be read'})"
-
-
-def choices_of(group: str, conf: Path) -> list[str]:
-    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 
 def choose(group: str, value: Any, conf: Path) -> str | list[str]:
@@ -168,6 +146,8 @@ def choose(group: str, value: Any, conf: Path) -> str | list[str]:
 
 def compose_groups(root: str, chosen: dict[str, str | list[str]], conf: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(config as plain values with interpolations, choice by group) as Hydra's defaults lists give it."""
+    for group in set(chosen) & set(CHOICES_ONLY):
+        check_package(conf / group / f"{chosen[group]}.yaml")
     arguments = [f"{group}=[{','.join(c)}]" if isinstance(c, list) else f"{group}={c}" for group, c in chosen.items()]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
@@ -178,6 +158,8 @@ def compose_groups(root: str, chosen: dict[str, str | list[str]], conf: Path) ->
         raise UserError(yaml_message(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"conf/{source_of(root, chosen)}: {first_line(error)}") from None
+    except RecursionError:
+        raise UserError(f"conf/{source_of(root, chosen)}: its defaults include the file itself; remove that") from None
     assert isinstance(config, dict)
     result = {str(name): value for name, value in config.items() if name != "hydra"}
     for field in dataclasses.fields(ROOTS[root]):
@@ -199,8 +181,10 @@ def source_of(root: str, chosen: dict[str, str | list[str]]) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error of Hydra, and the hint below it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    hint = f"; {lines[1].rstrip('.')}" if lines[1:] and lines[1].startswith("Did you mean") else ""
+    return lines[0].rstrip(".") + hint if lines else type(error).__name__
 
 
 def inherit(

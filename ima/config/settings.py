@@ -70,7 +70,7 @@ class Training:
     cache_features: bool = True
     cache_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     num_workers: int = 0
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int | str = 1
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"

@@ -12,11 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from ima.config.roots import COMPLETED
+from ima.config.synonyms import synonym
 from ima.config.validate import fit, is_mapping, show
 from ima.core.errors import UserError, nearest
 from ima.core.signatures import REQUIRED, Signature, signature
 
 MISSING = "???"
+CHOICES_ONLY = ("experiment", "sweep")  # groups whose files are deltas: no key of that name is left
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -63,7 +65,13 @@ def unknown(key: str, part: str, place: str, allowed: Iterable[str], config: dic
         homes = [f"{home}.{part}" for home, node in config.items() if part in node_names(home, node)]
         if homes:
             return f"{key}: no such key; did you mean {' or '.join(homes)}?"
+        if part in CHOICES_ONLY and part != key:
+            return (
+                f"{key}: {part}=<choice> takes a file of conf/{part}; write {key.partition('.')[2]}=value for its key"
+            )
         allowed = [*allowed, *(["experiment"] if "encoder" in config else ["sweep"])]
+    if known := synonym(part):
+        return f"{key}: no such key; {known}"
     names = [name for name in allowed if not name.startswith("_")]
     where = f" in {place}" if place else ""
     return f"{key}: no {part!r}{where}; {nearest(part, names)}" if names else f"{key}: {place} has no keys"

@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 def nearest(name: str, allowed: Iterable[str], num: int = 3) -> str:
     """'did you mean a, b?' plus all allowed names when there are few; for the tail of an error message."""
-    allowed = sorted(allowed)
+    allowed = sorted(set(allowed))
     close = difflib.get_close_matches(name, allowed, n=num, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     listed = ", ".join(allowed) if len(allowed) <= 24 else ", ".join(allowed[:24]) + ", ..."

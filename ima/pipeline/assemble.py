@@ -40,9 +40,9 @@ def device_of(training: Training, local: int = 0) -> torch.device:
     """local: the number of this process on its machine (`ima.core.distributed.Place`)."""
     if training.accelerator == "cpu":
         return torch.device("cpu")
-    if training.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+    if training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local)
-    if training.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+    if training.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if training.accelerator != "auto":
         raise UserError(f"trainer.accelerator: {training.accelerator!r} is not there; use auto or cpu")

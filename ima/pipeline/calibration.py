@@ -38,10 +38,7 @@ class CalibrationTask:
 
     def __init__(self, folder: Path | str, num_examples: int, seed: int) -> None:
 
-        try:
-            self.folder, self.adapter = find_adapter(str(folder))
-        except UserError as error:
-            raise UserError(f"run: {str(error).removeprefix('checkpoint: ')}") from error
+        self.folder, self.adapter = find_adapter(str(folder), "run")
         self.config = run_config(str(self.folder), PARTS)
         self.num_examples, self.seed = num_examples, seed
         facts = read_result(run_folder(str(folder))).get("facts", {})

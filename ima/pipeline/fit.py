@@ -241,7 +241,11 @@ def begin(parts: Parts, pools: Sequence[Sequence[Sample]], init: Path | None) ->
     if init is not None:
         foreign = is_foreign(init)
         where = init if foreign or init.is_file() else init / "adapter.safetensors"
-        earlier = {} if foreign else read_result(run_folder(str(init)))
+        if not where.exists():
+            raise UserError(
+                f"init: {where} does not exist; give a finished run, or one of its checkpoints/*.safetensors"
+            )
+        earlier = {} if foreign else read_result(run_folder(str(init), "init"))
         load_adapter(where, parts.adapter)
         trained = earlier.get("facts", {}).get("llm_train", "none")
         if trained != "none" and parts.llm.trains != trained:

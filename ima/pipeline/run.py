@@ -43,7 +43,7 @@ def fit(config: dict[str, Any]) -> int:
     top = Path(config["output_dir"]) / run_name(config)
     init = Path(config["init"]) if config.get("init") else None
     if init is not None and not is_foreign(init):
-        run_folder(str(init))
+        run_folder(str(init), "init")
     trainings = chain(config, run_name(config))
     command = command_line("train", config)
     anew = config["overwrite"] or config["resume"] == "never"

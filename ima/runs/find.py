@@ -19,15 +19,15 @@ INHERITED = (
 PARTS = tuple(name for name in INHERITED if name not in ("intervention", "alignment"))
 
 
-def run_folder(checkpoint: str) -> Path:
-    """The run folder that a folder or a file inside it belongs to."""
+def run_folder(checkpoint: str, key: str = "checkpoint") -> Path:
+    """The run folder that a folder or a file inside it belongs to. key: what names it, for messages."""
     path = Path(checkpoint)
     if not path.exists():
-        raise UserError(f"checkpoint: {checkpoint!r} does not exist; give a run folder (outputs/<run>) or a file in it")
+        raise UserError(f"{key}: {checkpoint!r} does not exist; give a run folder (outputs/<run>) or a file in it")
     for folder in (path, *path.absolute().parents[:3]):
         if (folder / "result.json").is_file():
             return folder
-    raise UserError(f"checkpoint: {checkpoint!r} is no run folder and in none: no result.json there")
+    raise UserError(f"{key}: {checkpoint!r} is no run folder and in none: no result.json there")
 
 
 def run_config(checkpoint: str, keys: Collection[str] = INHERITED) -> dict[str, Any]:
@@ -43,12 +43,12 @@ def run_config(checkpoint: str, keys: Collection[str] = INHERITED) -> dict[str, 
     return kept | {"choices": choices if isinstance(choices, dict) else {}}
 
 
-def find_adapter(checkpoint: str) -> tuple[Path, Path]:
+def find_adapter(checkpoint: str, key: str = "checkpoint") -> tuple[Path, Path]:
     """(run folder, adapter file) of what the user named: a run folder or one of its files."""
-    run, path = run_folder(checkpoint), Path(checkpoint)
+    run, path = run_folder(checkpoint, key), Path(checkpoint)
     if path.is_file():
         return run, path
     for candidate in (path / "adapter.safetensors", last_checkpoint(run)):
         if candidate.is_file():
             return run, candidate
-    raise UserError(f"checkpoint: {checkpoint} has no adapter.safetensors and no checkpoint yet; train it first")
+    raise UserError(f"{key}: {checkpoint} has no adapter.safetensors and no checkpoint yet; train it first")
