@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ima.core.commands import called_as
 from ima.core.errors import UserError, nearest
+from ima.core.extras import missing_extra
 
 # command -> (module, what it does)
 COMMANDS = {
@@ -52,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(importlib.import_module(COMMANDS[name][0]).main(rest) or 0)
+    except ModuleNotFoundError as error:
+        if not (lacking := missing_extra(error)):
+            raise
+        print(f"error: {lacking}", file=sys.stderr)
+        return 2
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

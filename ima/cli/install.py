@@ -31,7 +31,7 @@ VENV = ROOT / ".venv"
 STARTED = VENV / ".ima-started"  # lies there while packages are being changed: the mark of a half-made environment
 RECORD = VENV / ".ima-setup.json"
 INPUTS = ("pyproject.toml", "constraints.txt", "requirements-nodeps.txt")
-EXTRAS = ("dev",)
+EXTRAS = ("all", "dev")
 OLDEST = (3, 11)
 HELD: list[int] = []  # the descriptor of the lock while a set-up works
 
@@ -49,11 +49,17 @@ def fingerprint() -> str:
 
 
 def requirements() -> list[str]:
+    """Everything that pyproject.toml asks for, with the extras and those that these name (ima[train,media])."""
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
-    return [*project["dependencies"], *extras]
+    found, pending = [], [*project["dependencies"], f"ima[{','.join(EXTRAS)}]"]
+    for line in pending:
+        if inner := re.fullmatch(r"ima\[(.+)\]", line):
+            pending += [more for name in inner[1].split(",") for more in project["optional-dependencies"][name]]
+        else:
+            found.append(line)
+    return list(dict.fromkeys(found))
 
 
 @contextlib.contextmanager
@@ -226,8 +232,8 @@ def cache_folder() -> Path:
 
 
 def has_packages(record: dict[str, Any]) -> bool:
-    wanted = {"fingerprint": fingerprint(), "root": str(ROOT)}
-    return all(record.get(key) == value for key, value in wanted.items()) and not STARTED.exists() and works()
+    same = (record.get("fingerprint"), record.get("root")) == (fingerprint(), str(ROOT))
+    return same and not STARTED.exists() and works()
 
 
 def has_assets(record: dict[str, Any]) -> bool:
@@ -239,12 +245,8 @@ def setup(only_packages: bool) -> None:
     if not has_packages(record):
         RECORD.unlink(missing_ok=True)
         download, install = install_packages()
-        record = {
-            "fingerprint": fingerprint(),
-            "root": str(ROOT),
-            "download_seconds": download,
-            "install_seconds": install,
-        }
+        record = {"fingerprint": fingerprint(), "root": str(ROOT)}
+        record |= {"download_seconds": download, "install_seconds": install}
         write_record(record)
         STARTED.unlink()
     if only_packages or has_assets(record):

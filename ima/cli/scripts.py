@@ -23,6 +23,7 @@ from ima.config.synonyms import synonym
 from ima.core.commands import command_of, name_of
 from ima.core.environment import prepare
 from ima.core.errors import UserError, nearest
+from ima.core.extras import missing_extra
 from ima.core.trust import trusting
 from ima.sweep.grid import compose_sweep
 
@@ -47,6 +48,10 @@ def run_script(root: str, argv: Sequence[str], entry: Callable[[Any], Any] | Non
         return int(dispatch(root, list(argv), entry) or 0)
     except UserError as error:
         return refuse(str(error))
+    except ModuleNotFoundError as error:
+        if not (lacking := missing_extra(error)):
+            raise
+        return refuse(lacking)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -15,6 +15,7 @@ from typing import Any
 
 from ima.core.commands import ROOT, process_of
 from ima.core.errors import UserError
+from ima.core.extras import how_to_install
 from ima.sweep.grid import compose_sweep
 
 SCRIPTS = ROOT
@@ -51,7 +52,7 @@ def submit(
     try:
         import submitit
     except ImportError:
-        raise UserError("submitit: not installed; uv pip install -e '.[slurm]'") from None
+        raise UserError(how_to_install("submitit")) from None
     try:
         executor = submitit.AutoExecutor(folder=logs / "%j", cluster=cluster)
         executor.update_parameters(name="ima-sweep", timeout_min=max(1, round(60 * hours)), **(settings or {}))

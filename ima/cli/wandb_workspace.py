@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
+from ima.core.extras import how_to_install
 from ima.core.files import write_atomic
 
 NAME = "IMA: alignment and performance"
@@ -29,7 +30,7 @@ def workspace(entity: str, project: str) -> Any:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError:
-        raise UserError("wandb-workspaces: not installed; uv pip install -e '.[dashboards]'") from None
+        raise UserError(how_to_install("wandb_workspaces")) from None
     lines = wr.LinePlot
     names = [f"{track}/{score}" for score in SCORES for track in TRACKS]
     panels: dict[str, list[Any]] = {

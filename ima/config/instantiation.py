@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 
 from ima.config.settings import Alignment, Entry, Stage, Training
 from ima.core.errors import UserError, prefix_errors
+from ima.core.extras import missing_extra
 
 Kind = TypeVar("Kind", Training, Alignment, Entry, Stage)
 
@@ -30,6 +31,8 @@ def made(node: Any, **special: Any) -> Any:
     try:
         return instantiate(node, **special)
     except InstantiationException as error:
+        if lacking := missing_extra(error):
+            raise UserError(lacking) from error
         if not isinstance(error.__cause__, UserError):
             raise
         raise error.__cause__ from error

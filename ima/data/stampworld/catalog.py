@@ -187,7 +187,7 @@ def import_resvg() -> Any:
     try:
         import resvg_py
     except ImportError as error:
-        raise UserError("svg=true needs the package resvg_py: `pip install resvg_py`, or svg=false") from error
+        raise UserError("svg=true needs the package resvg_py: pip install 'ima[svg]', or svg=false") from error
     return resvg_py
 
 

@@ -31,7 +31,7 @@ def make_trainable(model: Any, train: Train, rank: int, alpha: float, seed: int)
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UserError("llm.train: lora needs the package peft; pip install peft") from error
+        raise UserError("llm.train: lora needs the package peft; pip install 'ima[train]'") from error
 
     blocks = block_list(model)
     names = {name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)}
