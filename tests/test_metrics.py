@@ -261,9 +261,7 @@ def test_per_example_rows_are_plain() -> None:
     assert row["named"] == ["cow"] and row["absent"] == ["car"] and row["right"] is False
 
 
-@pytest.mark.parametrize(
-    ("num", "reason"), [(1, "1 example has no"), (3, "all references have the same")]
-)
+@pytest.mark.parametrize(("num", "reason"), [(1, "1 example has no"), (3, "all references have the same")])
 def test_cider_d_of_nothing_to_weigh_by_is_undefined_and_says_so(num: int, reason: str) -> None:
     samples = [Sample(f"x/{i}", "val", "val", "image", ("a red cow",), cluster=str(i)) for i in range(num)]
     task, said = CaptionTask(headline="cider_d"), [Prediction(sample, "a red cow") for sample in samples]

@@ -177,7 +177,7 @@ def upright(frame: Any) -> Image.Image:
         b = c = 0
     else:
         a = d = 0
-    turn = TURNS.get(tuple((value > 0) - (value < 0) for value in (a, b, c, d)))  # type: ignore[call-overload]
+    turn = TURNS.get(tuple((value > 0) - (value < 0) for value in (a, b, c, d)))
     return image if turn is None else image.transpose(turn)
 
 
