@@ -17,7 +17,7 @@ from test_data import Means
 from ima.data.feature_cache import FeatureStore
 from ima.data.source import MediumError
 from ima.pipeline.data_checks import Look
-from ima.runs.results import read_result
+from ima.runs.record import read_result
 
 NUM = 12
 BAD = {2: "gone", 5: "cut", 7: "empty"}

@@ -110,14 +110,14 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 
 def test_predictions_of_a_run_tell_the_blind_row_from_its_track(tmp_path: Path) -> None:
     from ima.data.shapes import Shapes
-    from ima.pipeline.predictions import write_samples
+    from ima.pipeline.predictions import write_predictions
     from ima.tasks.base import Prediction
     from ima.tasks.caption import CaptionTask
 
     source = Shapes(num_train=4, num_test=4, size=32)
     seen = [Prediction(sample, sample.references[0]) for sample in source.samples("T0")]
     blind = [Prediction(sample, "a thing") for sample in source.samples("T0")]
-    write_samples(tmp_path, {"T0": seen, "blind": blind}, CaptionTask(), source, epoch=1)
+    write_predictions(tmp_path, {"T0": seen, "blind": blind}, CaptionTask(), source, epoch=1)
     tracks = read_predictions(tmp_path)
     assert list(tracks) == ["T0", "blind"] and tracks["T0"].keys() == tracks["blind"].keys()
     assert all(line["right"] for line in tracks["T0"].values())

@@ -16,7 +16,8 @@ from test_training import CACHED, NOISE
 
 from ima.core.types import Row
 from ima.pipeline.loggers.wandb import INIT_SECONDS, TABLE_FIELDS, scalar_name
-from ima.runs.results import read_result, read_rows
+from ima.runs.record import read_result
+from ima.runs.results import read_rows
 
 MIRRORED = [item for item in NOISE if item != "logger=none"] + ["trainer.epochs=2", "trainer.generate_samples=3"]
 DRAWN = ["sim", "resid_post", "P", "T", "raw"]

@@ -15,7 +15,7 @@ from ima.core.errors import UserError
 from ima.core.types import Sample
 from ima.data.corpora.controls import spoil
 from ima.data.source import MediumError
-from ima.pipeline.data_checks import Shown, check_media
+from ima.pipeline.data_checks import PreparedSamples, check_media
 from ima.pipeline.predictions import write_samples
 from ima.pipeline.prepare import without
 from ima.tasks.base import Prediction
@@ -35,8 +35,8 @@ def parts_of(streams: list[Any], trains: str = "none") -> Any:
     return SimpleNamespace(streams=streams, llm=SimpleNamespace(trains=trains))
 
 
-def shown_of(*train: Sample) -> Shown:
-    return Shown(list(train), [], {}, {})
+def shown_of(*train: Sample) -> PreparedSamples:
+    return PreparedSamples(list(train), [], {}, {})
 
 
 def test_a_training_without_any_medium_and_a_frozen_llm_is_refused() -> None:
@@ -58,7 +58,7 @@ def test_of_a_mixture_each_adapter_has_to_see_something() -> None:
 def test_a_track_and_its_controls_lose_the_same_clips(bad: str) -> None:
     track = [sample_of(f"c{index}") for index in range(3)]
     controls = {name: [spoil(sample, name) for sample in track] for name in ("shuffled", "single_frame")}
-    shown = Shown([], [], {"test": track}, controls)
+    shown = PreparedSamples([], [], {"test": track}, controls)
     stream: Any = stream_of()
     left = without(shown, {bad: "damaged"}, "val", stream, report=False)
     assert [sample.id for sample in left.tracks["test"]] == ["c0", "c2"]

@@ -12,7 +12,8 @@ from launcher import Launcher
 from safetensors.torch import load_file
 from test_training import NOISE, rows_of
 
-from ima.runs.results import read_result, read_rows
+from ima.runs.record import read_result
+from ima.runs.results import read_rows
 
 # 21 samples in batches of 6: the last batch of an epoch is 2 samples of one rank and 1 of the other, which is 2
 # micro-batches and 1; val, T0 and T1 have 7 samples, 4 and 3 of them a rank.

@@ -14,8 +14,8 @@ from test_training import NOISE
 
 from ima.core.cache import build_folder
 from ima.core.files import remove_temporaries, temporary_beside, write_atomic
-from ima.runs.folders import clear, finished, owned
-from ima.runs.identity import config_hash
+from ima.runs.folders import clear, load_finished_or_clear, run_lock
+from ima.runs.identity import identified
 
 OURS = ["result.json", "rows.jsonl", "adapter.safetensors", "adapter.llm.safetensors", "checkpoints/last.safetensors",
         "checkpoints/epoch-001.llm.safetensors", "checkpoints/epoch-001.json", "media/T0-00.png", "media/a-T1-11.mp3",
@@ -50,7 +50,7 @@ def test_only_our_own_temporaries_go_from_a_run_folder(tmp_path: Path) -> None:
     fill(tmp_path, [*theirs, *ours])
     (tmp_path / ".elsewhere").symlink_to(tmp_path / ".git")
     (tmp_path / ".link.x1y2abcd.ima-tmp").symlink_to(tmp_path / ".git")
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         pass
     assert files(tmp_path) == {*theirs, ".elsewhere", ".link.x1y2abcd.ima-tmp", "lock"}
 
@@ -88,8 +88,8 @@ def test_overwriting_removes_what_the_run_wrote_and_says_what_stays(
 ) -> None:
     config = {"seed": 1, **how}
     fill(tmp_path, [*OURS, *THEIRS, "lock"])
-    (tmp_path / "result.json").write_text(json.dumps({"config_hash": config_hash(config), "status": "failed"}))
-    assert finished(tmp_path, config) is None
+    (tmp_path / "result.json").write_text(json.dumps(identified(config) | {"status": "failed"}))
+    assert load_finished_or_clear(tmp_path, config) is None
     assert files(tmp_path) == {"lock", *THEIRS}
     line = capsys.readouterr().out
     assert line.count("\n") == 1 and "stays: .env, .git, .gitignore, b, checkpoints/best.safetensors" in line
@@ -134,8 +134,8 @@ def test_stages_go_where_the_last_one_never_began(tmp_path: Path) -> None:
     top = tmp_path / "a"
     fill(top / "pretrain", ["result.json", "lock"], config={"name": "a", "stage": {"pretrain": {}}})
     fill(top, ["report.html"])  # of the runs below, perhaps
-    assert finished(top, {"name": "a"}) is None and (top / "pretrain" / "result.json").is_file()
-    assert finished(top, {"name": "a", "overwrite": True}) is None
+    assert load_finished_or_clear(top, {"name": "a"}) is None and (top / "pretrain" / "result.json").is_file()
+    assert load_finished_or_clear(top, {"name": "a", "overwrite": True}) is None
     assert files(top) == {"report.html", "pretrain/lock"}
 
 

@@ -18,7 +18,7 @@ from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.core.signatures import signature
 from ima.runs import identity
-from ima.runs.folders import finished, is_finished
+from ima.runs.folders import is_finished, load_finished_or_clear
 from ima.runs.identity import arguments_of, bare_name, canonical, config_hash, digest, with_dtype
 
 SMOKE = ["experiment=smoke", "llm=tiny"]
@@ -183,10 +183,10 @@ def test_a_finished_folder_from_before_is_recognised_by_its_config(tmp_path: Pat
     write_json(tmp_path / "result.json", result_of(plain(*SMOKE, "trainer.num_workers=2")))
     before = (tmp_path / "result.json").read_bytes()
     assert is_finished(tmp_path, plain(*SMOKE))
-    found = finished(tmp_path, plain(*SMOKE))
-    assert found is not None and found["status"] == "ok"
+    found = load_finished_or_clear(tmp_path, plain(*SMOKE))
+    assert found is not None and found.status == "ok"
     with pytest.raises(UserError, match="another config.*overwrite=true"):
-        finished(tmp_path, plain(*SMOKE, "seed=1"))
+        load_finished_or_clear(tmp_path, plain(*SMOKE, "seed=1"))
     assert (tmp_path / "result.json").read_bytes() == before
 
 
@@ -197,16 +197,16 @@ def test_an_unfinished_folder_from_before_is_refused_in_a_line_and_left_alone(tm
     with pytest.raises(
         UserError, match=re.escape(f"{tmp_path}: holds an unfinished run of an earlier version")
     ) as told:
-        finished(tmp_path, plain(*SMOKE))
+        load_finished_or_clear(tmp_path, plain(*SMOKE))
     assert "overwrite=true" in str(told.value) and "\n" not in str(told.value)
     assert (tmp_path / "rows.jsonl").exists()
-    assert finished(tmp_path, plain(*SMOKE, "resume=never")) is None
+    assert load_finished_or_clear(tmp_path, plain(*SMOKE, "resume=never")) is None
     assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_an_unfinished_folder_of_today_is_resumed(tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", {"status": "failed"} | identity.identified(plain(*SMOKE)))
-    assert finished(tmp_path, plain(*SMOKE, "trainer.num_workers=4")) is None
+    assert load_finished_or_clear(tmp_path, plain(*SMOKE, "trainer.num_workers=4")) is None
 
 
 def test_a_sweep_is_named_by_its_jobs_and_not_by_how_they_are_written() -> None:

@@ -14,7 +14,7 @@ from ima.data.collate import Collate, NoPercepts
 from ima.models.llm.load import tiny
 from ima.models.llm.pass_context import Generation
 from ima.models.llm.positions import num_positions
-from ima.pipeline.data_checks import Shown, check_lengths
+from ima.pipeline.data_checks import PreparedSamples, check_lengths
 from ima.tasks.caption import CaptionTask
 
 
@@ -78,15 +78,15 @@ def test_the_check_before_training_finds_the_one_long_caption() -> None:
     samples = [sample_of(f"s/{index}", "a cat") for index in range(300)]
     fits, long = sample_of("s/fits", "x" * 50), sample_of("s/long", "x" * 51)  # 4 + 1 + 50 + EOS = 56
     parts, stream = stream_of(tiny(family="opt"))
-    check_lengths(parts, stream, Shown([*samples, fits], [], {"T0": samples}, {}))
+    check_lengths(parts, stream, PreparedSamples([*samples, fits], [], {"T0": samples}, {}))
     with pytest.raises(UserError, match="sample s/long: it needs 257 positions .*set trainer.max_tokens=56 or less"):
-        check_lengths(parts, stream, Shown([*samples, fits, long, *samples], [], {}, {}))
+        check_lengths(parts, stream, PreparedSamples([*samples, fits, long, *samples], [], {}, {}))
     parts, stream = stream_of(tiny(family="opt"), max_tokens=56)
-    check_lengths(parts, stream, Shown([long], [long], {}, {}))
+    check_lengths(parts, stream, PreparedSamples([long], [long], {}, {}))
 
 
 def test_too_many_percepts_are_told_apart_from_long_texts() -> None:
     parts, stream = stream_of(tiny(family="opt"))
     stream.channel.adapter.num_tokens = 256
     with pytest.raises(UserError, match="fewer perceptual tokens"):
-        check_lengths(parts, stream, Shown([sample_of("s/1", "a cat")], [], {}, {}))
+        check_lengths(parts, stream, PreparedSamples([sample_of("s/1", "a cat")], [], {}, {}))

@@ -24,6 +24,7 @@ from ima.models.llm.load import hf, tiny
 from ima.models.llm.tiny import tiny_tokenizer
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.checkpoint import load_adapter
+from ima.runs.record import RunRecord
 
 
 def batch_of(ids: torch.Tensor, pixels: torch.Tensor, place: int) -> Batch:
@@ -154,5 +155,5 @@ def test_training_starts_from_a_projector_and_says_so(launcher: Launcher, tmp_pa
 
 
 def test_a_model_card_tells_what_the_run_was() -> None:
-    card = model_card("run", {"facts": {"llm": "smollm2", "encoder": "FocusViT"}, "metrics": {"T0/accuracy": 0.5}})
+    card = model_card("run", RunRecord(facts={"llm": "smollm2", "encoder": "FocusViT"}, metrics={"T0/accuracy": 0.5}))
     assert "# run" in card and "smollm2 (frozen)" in card and "| T0/accuracy | 0.5 |" in card

@@ -22,7 +22,7 @@ from ima.models.hf_multimodal import Lmm, hf
 from ima.models.llm.pass_context import Generation
 from ima.pipeline.hf_evaluator import LmmCollate, LmmEvaluator
 from ima.report.build import write_report
-from ima.runs.results import read_result
+from ima.runs.record import read_result
 from ima.tasks.caption import CaptionTask
 
 

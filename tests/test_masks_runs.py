@@ -23,8 +23,8 @@ from ima.report.figures.masks import mask_rows, overlap_figures
 from ima.report.figures.retained import retained_of
 from ima.report.figures.skip import skip_figures
 from ima.report.load import load_run, load_runs
-from ima.runs.results import read_result
-from ima.sweep import page
+from ima.runs.record import read_result
+from ima.sweep.run import page
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "data.size=32", "adapter=linear",
         "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none", "encoder=noise",

@@ -29,7 +29,8 @@ from ima.models.multimodal import MultimodalModel
 from ima.pipeline.fit import train
 from ima.pipeline.run import quiet
 from ima.report import write_report
-from ima.runs.results import read_result, read_rows
+from ima.runs.record import read_result
+from ima.runs.results import read_rows
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
         "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none",
@@ -78,8 +79,8 @@ def test_a_mixture_of_one_entry_trains_bit_for_bit_as_the_run_of_one_task(tmp_pa
     second = train(config_of(*options, f"mixture={{only: {entry()}}}"), mixed, "test")
     assert (alone / "adapter.safetensors").read_bytes() == (mixed / "adapter.safetensors").read_bytes()
     assert curve(alone, "train_loss") == curve(mixed, "train_loss") and len(curve(alone, "train_loss")) == 8
-    renamed = {f"only/{name}": value for name, value in first["metrics"].items() if name != "train/loss"}
-    found = {name: value for name, value in second["metrics"].items() if name.startswith("only/")}
+    renamed = {f"only/{name}": value for name, value in first.metrics.items() if name != "train/loss"}
+    found = {name: value for name, value in second.metrics.items() if name.startswith("only/")}
     assert {k: v for k, v in renamed.items() if v == v} == {k: v for k, v in found.items() if v == v}
     said = [json.loads(line)["prediction"] for line in (alone / "predictions.jsonl").read_text().splitlines()]
     assert said == [json.loads(line)["prediction"] for line in (mixed / "predictions.jsonl").read_text().splitlines()]

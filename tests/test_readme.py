@@ -76,7 +76,7 @@ def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    from ima.runs.results import read_result
+    from ima.runs.record import read_result
 
     result = read_result(tmp_path / "outputs" / "mine")
     assert result["status"] == "ok" and result["config"]["adapter"]["every"] == 3

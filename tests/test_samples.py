@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ima.core.types import Sample
-from ima.pipeline.predictions import write_samples
+from ima.pipeline.predictions import write_predictions
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
 from ima.tasks.metrics.cider import Frequencies, cider_d
@@ -36,7 +36,7 @@ class Few:
 
 def lines_of(folder: Path, task: Any) -> list[dict[str, Any]]:
     said = [Prediction(sample, "a red car") for sample in Few().samples("T0")[:2]]
-    write_samples(folder, {"T0": said, "blind": said}, task, Few(), 1)  # type: ignore[arg-type]
+    write_predictions(folder, {"T0": said, "blind": said}, task, Few(), 1)  # type: ignore[arg-type]
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 

@@ -23,8 +23,9 @@ from ima.config.compose import compose
 from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.sweep import job as job_module
-from ima.sweep import pool, run_jobs
+from ima.sweep import pool
 from ima.sweep.job import Job, last_words, quoted
+from ima.sweep.run import run_jobs
 from ima.sweep.table import aligned, short_table
 from ima.sweep.view import View, last_epoch, seconds_left
 
@@ -80,7 +81,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(FAKE)
     monkeypatch.setattr(job_module, "SCRIPTS", tmp_path)
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr("ima.sweep.page", lambda folder, jobs: None)
+    monkeypatch.setattr("ima.sweep.run.page", lambda folder, jobs: None)
     return tmp_path / "out put"  # with a space: paths travel through the override grammar
 
 
@@ -229,11 +230,11 @@ def test_an_interrupted_sweep_ends_its_jobs_and_goes_on_later(fake: Path, number
         import signal, sys
         from pathlib import Path
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        import ima.sweep, ima.sweep.job as job_module
+        import ima.sweep.run, ima.sweep.job as job_module
         from ima.cli import run_script
         job_module.SCRIPTS = Path({str(fake.parent)!r})
         job_module.quoted = lambda text: text
-        ima.sweep.page = lambda folder, jobs: None
+        ima.sweep.run.page = lambda folder, jobs: None
         sys.exit(run_script("sweep", ["llm=tiny", "seed=0,1,2", "name=s", "output_dir='{fake}'"]))
     """
     process = subprocess.Popen(

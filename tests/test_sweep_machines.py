@@ -11,11 +11,11 @@ import pytest
 
 from ima.cli.scripts import submit
 from ima.core.errors import UserError
-from ima.runs.folders import finished, refuse_run, refuse_sweep
-from ima.runs.results import read_result
-from ima.sweep import alone_in, refuse_ranks, run_jobs
+from ima.runs.folders import load_finished_or_clear, refuse_run, refuse_sweep
+from ima.runs.record import read_result
 from ima.sweep.job import Job
 from ima.sweep.pool import Pool
+from ima.sweep.run import alone_in, refuse_ranks, run_jobs
 from ima.sweep.view import View, total_left
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def test_no_sweep_goes_into_the_folder_of_a_run_and_no_run_into_that_of_a_sweep(
     with pytest.raises(UserError, match="holds a run"):
         run_jobs({"output_dir": str(tmp_path), "name": "run"})
     with pytest.raises(UserError, match="holds a sweep"):
-        finished(sweep, {"overwrite": True})
+        load_finished_or_clear(sweep, {"overwrite": True})
     assert [path.name for path in run.iterdir()] == ["result.json"] and (sweep / "sweep.json").is_file()
 
 

@@ -25,9 +25,11 @@ from ima.data.loader import schedule
 from ima.models.llm.tuning import weight_sum
 from ima.pipeline.assemble import assemble
 from ima.pipeline.checkpoint import load_adapter
-from ima.pipeline.fit import start, train
+from ima.pipeline.fit import train
+from ima.pipeline.init_adapters import scale_adapter_output
 from ima.pipeline.run import quiet
-from ima.runs.results import read_result, read_rows
+from ima.runs.record import read_result
+from ima.runs.results import read_rows
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
         "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none"]  # fmt: skip
@@ -61,7 +63,7 @@ def plain_loop(config: dict[str, Any], num_steps: int) -> tuple[list[float], lis
     parts = assemble(config)
     t, llm, adapter = parts.training, parts.llm, parts.adapter
     samples = parts.source.samples("train")
-    start(parts, samples)
+    scale_adapter_output(parts, samples)
     steps_per_epoch = math.ceil(len(samples) / t.batch_size)
     total = steps_per_epoch * t.epochs
     warmup = max(1, round(t.warmup_ratio * total))
@@ -114,7 +116,7 @@ def test_training_is_what_a_plain_loop_does_whatever_the_micro_batches(tmp_path:
     losses, rates, weights = plain_loop(config, 8)
     assert curve(tmp_path, "train_loss") == pytest.approx(losses, rel=1e-5)
     assert curve(tmp_path, "lr") == pytest.approx(rates, rel=1e-9)
-    assert result["metrics"]["train/loss"] == curve(tmp_path, "train_loss")[-1]
+    assert result.metrics["train/loss"] == curve(tmp_path, "train_loss")[-1]
     assert losses[-1] < losses[0], "nothing was learnt"
     found = assemble(config).adapter
     load_adapter(tmp_path / "adapter.safetensors", found)
@@ -212,7 +214,7 @@ DEATHS = {
     "while scoring at a border": (PREDICT, 2),
     "in the last epoch": (STEP, 11),
     "in the last measurement": (PREDICT, 6),
-    "while writing what is shown": ("ima.pipeline.fit.write_all_samples", 1),
+    "while writing what is shown": ("ima.pipeline.record.write_all_predictions", 1),
     "while writing the export": ("ima.pipeline.callbacks.Export.on_train_end", 1),
     "while a file takes its place": ("ima.core.files.os.replace", 7),
 }

@@ -22,7 +22,7 @@ from ima.models.llm.load import tiny
 from ima.models.llm.lora import Fused, LoraMap
 from ima.models.llm.tuning import load_tensors, make_trainable, trained_names, trained_tensors, weight_sum
 from ima.pipeline.assemble import assemble
-from ima.runs.results import read_result
+from ima.runs.record import read_result
 
 
 @pytest.fixture

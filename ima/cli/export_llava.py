@@ -10,11 +10,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ima.core.errors import UserError
 from ima.core.trust import trusting
 from ima.models.llava import llava_of, processor_of
+from ima.runs.record import RunRecord, read_record
 
 
 def export(run: Path, out: Path) -> None:
@@ -22,13 +22,12 @@ def export(run: Path, out: Path) -> None:
     from ima.core.files import write_atomic
     from ima.pipeline.assemble import assemble
     from ima.pipeline.checkpoint import load_adapter, load_llm
-    from ima.pipeline.stages import effective
+    from ima.pipeline.stages import apply_stage
     from ima.runs.find import PARTS, run_config
-    from ima.runs.results import read_result
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty; give another folder")
-    config = effective(run_config(str(run), PARTS), training=False)
+    config = apply_stage(run_config(str(run), PARTS), training=False)
     parts = assemble({**config, "intervention": {}, "alignment": None})
     if list(parts.channels) != [""]:
         raise UserError(f"{run}: has {len(parts.channels)} adapters, LLaVA holds one; export a run of pictures alone")
@@ -42,25 +41,23 @@ def export(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     processor_of(channel.encoder, model.config, tokenizer).save_pretrained(out)
-    write_atomic(out / "README.md", model_card(run.name, read_result(run)))
+    write_atomic(out / "README.md", model_card(run.name, read_record(run)))
 
 
-def model_card(name: str, result: dict[str, Any]) -> str:
+def model_card(name: str, record: RunRecord) -> str:
     """What a reader of the folder must know, from the run's own files."""
-    facts, config = result.get("facts", {}), result.get("config", {})
-    metrics = {
-        key: value for key, value in result.get("metrics", {}).items() if key.count("/") < 3 and value is not None
-    }
+    facts = record.facts
+    metrics = {key: value for key, value in record.metrics.items() if key.count("/") < 3 and value is not None}
     lines = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text", "---", "", f"# {name}", ""]
     lines += [f"- LLM: {facts.get('llm')} ({facts.get('llm_train', 'frozen')})", f"- encoder: {facts.get('encoder')}"]
     lines += [f"- adapter: {facts.get('adapter')}, {facts.get('num_trainable')} trained parameters"]
     lines += [
         f"- data: {facts.get('source')}",
-        f"- command: `{result.get('command')}`",
-        f"- seed: {config.get('seed')}",
+        f"- command: `{record.command}`",
+        f"- seed: {record.config.get('seed')}",
     ]
     lines += [
-        f"- git: {json.dumps(result.get('git'))}",
+        f"- git: {json.dumps(record.git)}",
         "",
         "Weights of the LLM and the encoder keep their licences.",
         "",

@@ -78,16 +78,16 @@ def maker_of(runs: Iterable[str]) -> MaskBuilder:
     from ima.models.llm.frozen import FrozenLLM
     from ima.pipeline.calibration import CalibrationTask
     from ima.pipeline.checkpoint import load_llm
-    from ima.pipeline.stages import effective
+    from ima.pipeline.stages import apply_stage
     from ima.runs.find import find_adapter, run_config, run_folder
     from ima.runs.identity import canonical, with_dtype
-    from ima.runs.results import read_result
+    from ima.runs.record import read_record
 
     nodes: list[dict[str, Any]] = []
     runs = list(runs)
     for run in runs:
-        node = dict(effective(run_config(run), training=False)["llm"])
-        nodes.append(with_dtype(node, read_result(run_folder(run)).get("facts", {})))
+        node = dict(apply_stage(run_config(run), training=False)["llm"])
+        nodes.append(with_dtype(node, read_record(run_folder(run)).facts))
         if canonical(nodes[-1]) != canonical(nodes[0]):
             raise UserError(f"{run}: trained with another LLM than the first run ({nodes[-1]} and {nodes[0]})")
     llm: FrozenLLM = build({"llm": nodes[0]}, "llm")

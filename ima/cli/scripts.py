@@ -27,7 +27,7 @@ from ima.core.extras import missing_extra
 from ima.core.trust import trusting
 from ima.sweep.grid import compose_sweep
 
-ENTRIES = {"train": "ima.pipeline.run.fit", "evaluate": "ima.pipeline.run.evaluate", "sweep": "ima.sweep.run_jobs"}
+ENTRIES = {"train": "ima.pipeline.run.fit", "evaluate": "ima.pipeline.run.evaluate", "sweep": "ima.sweep.run.run_jobs"}
 PURPOSE = {
     "train": "Train an adapter into a frozen LLM and measure the alignment inside.",
     "evaluate": "Evaluate a checkpoint, with interventions and alignment measures as chosen.",

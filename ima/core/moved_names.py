@@ -13,6 +13,10 @@ from typing import Any
 # a module; the longest key that fits decides. Where the old module's name is that of another module or package today
 # (`ima.config`), list the names inside it instead of the module.
 MOVED: dict[str, str] = {
+    "ima.sweep.refuse_ranks": "ima.sweep.run.refuse_ranks",
+    "ima.sweep.alone_in": "ima.sweep.run.alone_in",
+    "ima.sweep.page": "ima.sweep.run.page",
+    "ima.sweep.run_jobs": "ima.sweep.run.run_jobs",
     "ima.adapters": "ima.models.adapters.base",
     "ima.adapters.LinearAdapter": "ima.models.adapters.linear.LinearAdapter",
     "ima.adapters.MlpAdapter": "ima.models.adapters.linear.MlpAdapter",

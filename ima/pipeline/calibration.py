@@ -23,10 +23,10 @@ from ima.models.llm.frozen import FrozenLLM
 from ima.pipeline.assemble import assemble
 from ima.pipeline.checkpoint import load_adapter
 from ima.pipeline.parts import Stream
-from ima.pipeline.stages import effective
+from ima.pipeline.stages import apply_stage
 from ima.runs.find import PARTS, find_adapter, run_config, run_folder
 from ima.runs.identity import canonical
-from ima.runs.results import read_result
+from ima.runs.record import read_record
 
 BATCH_SIZE = 16
 CONFIG = ("data", "task", "mixture", "encoder", "adapter")  # what the inputs of the LLM depend on
@@ -41,7 +41,7 @@ class CalibrationTask:
         self.folder, self.adapter = find_adapter(str(folder), "run")
         self.config = run_config(str(self.folder), PARTS)
         self.num_examples, self.seed = num_examples, seed
-        facts = read_result(run_folder(str(folder))).get("facts", {})
+        facts = read_record(run_folder(str(folder))).facts
         depends = {name: canonical(self.config.get(name)) for name in CONFIG}
         depends |= {name: facts.get(name) for name in ("source_fingerprint", "encoder_fingerprint")}
         depends |= {"adapter_file": sha256_of(self.adapter), "num_examples": num_examples, "seed": seed}
@@ -59,7 +59,7 @@ class CalibrationTask:
     def inputs(self, llm: FrozenLLM) -> Iterator[Inputs]:
         """Batches of the whole sequences, with answers, on the LLM's device; the examples of a batch are of like
         length, so that little is padding. Of a mixture, as many of each entry."""
-        parts = assemble(effective(self.config | {"intervention": {}, "alignment": None}, training=False), llm)
+        parts = assemble(apply_stage(self.config | {"intervention": {}, "alignment": None}, training=False), llm)
         load_adapter(self.adapter, parts.adapter)
         model = parts.model().to(llm.device).eval()
         share = -(-self.num_examples // len(parts.streams))

@@ -18,12 +18,13 @@ from lightning.pytorch.callbacks import Callback
 
 from ima.alignment.measurement import write_measurement
 from ima.config.settings import Alignment, Training
+from ima.core.metric_names import TRAIN_LOSS
 from ima.core.progress import progress
 from ima.core.types import Row, Sample
 from ima.pipeline.checkpoint import save_adapter, save_llm
 from ima.pipeline.evaluator import Evaluator, metric_rows
 from ima.pipeline.parts import spread
-from ima.pipeline.recorder import Base, Recorder, flat, pooled_name
+from ima.pipeline.recorder import Base, Recorder
 from ima.tasks.base import Prediction
 
 
@@ -111,11 +112,7 @@ class AlignmentLogger(EpochPart):
             if last and self.folder is not None and self.recorder.writer is not None:
                 write_measurement(self.folder, suite, lens, self._facts(split, epoch))
         self.recorder.write(rows)
-        self.recorder.metrics |= {"val/loss": loss}
-        for row in rows:
-            name = pooled_name(row)
-            if name is not None:
-                self.recorder.metrics |= {name: row.value} | ({f"{name}/se": row.se} if row.se is not None else {})
+        self.recorder.keep(rows)
 
     def _facts(self, split: str, epoch: int | None) -> Base:
         """What a reader of the sums must know to compare them with those of another run."""
@@ -175,9 +172,10 @@ class GenerationScorer(EpochPart):
         base = self.recorder.base(epoch=epoch, step=step, split="test", track=track)
         if not last:
             base["note"] = f"subset of {len(predictions)}"
-        self.recorder.write(list(metric_rows(metrics, base)))
+        rows = list(metric_rows(metrics, base))
+        self.recorder.write(rows)
         if last:
-            self.recorder.metrics |= flat(metrics, track)
+            self.recorder.keep(rows)
 
 
 class StepRecorder(Callback):
@@ -203,7 +201,7 @@ class StepRecorder(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.flush()
-        self.recorder.metrics["train/loss"] = pl_module.last_loss
+        self.recorder.metrics[TRAIN_LOSS] = pl_module.last_loss
 
     def flush(self) -> None:
         self.recorder.write(self.rows)

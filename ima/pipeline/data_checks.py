@@ -25,7 +25,7 @@ NUM_FRAME = 64  # tokens that a prompt or a template may put around the sample's
 
 
 @dataclasses.dataclass
-class Shown:
+class PreparedSamples:
     """`train` is empty in an evaluation; `skipped`: split -> number of samples left out."""
 
     train: list[Sample]
@@ -35,7 +35,7 @@ class Shown:
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def check_lengths(parts: Parts, stream: Stream, shown: Shown) -> None:
+def check_lengths(parts: Parts, stream: Stream, shown: PreparedSamples) -> None:
     """Raises UserError naming a sample that needs more positions than the LLM has. Only texts that could be too long
     are tokenised, and of many the longest ones; the passes themselves check all."""
     limit = parts.llm.num_positions
@@ -72,7 +72,7 @@ def text_bytes(sample: Sample) -> int:
     return len(sample.question.encode("utf-8", "surrogatepass")) + max(texts, default=0)
 
 
-def check_media(parts: Parts, shown: Sequence[Shown]) -> None:
+def check_media(parts: Parts, shown: Sequence[PreparedSamples]) -> None:
     """Raises UserError where an adapter would see no medium in the whole training and nothing else learns either."""
     if parts.llm.trains != "none":
         return
@@ -88,7 +88,7 @@ def check_media(parts: Parts, shown: Sequence[Shown]) -> None:
             )
 
 
-def check_shown_media(stream: Stream, shown: Shown) -> None:
+def check_shown_media(stream: Stream, shown: PreparedSamples) -> None:
     """Reads the media that the run will show at its end, where it has not read them for its features (noise, live
     media): what is missing stops the run now, not after its training."""
     tracks = {**shown.tracks, **shown.controls}

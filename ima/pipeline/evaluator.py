@@ -18,6 +18,7 @@ from torch import Tensor
 from ima.alignment.measurement import Measurement
 from ima.config.settings import Alignment
 from ima.core.distributed import num_ranks, rank
+from ima.core.metric_names import LIMITS, limit_score
 from ima.core.progress import progress
 from ima.core.types import Row, Sample
 from ima.data.collate import Collate, NoPercepts, Percepts
@@ -231,5 +232,5 @@ def metric_rows(metrics: Sequence[Metric], base: dict[str, Any]) -> Iterator[Row
             score=metric.name, value=metric.value, n=metric.n, **base | ({"note": metric.note} if metric.note else {})
         )
         if metric.low == metric.low:  # NaN: too few clusters for an interval
-            yield Row(score=f"{metric.name}_low", value=metric.low, n=metric.n, **base)
-            yield Row(score=f"{metric.name}_high", value=metric.high, n=metric.n, **base)
+            for limit, value in zip(LIMITS, (metric.low, metric.high), strict=True):
+                yield Row(score=limit_score(metric.name, limit), value=value, n=metric.n, **base)

@@ -1,4 +1,4 @@
-"""Training a run into its folder: the trainer around the parts, what is recorded on the way, the result at the end.
+"""Training a run into its folder: the trainer around the parts, and what is recorded on the way.
 
 The same call again resumes where a killed run left off. The order of things matters here and nowhere else: load,
 encode, bring the fresh adapter to scale, train and measure, write.
@@ -6,49 +6,38 @@ encode, bring the fresh adapter to scale, train and measure, write.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import instantiate
 
 from ima.config.instantiation import training_of
-from ima.core.distributed import place_of
+from ima.core.distributed import Place, place_of
 from ima.core.errors import UserError
-from ima.core.files import write_atomic, write_json
-from ima.core.progress import timed
-from ima.core.provenance import provenance
-from ima.core.types import Row, Sample
+from ima.core.files import write_json
+from ima.core.types import Sample
 from ima.data.collate import MixedCollate
 from ima.data.loader import TrainLoader
 from ima.data.mixture import Mixture
-from ima.interventions.base import Setting
-from ima.interventions.plan import plan_of
 from ima.interventions.stack import stack
-from ima.models.llava import is_foreign
 from ima.models.llm.tuning import trained_names, weight_sum
 from ima.pipeline.assemble import assemble, device_of
-from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Export, StepRecorder
-from ima.pipeline.checkpoint import SafetensorsIO, load_adapter, load_checkpoint, load_llm, save_adapter, save_llm
-from ima.pipeline.loggers.wandb import failures_told
-from ima.pipeline.parts import Parts, Stream
-from ima.pipeline.predictions import write_all_samples
-from ima.pipeline.prepare import fast, make_ready, print_plan, run_facts, typical_tokens
+from ima.pipeline.checkpoint import SafetensorsIO, load_checkpoint, save_adapter, save_llm
+from ima.pipeline.init_adapters import init_adapters
+from ima.pipeline.parts import Parts
+from ima.pipeline.prepare import fast, make_ready, print_plan, resolve_plan, run_facts
 from ima.pipeline.ranks import KnownRanks
-from ima.pipeline.recorder import Recorder, drop_unfinished
-from ima.pipeline.stages import effective
-from ima.pipeline.streams import facts_of, gather, measures_of, seconds_of, write_table
-from ima.runs.find import run_folder
+from ima.pipeline.record import RunInProgress
+from ima.pipeline.recorder import Recorder
+from ima.pipeline.stages import apply_stage
+from ima.pipeline.streams import Measure, facts_of, measures_of
 from ima.runs.folders import last_checkpoint
-from ima.runs.identity import identified, with_dtype
-from ima.runs.results import RowWriter, read_result, read_rows
+from ima.runs.identity import with_dtype
+from ima.runs.record import RunRecord, read_record
 
-NUM_SCALE_SAMPLES = 64
 CHARACTERS_OF_A_MEDIUM = 60
 
 
@@ -105,71 +94,89 @@ def text_length(sample: Sample) -> int:
 
 def train(
     config: dict[str, Any], folder: Path, command: str, init: Path | None = None, anew: bool = False
-) -> dict[str, Any]:
-    """Train into `folder`; returns the result. `config`: resolved, checked, plain. init: where training starts from,
-    the adapter (and LLM) of an earlier stage. anew: not from a checkpoint, which another rank may be about to clear."""
-    started = time.perf_counter()
+) -> RunRecord:
+    """Train into `folder`. `config`: resolved, checked, plain. init: where training starts from, the adapter (and LLM)
+    of an earlier stage. anew: not from a checkpoint, which another rank may be about to clear."""
     place = place_of(training_of(config))
-    main = place.is_main
-    last = last_checkpoint(folder)
-    resume = not anew and last.is_file()
-    record = {"status": "running", "config": config, "command": command, "seeds": {"seed": config["seed"]}}
-    record |= identified(config) | provenance()
-    earlier = read_result(folder).get("facts", {}) if resume else {}
-    if main:
-        write_json(folder / "result.json", record | {"metrics": {}, "facts": earlier, "wall_seconds": None})
-    clock: dict[str, float] = {}
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    with timed(clock, "load"):
-        made = effective(config)  # a resumed run goes on in the dtype that it began in, whatever is fastest here
-        parts = assemble({**made, "llm": with_dtype(made["llm"], earlier)})
-        t = parts.training
-        device = device_of(t, place.local)
-        parts.llm.to(device)
-        frozen_before = weight_sum(parts.llm, trained_names(parts.llm))
-    with timed(clock, "encode"):
-        shown = make_ready(parts, training=True, report=main)
-    parts.resolve(Setting(typical_tokens(parts, shown), None, config["llm"], CalibrationTask))
-    plan = plan_of(parts.llm, parts.acting, typical_tokens(parts, shown))
-    pools = [one.train for one in shown]
-    steps_per_epoch = mixture_of(parts, pools).num_batches(t.batch_size)
-    module = parts.module(num_steps=steps_per_epoch * t.epochs)
-    facts = run_facts(parts, shown, plan)
-    if resume:
-        facts |= {"start_norm": earlier["start_norm"]} if "start_norm" in earlier else {}
-    else:
-        facts |= begin(parts, pools, init)
+    resume = None if anew or not last_checkpoint(folder).is_file() else last_checkpoint(folder)
+    earlier = read_record(folder).facts if resume else {}
+    with RunInProgress(config, folder, command, place.is_main, earlier) as run:
+        pl.seed_everything(config["seed"], workers=True, verbose=False)
+        with run.timed("load"):
+            parts = load_parts(config, earlier)
+            t, frozen_before = parts.training, frozen_sum(parts, place)
+        with run.timed("encode"):
+            prepared = make_ready(parts, training=True, report=place.is_main)
+        plan = resolve_plan(parts, prepared, config["llm"])
+        pools = [one.train for one in prepared]
+        module = parts.module(num_steps=mixture_of(parts, pools).num_batches(t.batch_size) * t.epochs)
+        facts = run_facts(parts, prepared, plan)
+        facts |= kept_facts(earlier) if resume else init_adapters(parts, pools, init)
+        if place.is_main:
+            print_plan(parts.llm, plan)
+        run.set_facts(facts)
+        recorder = run.open_recorder(facts_of(parts.streams[0]), reached(resume) if resume and place.is_main else None)
+        measures = measures_of(parts, module.model, prepared, recorder, folder)
+        borders, callbacks = callbacks_of(parts, run, recorder, measures)
+        trainer = trainer_of(parts, place, folder, callbacks)
+        with run.timed("fit"), stack(parts.llm, parts.acting), fast(parts):
+            fit_module(trainer, module, Data(parts, pools, config["seed"]), resume)
+        assert frozen_sum(parts, place) == frozen_before, "the frozen LLM changed during training"
+        assert borders.measured == t.epochs, "the last measurement is missing"
+        run.clock |= {"measure": borders.seconds, "train": run.clock["fit"] - borders.seconds}
+        run.gather(recorder, measures)
+        facts["num_steps"] = trainer.global_step
+        if place.is_main:
+            write_json(folder / "adapter.json", facts | {"config": config, "metrics": recorder.metrics})
+        return run.finish_record(measures, t.epochs)
 
-    if main:
-        print_plan(parts.llm, plan)
-        write_json(folder / "result.json", record | {"metrics": {}, "facts": facts, "wall_seconds": None})
-    writer = RowWriter(folder / "rows.jsonl") if main else None
-    recorder = Recorder(folder.name, writer, facts_of(parts.streams[0]))
-    if writer is not None:
-        if resume:
-            state = load_checkpoint(last)
-            drop_unfinished(writer, state["global_step"], measured_epoch(state))
-        else:
-            write_atomic(folder / "rows.jsonl", "")
-    measures = measures_of(parts, module.model, shown, recorder, folder)
+
+def load_parts(config: dict[str, Any], earlier: dict[str, Any]) -> Parts:
+    """A resumed run goes on in the dtype that it began in (`earlier` facts), whatever is fastest here."""
+    made = apply_stage(config)
+    return assemble({**made, "llm": with_dtype(made["llm"], earlier)})
+
+
+def frozen_sum(parts: Parts, place: Place) -> str:
+    llm = parts.llm.to(device_of(parts.training, place.local))  # Lightning leaves it on the CPU
+    return weight_sum(llm, trained_names(llm))
+
+
+def kept_facts(earlier: dict[str, Any]) -> dict[str, Any]:
+    """What only the beginning of a resumed run knew."""
+    return {"start_norm": earlier["start_norm"]} if "start_norm" in earlier else {}
+
+
+def reached(checkpoint: Path) -> tuple[int, int]:
+    """(steps made, last epoch measured) of a checkpoint."""
+    state = load_checkpoint(checkpoint)
+    measured = [value["measured"] for value in state["callbacks"].values() if "measured" in value]
+    return state["global_step"], max(measured, default=-1)
+
+
+def callbacks_of(
+    parts: Parts, run: RunInProgress, recorder: Recorder, measures: Sequence[Measure]
+) -> tuple[EpochMeasure, list[pl.Callback]]:
+    """What measures at the borders of epochs, and all callbacks in the order in which they are called."""
+    t, facts = parts.training, run.record.facts
 
     def export() -> None:
         """What was trained, before it is measured for the last time: the same command goes on with that measurement."""
-        save_adapter(folder, module.adapter, facts | {"config": config})
+        save_adapter(run.folder, parts.adapter, facts | {"config": run.record.config})
         if parts.llm.trains != "none":
-            save_llm(folder, parts.llm)
+            save_llm(run.folder, parts.llm)
 
     borders = EpochMeasure([part for measure in measures for part in measure.parts], t.epochs)
     steps = StepRecorder(recorder, t.log_every_num_steps)
-    checkpointer = Checkpointer(folder, t.save_every_num_steps, steps, facts)
+    checkpointer = Checkpointer(run.folder, t.save_every_num_steps, steps, facts)
+    return borders, [Export(export, t.epochs), borders, steps, checkpointer, Bar(t.epochs)]
 
-    logger = instantiate(config["logger"])(folder, config) if main and config.get("logger") else None
-    if logger is not None:
-        logger.mirror(kept_rows(folder))  # a resumed run is a new one there, and begins with what is known
-        recorder.mirrors.append(logger.mirror)
+
+def trainer_of(parts: Parts, place: Place, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     # Deterministic kernels, without torch's filling of every new tensor (a tenth of the step).
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    trainer = pl.Trainer(
+    t, device = parts.training, device_of(parts.training, place.local)
+    return pl.Trainer(
         accelerator=device.type,
         devices=t.devices,
         num_nodes=t.num_nodes,
@@ -178,7 +185,7 @@ def train(
         precision="32-true",
         plugins=[SafetensorsIO(), KnownRanks(place)],
         default_root_dir=folder,  # under Slurm Lightning looks there for checkpoints of its own
-        callbacks=[Export(export, t.epochs), borders, steps, checkpointer, Bar(t.epochs)],
+        callbacks=callbacks,
         deterministic=device.type == "cpu",
         use_distributed_sampler=False,
         # what Lightning would add by itself is done by the callbacks above
@@ -189,95 +196,13 @@ def train(
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
-    with failures_told(logger), timed(clock, "fit"), stack(parts.llm, parts.acting), fast(parts):
-        try:
-            trainer.fit(
-                module,
-                datamodule=Data(parts, pools, config["seed"]),
-                ckpt_path=str(last) if resume else None,
-                weights_only=False,
-            )
-        except SystemExit as leave:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from leave
+
+
+def fit_module(trainer: pl.Trainer, module: pl.LightningModule, data: Data, resume: Path | None) -> None:
+    """Raises KeyboardInterrupt where training was interrupted."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=False)
+    except SystemExit as leave:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from leave
     if not trainer.state.finished or trainer.interrupted:
         raise KeyboardInterrupt
-    frozen_after = weight_sum(parts.llm.to(device), trained_names(parts.llm))
-    assert frozen_after == frozen_before, "the frozen LLM changed during training"
-    assert borders.measured == t.epochs, "the last measurement is missing"
-    clock |= {"measure": borders.seconds, "train": clock["fit"] - borders.seconds}
-    facts |= {
-        "seconds": {key: round(value, 2) for key, value in (clock | seconds_of(measures)).items()},
-        "num_steps": trainer.global_step,
-    }
-    gather(recorder, measures)
-    result = record | {
-        "status": "ok",
-        "metrics": recorder.metrics,
-        "facts": facts,
-        "wall_seconds": round(time.perf_counter() - started, 2),
-    }
-    if main:
-        write_json(folder / "adapter.json", facts | {"config": config, "metrics": recorder.metrics})
-        write_all_samples(folder, [measure.final for measure in measures], t.epochs)
-        write_table(folder, result)
-        write_json(folder / "result.json", result)
-    if logger is not None:
-        logger.finish(recorder.metrics)
-    return result
-
-
-def measured_epoch(state: dict[str, Any]) -> int:
-    return max((value["measured"] for value in state["callbacks"].values() if "measured" in value), default=-1)
-
-
-def kept_rows(folder: Path) -> list[Row]:
-    rows = read_rows(folder / "rows.jsonl")
-    return [Row(**row | {"value": math.nan if row["value"] is None else row["value"]}) for row in rows]
-
-
-def begin(parts: Parts, pools: Sequence[Sequence[Sample]], init: Path | None) -> dict[str, Any]:
-    """Fresh adapters brought to scale, or those of `init` taken over. Returns the facts of it."""
-    scaled: dict[str, Any] = {}
-    if init is not None:
-        foreign = is_foreign(init)
-        where = init if foreign or init.is_file() else init / "adapter.safetensors"
-        if not where.exists():
-            raise UserError(
-                f"init: {where} does not exist; give a finished run, or one of its checkpoints/*.safetensors"
-            )
-        earlier = {} if foreign else read_result(run_folder(str(init), "init"))
-        load_adapter(where, parts.adapter)
-        trained = earlier.get("facts", {}).get("llm_train", "none")
-        if trained != "none" and parts.llm.trains != trained:
-            raise UserError(f"init: {init} has an LLM trained by {trained}; use llm.train={trained} here too")
-        if trained != "none":
-            load_llm(where, parts.llm)
-        norms = earlier.get("facts", {}).get("start_norm", {})
-        scaled = norms if norms and "before" not in norms else dict.fromkeys(parts.channels, norms)
-    for stream, pool in zip(parts.streams, pools, strict=True):
-        if stream.channel.name not in scaled:
-            found = start_channel(parts, stream, pool)
-            if found is not None:
-                scaled[stream.channel.name] = found
-    out: dict[str, Any] = {"start_norm": scaled[""] if list(parts.channels) == [""] and scaled else scaled}
-    return out | ({"init": str(init)} if init is not None else {})
-
-
-def start(parts: Parts, pool: Sequence[Sample]) -> dict[str, float]:
-    """Bring a fresh adapter's output to the scale of the LLM's embeddings, on features of some samples."""
-    found = start_channel(parts, parts.streams[0], pool)
-    assert found is not None
-    return found
-
-
-@torch.no_grad()
-def start_channel(parts: Parts, stream: Stream, pool: Sequence[Sample]) -> dict[str, float] | None:
-    """None where no sample shows anything."""
-    samples = list(pool[:: max(1, len(pool) // NUM_SCALE_SAMPLES)])[:NUM_SCALE_SAMPLES]
-    media = [medium for sample in samples for medium in sample.shown]
-    if not media:
-        return None
-    batch = stream.percepts(media, None)
-    features = batch["features_BNE"] if "features_BNE" in batch else stream.channel.encoder(batch["media"])
-    adapter, norm = stream.channel.adapter, parts.llm.embedding_norm
-    return {"before": adapter.cpu().start_at_norm(features.float().cpu(), norm), "target": norm}

@@ -15,12 +15,12 @@ from PIL import Image
 
 from ima.core.files import to_json, write_atomic
 from ima.core.media import Clip, Medium, Sound, spaced
+from ima.core.metric_names import TRACKS_WITHOUT_MEDIA
 from ima.core.types import Sample
 from ima.data.source import MediumError, Source
 from ima.tasks.base import Prediction, Task
 
 NUM_SHOWN = 12
-BESIDE = ("blind", "prior")  # rows about the samples of another track
 PICTURE_SIZE = 160  # pixels; of one frame
 SHOWN_SECONDS, MAX_FRAMES = 15.0, 150
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -30,14 +30,14 @@ NUM_FRAMES, NUM_COLUMNS = 4, 2
 Final = tuple[str, Mapping[str, Sequence[Prediction]], Task, Source]  # an entry's name, its tracks, what they are of
 
 
-def write_samples(
+def write_predictions(
     folder: Path, final: Mapping[str, Sequence[Prediction]], task: Task, source: Source, epoch: int
 ) -> None:
     """`predictions.jsonl` (all, with per-example scores) and `samples.jsonl` with pictures in `media/`."""
-    write_all_samples(folder, [("", final, task, source)], epoch)
+    write_all_predictions(folder, [("", final, task, source)], epoch)
 
 
-def write_all_samples(folder: Path, entries: Sequence[Final], epoch: int | None) -> None:
+def write_all_predictions(folder: Path, entries: Sequence[Final], epoch: int | None) -> None:
     """The same of a mixture; the names of its tracks begin with those of its entries."""
     lines, shown = [], []
     for entry, final, task, source in entries:
@@ -54,7 +54,7 @@ def write_all_samples(folder: Path, entries: Sequence[Final], epoch: int | None)
                 line |= {"references": list(sample.references), "prediction": prediction.text}
                 line = score | line  # the blind row's samples are those of another track: `track` is not theirs
                 lines.append(line)
-            if split_name not in BESIDE:
+            if split_name not in TRACKS_WITHOUT_MEDIA:
                 offset = len(lines) - len(predictions)
                 for index, position in enumerate(varied([p.sample for p in predictions], NUM_SHOWN)):
                     stem = f"{track}-{index:02d}".replace("/", "-")

@@ -10,6 +10,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from ima.core.commands import name_of
@@ -18,16 +19,18 @@ from ima.core.progress import progress
 from ima.core.types import Sample
 from ima.data.collate import NoPercepts
 from ima.data.feature_cache import read_media
-from ima.interventions.plan import Plan, mean_tokens, plan_facts, plan_table
+from ima.interventions.base import Setting
+from ima.interventions.plan import Plan, mean_tokens, plan_facts, plan_of, plan_table
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.llm.frozen import FrozenLLM
-from ima.pipeline.data_checks import Shown, check_lengths, check_media, check_shown_media, look_of
+from ima.pipeline.calibration import CalibrationTask
+from ima.pipeline.data_checks import PreparedSamples, check_lengths, check_media, check_shown_media, look_of
 from ima.pipeline.parts import Parts, Stream
 
 NUM_TYPICAL = 64  # samples whose prompts are counted
 
 
-def make_ready(parts: Parts, training: bool, report: bool = True) -> list[Shown]:
+def make_ready(parts: Parts, training: bool, report: bool = True) -> list[PreparedSamples]:
     """What each stream shows. `training`: with the training split. `report`: say on the terminal what was left out."""
     check_splits(parts)
     shown = [stream_ready(parts, stream, training, report) for stream in parts.streams]
@@ -50,7 +53,7 @@ def check_splits(parts: Parts) -> None:
             raise UserError(f"{key}: no entry of the mixture has a split {split!r}; they have {', '.join(there)}")
 
 
-def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> Shown:
+def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> PreparedSamples:
     t, source = parts.training, stream.source
     split = measured_split(parts)
     if training and "train" not in source.splits:
@@ -59,8 +62,12 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
             f"{name_of('evaluate')} checkpoint=outputs/<run> data=..."
         )
     val = stream.samples(split, t.eval_samples) if split in source.splits or not stream.name else []
-    shown = Shown(stream.all_samples("train") if training else [], val, stream.tracks(), stream.controls())
-    everything = [*shown.train, *shown.val, *itertools.chain(*shown.tracks.values(), *shown.controls.values())]
+    prepared = PreparedSamples(stream.all_samples("train") if training else [], val, stream.tracks(), stream.controls())
+    everything = [
+        *prepared.train,
+        *prepared.val,
+        *itertools.chain(*prepared.tracks.values(), *prepared.controls.values()),
+    ]
     media = [medium for sample in everything for medium in sample.shown]
     bad: dict[str, str] = {}
     if stream.store is not None:
@@ -68,11 +75,11 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
         stream.store.ensure(unique, parts.llm.device, t.eval_batch_size, t.num_workers)
         bad = stream.store.bad
     elif getattr(source, "on_bad_medium", None) == "skip":
-        bad = screen(parts, stream, media)
-    return without(shown, bad, split, stream, report) if bad else shown
+        bad = find_unreadable(parts, stream, media)
+    return without(prepared, bad, split, stream, report) if bad else prepared
 
 
-def screen(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str, str]:
+def find_unreadable(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str, str]:
     """Read each medium once as the run will; medium key -> why it cannot be read."""
     unique = list({sample.medium_key: sample for sample in samples}.values())
     look = look_of(stream)
@@ -84,11 +91,13 @@ def screen(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str,
     return bad
 
 
-def without(shown: Shown, bad: dict[str, str], split: str, stream: Stream, report: bool) -> Shown:
-    """`shown` without the samples of bad media. Raises UserError where nothing is left of a part.
+def without(
+    prepared: PreparedSamples, bad: dict[str, str], split: str, stream: Stream, report: bool
+) -> PreparedSamples:
+    """`prepared` without the samples of bad media. Raises UserError where nothing is left of a part.
 
     A medium and its spoilt twins are left out together, so that the rows of a control stay paired with its track's."""
-    everything = itertools.chain(shown.train, shown.val, *shown.tracks.values(), *shown.controls.values())
+    everything = itertools.chain(prepared.train, prepared.val, *prepared.tracks.values(), *prepared.controls.values())
     media = {medium.medium_key: medium for sample in everything for medium in sample.shown}
     reasons = {unspoilt(media[key]): reason for key, reason in bad.items() if key in media}
 
@@ -106,11 +115,11 @@ def without(shown: Shown, bad: dict[str, str], split: str, stream: Stream, repor
 
     skipped: dict[str, int] = {}
     first: list[str] = []
-    out = Shown(
-        kept(shown.train, "train"),
-        kept(shown.val, split),
-        {name: kept(samples, name) for name, samples in shown.tracks.items()},
-        {name: kept(samples, name) for name, samples in shown.controls.items()},
+    out = PreparedSamples(
+        kept(prepared.train, "train"),
+        kept(prepared.val, split),
+        {name: kept(samples, name) for name, samples in prepared.tracks.items()},
+        {name: kept(samples, name) for name, samples in prepared.controls.items()},
         skipped,
     )
     if report and skipped:
@@ -136,10 +145,10 @@ def fast(parts: Parts) -> AbstractContextManager[object]:
     return accelerate(parts.llm.model) if parts.training.fast and parts.llm.trains == "none" else nullcontext()
 
 
-def run_facts(parts: Parts, shown: Sequence[Shown], plan: Plan) -> dict[str, Any]:
+def run_facts(parts: Parts, prepared: Sequence[PreparedSamples], plan: Plan) -> dict[str, Any]:
     """What there is to know of a run beside its config; of a mixture, `entries` with what each one has of its own."""
     skipped: dict[str, int] = {}
-    for stream, one in zip(parts.streams, shown, strict=True):
+    for stream, one in zip(parts.streams, prepared, strict=True):
         skipped |= {(f"{stream.name}/{key}" if stream.name else key): num for key, num in one.skipped.items()}
     of_streams = [stream_facts(stream) for stream in parts.streams]
     facts: dict[str, Any] = {"skipped_media": skipped} if skipped else {}
@@ -199,9 +208,19 @@ def print_plan(llm: FrozenLLM, plan: Plan) -> None:
         print(plan_table(llm, plan))
 
 
-def typical_tokens(parts: Parts, shown: Sequence[Shown]) -> dict[str, int]:
+def resolve_plan(
+    parts: Parts, prepared: Sequence[PreparedSamples], llm: dict[str, Any], run: Path | None = None
+) -> Plan:
+    """Let the interventions find what they need, then count what they do for a typical prompt. llm: its node of the
+    config; run: the folder of the run that is evaluated."""
+    tokens = typical_tokens(parts, prepared)
+    parts.resolve(Setting(tokens, run, llm, CalibrationTask))
+    return plan_of(parts.llm, parts.acting, tokens)
+
+
+def typical_tokens(parts: Parts, prepared: Sequence[PreparedSamples]) -> dict[str, int]:
     """Tokens of each role in a typical prompt (of a mixture: of its first entry)."""
-    stream, one = parts.streams[0], shown[0]
+    stream, one = parts.streams[0], prepared[0]
     collate = stream.collate(parts.llm, NoPercepts(), answers=False)
     samples = one.val or next(iter(one.tracks.values()), [])
     roles = [collate.text(sample, 0)[1] for sample in samples[:NUM_TYPICAL]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ima.core.metric_names import error_of, metric_name
 from ima.core.types import Row
 from ima.runs.results import RowWriter
-from ima.tasks.base import Metric
 
 Base = dict[str, Any]
 
@@ -26,6 +26,14 @@ class Recorder:
             for mirror in self.mirrors:
                 mirror(list(rows))
 
+    def keep(self, rows: Sequence[Row]) -> None:
+        """The metrics among rows, for the result; in a recorder of an entry without its name."""
+        for row in rows:
+            name = metric_name(row, mixture=bool(self.entry))
+            if name is not None:
+                name = name.removeprefix(f"{self.entry}/")
+                self.metrics |= {name: row.value} | ({} if row.se is None else {error_of(name): row.se})
+
     def of_entry(self, entry: str, facts: Base) -> Recorder:
         """For one entry of a mixture: its rows carry its name as task and before the track; metrics of its own."""
         recorder = Recorder(self.run, self.writer, facts | {"task": entry}, entry)
@@ -36,24 +44,6 @@ class Recorder:
         if self.entry and fields.get("track"):
             fields["track"] = f"{self.entry}/{fields['track']}"
         return {"run": self.run} | self.facts | fields
-
-
-def pooled_name(row: Row) -> str | None:
-    """Name in the result of an alignment score that is pooled over layers; at the block outputs, not inside blocks."""
-    if row.layer_a is not None or row.role_b != "T" or row.site not in (None, "resid_post"):
-        return None
-    if row.score.startswith("ima"):
-        return f"{row.score}/mean" + ("" if row.variant == "raw" else f"/{row.variant}")
-    return row.score if row.variant == "raw" else f"{row.score}/{row.variant}"
-
-
-def flat(metrics: Sequence[Metric], track: str) -> dict[str, float]:
-    named: dict[str, float] = {}
-    for metric in metrics:
-        named[f"{track}/{metric.name}"] = metric.value
-        if metric.low == metric.low:
-            named |= {f"{track}/{metric.name}/low": metric.low, f"{track}/{metric.name}/high": metric.high}
-    return named
 
 
 def drop_unfinished(writer: RowWriter, step: int, measured: int) -> int:

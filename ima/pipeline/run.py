@@ -22,15 +22,17 @@ from ima.config.instantiation import training_of
 from ima.core.commands import arguments, command_of
 from ima.core.distributed import hint_of_ranks, place_of
 from ima.core.errors import UserError
+from ima.core.metric_names import IMA_MEAN, VAL_LOSS, limits_of
 from ima.models.llava import is_foreign
 from ima.pipeline.evaluate import measure, measure_whole
 from ima.pipeline.fit import train
-from ima.pipeline.stages import chain
+from ima.pipeline.stages import stage_configs
 from ima.pipeline.streams import print_table
 from ima.report.build import write_report
 from ima.runs.find import find_adapter, run_folder
-from ima.runs.folders import finished, is_finished, last_checkpoint, owned, recorded, run_name
+from ima.runs.folders import is_finished, last_checkpoint, load_finished_or_clear, run_lock, run_name
 from ima.runs.identity import config_hash
+from ima.runs.record import RunRecord
 
 
 def fit(config: dict[str, Any]) -> int:
@@ -44,30 +46,30 @@ def fit(config: dict[str, Any]) -> int:
     init = Path(config["init"]) if config.get("init") else None
     if init is not None and not is_foreign(init):
         run_folder(str(init), "init")
-    trainings = chain(config, run_name(config))
+    trainings = stage_configs(config, run_name(config))
     command = command_line("train", config)
     anew = config["overwrite"] or config["resume"] == "never"
-    with owned(top, hint) if main else nullcontext():
+    with run_lock(top, hint) if main else nullcontext():
         if len(trainings) > 1 and main and anew:
-            finished(top, config)  # also clears the stages below
+            load_finished_or_clear(top, config)  # also clears the stages below
         for name, staged in trainings:
             folder = Path(config["output_dir"]) / name
             last = folder == top
-            with owned(folder, hint) if main and not last else nullcontext():
+            with run_lock(folder, hint) if main and not last else nullcontext():
                 kept = staged | ({} if len(trainings) == 1 else {"overwrite": False})
-                result = fit_one(kept, folder, command, init, anew, main)
+                record = fit_one(kept, folder, command, init, anew, main)
             init = folder
             if not last and dist.is_initialized():
                 dist.barrier()  # the next stage starts from what the first rank wrote
-        if main and result is not None:
-            summarise(top, result)
+        if main and record is not None:
+            summarise(top, record)
     return 0
 
 
 def fit_one(
     config: dict[str, Any], folder: Path, command: str, init: Path | None, anew: bool, main: bool
-) -> dict[str, Any] | None:
-    """One training into a folder that is ours; its result (None on other ranks than the first). anew: whatever is there
+) -> RunRecord | None:
+    """One training into a folder that is ours; its record (None on other ranks than the first). anew: whatever is there
     is trained again; other ranks must not look, the first may not have cleared it yet."""
     if not main:
         if anew or not is_finished(folder, config):
@@ -75,12 +77,11 @@ def fit_one(
         return None
     if config["resume"] == "must" and not last_checkpoint(folder).is_file():
         raise UserError(f"resume: must, but there is no {last_checkpoint(folder)}; use resume=auto")
-    result = finished(folder, config)
-    if result is not None:
+    record = load_finished_or_clear(folder, config)
+    if record is not None:
         print(f"{folder}: this run is finished already; overwrite=true trains it anew")
-        return result
-    with recorded(folder):
-        return train(config, folder, command, init, anew)
+        return record
+    return train(config, folder, command, init, anew)
 
 
 def evaluate(config: dict[str, Any]) -> int:
@@ -90,7 +91,7 @@ def evaluate(config: dict[str, Any]) -> int:
     if config.get("lmm"):
         return evaluated(config, folder, measure_whole)
     run, checkpoint = find_adapter(config["checkpoint"])
-    return evaluated(config, folder, functools.partial(measure, run=run, checkpoint=checkpoint))
+    return evaluated(config, folder, functools.partial(measure, source=run, checkpoint=checkpoint))
 
 
 def evaluation_folder(config: dict[str, Any]) -> Path:
@@ -103,16 +104,15 @@ def evaluation_folder(config: dict[str, Any]) -> Path:
     return find_adapter(config["checkpoint"])[0] / f"evaluate-{config_hash(config)}"
 
 
-def evaluated(config: dict[str, Any], folder: Path, measured: Callable[..., dict[str, Any]]) -> int:
-    """measured: (config, folder, command) -> result."""
-    with owned(folder):
-        result = finished(folder, config)
-        if result is not None:
+def evaluated(config: dict[str, Any], folder: Path, measured: Callable[..., RunRecord]) -> int:
+    """measured: (config, folder, command) -> record."""
+    with run_lock(folder):
+        record = load_finished_or_clear(folder, config)
+        if record is not None:
             print(f"{folder}: evaluated already; overwrite=true measures again")
         else:
-            with recorded(folder):
-                result = measured(config, folder, command_line("evaluate", config))
-        summarise(folder, result)
+            record = measured(config, folder, command_line("evaluate", config))
+        summarise(folder, record)
     return 0
 
 
@@ -122,15 +122,15 @@ def command_line(script: str, config: dict[str, Any]) -> str:
     return " ".join([command_of(script), *map(shlex.quote, overrides)])
 
 
-def summarise(folder: Path, result: dict[str, Any]) -> None:
+def summarise(folder: Path, record: RunRecord) -> None:
     """The headline numbers on the terminal, and the page."""
-    metrics, headline = result["metrics"], result["facts"].get("headline", "noun_accuracy")
-    several = bool(result["facts"].get("entries"))
+    metrics, headline = record.metrics, record.facts.get("headline", "noun_accuracy")
+    several = bool(record.facts.get("entries"))
     if several:
-        print_table(result)
+        print_table(record)
     for name in () if several else sorted(metrics):
-        if name.endswith(f"/{headline}") or name in ("ima/mean", "val/loss"):
-            low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
+        if name.endswith(f"/{headline}") or name in (IMA_MEAN, VAL_LOSS):
+            low, high = (metrics.get(limit) for limit in limits_of(name))
             interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
             value = metrics[name]
             print(f"{name:24s} {'nan' if value is None else f'{value:.3f}'}{interval}")

@@ -15,7 +15,7 @@ from ima.config.settings import Stage, Training
 from ima.core.errors import UserError, nearest
 
 
-def chain(config: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+def stage_configs(config: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
     """(run name, config) of each training, in order; the last is the run `name` itself."""
     stages: dict[str, Any] = config.get("stage") or {}
     names = list(stages)
@@ -26,7 +26,7 @@ def chain(config: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any
     return [*out, (name, dict(config))]
 
 
-def effective(config: Mapping[str, Any], training: bool = True) -> dict[str, Any]:
+def apply_stage(config: Mapping[str, Any], training: bool = True) -> dict[str, Any]:
     """The config with its last stage applied. An evaluation measures all entries, whichever were trained on."""
     out = dict(config)
     if not config.get("stage"):

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ima.core.files import write_atomic
+from ima.core.metric_names import VAL_LOSS
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.callbacks import AlignmentLogger, EpochPart, GenerationScorer
-from ima.pipeline.data_checks import Shown
+from ima.pipeline.data_checks import PreparedSamples
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.parts import Parts, Stream
 from ima.pipeline.predictions import Final
 from ima.pipeline.recorder import Recorder
 from ima.report.entry_table import csv_of, entry_lines, text_rows
+from ima.runs.record import RunRecord
 
 
 @dataclasses.dataclass
@@ -37,11 +39,11 @@ class Measure:
 
 
 def measures_of(
-    parts: Parts, model: MultimodalModel, shown: Sequence[Shown], recorder: Recorder, folder: Path
+    parts: Parts, model: MultimodalModel, prepared: Sequence[PreparedSamples], recorder: Recorder, folder: Path
 ) -> list[Measure]:
     """In the order of the streams. Sums of a mixture's entry lie in a folder of its name."""
     t, out = parts.training, []
-    for stream, one in zip(parts.streams, shown, strict=True):
+    for stream, one in zip(parts.streams, prepared, strict=True):
         facts = facts_of(stream)
         mine = recorder.of_entry(stream.name, facts) if stream.name else recorder
         evaluator = Evaluator(
@@ -69,9 +71,9 @@ def gather(recorder: Recorder, measures: Sequence[Measure]) -> None:
         if measure.recorder is not recorder:
             name, metrics = measure.stream.name, measure.recorder.metrics
             recorder.metrics |= {f"{name}/{key}": value for key, value in metrics.items()}
-            losses += [metrics["val/loss"]] if "val/loss" in metrics else []
+            losses += [metrics[VAL_LOSS]] if VAL_LOSS in metrics else []
     if losses:
-        recorder.metrics["val/loss"] = statistics.fmean(losses)
+        recorder.metrics[VAL_LOSS] = statistics.fmean(losses)
 
 
 def seconds_of(measures: Sequence[Measure]) -> dict[str, float]:
@@ -82,16 +84,17 @@ def seconds_of(measures: Sequence[Measure]) -> dict[str, float]:
     return out
 
 
-def write_table(folder: Path, result: Mapping[str, Any]) -> None:
-    """`tasks.csv` of a mixture's result, and the same on the terminal."""
-    entries = result["facts"].get("entries")
+def write_table(folder: Path, record: RunRecord) -> None:
+    """`tasks.csv` of a mixture."""
+    entries = record.facts.get("entries")
     if not entries:
         return
-    write_atomic(folder / "tasks.csv", csv_of(entry_lines(result["metrics"], entries)))
+    write_atomic(folder / "tasks.csv", csv_of(entry_lines(record.metrics, entries)))
 
 
-def print_table(result: Mapping[str, Any]) -> None:
-    rows = text_rows(entry_lines(result["metrics"], result["facts"]["entries"]))
+def print_table(record: RunRecord) -> None:
+    """The same on the terminal."""
+    rows = text_rows(entry_lines(record.metrics, record.facts["entries"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -40,7 +40,8 @@ def table_row(run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run": run.name, "status": run.status, "reason": run.reason or None,
         "wall_seconds": result.get("wall_seconds"), "commit": result["git"].get("commit"),
-        "dirty": result["git"].get("dirty"), "command": result.get("command"), "folder": str(run.folder)}  # fmt: skip
+        "dirty": result["git"].get("dirty"), "command": result.get("command") or None,
+        "folder": str(run.folder)}  # fmt: skip
     for key, value in flatten(result["config"]).items():
         row[f"config.{key}"] = value if isinstance(value, (int, float, str, bool)) or value is None else text(value)
     for name, metric in run.metrics.items():

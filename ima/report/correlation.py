@@ -1,10 +1,10 @@
 """Is an alignment score a proxy of a task metric? Correlations over a set of runs or over the epochs of runs.
 
 `python -m ima correlate DIR DIR... --x ima/mean --y T0/noun_accuracy` takes both columns from each run's
-`result.json`; `--over epochs` takes them from the rows of each epoch instead (score[/variant] and track/score), `--over
-examples` from `examples.jsonl` and `predictions.jsonl` of evaluations, with the AUROC where y is yes or no. Pearson,
-Spearman and Kendall's tau-b, each with a bootstrap 95 % interval over the points, the number of points and the p of a
-permutation test. Which runs are compared decides what it means: raw IMA is comparable within one LLM only.
+`result.json`; `--over epochs` takes metrics of the same names from the rows of each epoch instead, `--over examples`
+from `examples.jsonl` and `predictions.jsonl` of evaluations, with the AUROC where y is yes or no. Pearson, Spearman and
+Kendall's tau-b, each with a bootstrap 95 % interval over the points, the number of points and the p of a permutation
+test. Which runs are compared decides what it means: raw IMA is comparable within one LLM only.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from ima.core.errors import UserError, nearest
+from ima.core.metric_names import BLOCK_OUTPUTS, TRACKS_WITHOUT_MEDIA, metric_name
 from ima.core.types import Row
-from ima.runs.results import read_result, read_rows
+from ima.report.curves import by_entry
+from ima.runs.record import read_record
+from ima.runs.results import read_rows
 
 Array = np.ndarray
-BESIDE = ("blind", "prior")
 NUM_DRAWS = 2000
 NUM_PERMUTATIONS = 5000
 
@@ -145,7 +147,7 @@ def run_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
     """A point per run, from `metrics` of its result. Raises UserError naming what a run lacks."""
     points = []
     for folder in folders:
-        metrics = read_result(folder).get("metrics") or {}
+        metrics = read_record(folder).metrics
         for column in (x, y):
             if column not in metrics:
                 raise UserError(f"{folder}: no metric {column!r}; {nearest(column, metrics)}")
@@ -159,21 +161,26 @@ def epoch_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
     for folder in folders:
         columns: dict[str, dict[int, float]] = {x: {}, y: {}}
         rows = [row for row in read_rows(folder / "rows.jsonl") if row["epoch"] is not None]
+        mixture = "" not in by_entry(rows)
         for column, found in columns.items():
-            found |= {row["epoch"]: number(row["value"]) for row in rows if is_column(row, column)}
+            found |= {row["epoch"]: number(row["value"]) for row in rows if is_column(row, column, mixture)}
             if not found:
-                raise UserError(f"{folder}/rows.jsonl: no rows of {column!r}; give score, score/variant or track/score")
+                names = dict.fromkeys(name for row in rows if (name := metric_name(row, mixture)))
+                raise UserError(f"{folder}/rows.jsonl: no rows of {column!r}; {nearest(column, names)}")
         shared = sorted(columns[x].keys() & columns[y].keys())
         points += [Point(f"{folder.name}@{epoch}", columns[x][epoch], columns[y][epoch]) for epoch in shared]
     return points
 
 
-def is_column(row: dict[str, Any], column: str) -> bool:
-    """score or score/variant of an alignment score pooled over layers at the block outputs, or track/score."""
+def is_column(row: dict[str, Any], column: str, mixture: bool = False) -> bool:
+    """Whether the row is of the metric `column`: its name in result.json, or score/variant or track/score as rows spell
+    them (ima/nosink, T0/accuracy_low)."""
+    if metric_name(row, mixture) == column:
+        return True
     left, _, right = column.rpartition("/")
     if row["track"] is not None:
         return (row["track"], row["score"]) == (left, right)
-    if row["layer_a"] is not None or row["site"] not in (None, "resid_post") or row["role_b"] not in (None, "T"):
+    if row["layer_a"] is not None or row["site"] not in BLOCK_OUTPUTS or row["role_b"] not in (None, "T"):
         return False
     score, variant = (left, right) if left else (right, "raw")
     return row["score"] == score and (row["variant"] or "raw") == variant
@@ -184,7 +191,9 @@ def example_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
     points = []
     for folder in folders:
         aligned = {line["id"]: line for line in read_lines(folder / "examples.jsonl")}
-        predicted = [line for line in read_lines(folder / "predictions.jsonl") if line["track"] not in BESIDE]
+        predicted = [
+            line for line in read_lines(folder / "predictions.jsonl") if line["track"] not in TRACKS_WITHOUT_MEDIA
+        ]
         shared = [line for line in predicted if line["id"] in aligned]
         if not shared:
             raise UserError(f"{folder}: no example was both aligned and predicted; evaluate with alignment.split=TRACK")

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ima.core.metric_names import BLOCK_OUTPUTS, CONTROL_TRACKS, LIMITS, limit_score
+
 Row = dict[str, Any]
 TEXT_ROLES = ("T", "T.answer", "T.prompt")
 TRACKS = ("T0", "T1", "T2", "test", "val")
-# What stands beside a track to say what its number is worth: media spoilt, left out, or not asked at all.
-BESIDE = ("single_frame", "shuffled_frames", "shuffled", "blind", "prior")
 EVALUATED = -1  # stands for the epoch where a run has none: one evaluation of a checkpoint
 EPOCH_KEY = "epoch (0 = untrained adapter)"
 Z95 = 1.959964
@@ -84,7 +84,7 @@ def epoch_name(epoch: int) -> str:
 
 def alignment_rows(rows: Sequence[Row]) -> list[Row]:
     """Validation rows at the block outputs, of one pair of datasets (the most frequent: curves must not mix two)."""
-    kept = where(rows, split=("val", "validation", None), site=("resid_post", None))
+    kept = where(rows, split=("val", "validation", None), site=BLOCK_OUTPUTS)
     kept = [row for row in kept if row["track"] in (None, "val")]
     if not kept:
         return []
@@ -235,8 +235,8 @@ def task_scores(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
         }
         for score, tracks in table.items()
     }
-    for score in [name for name in curves if f"{name}_low" in curves and f"{name}_high" in curves]:
-        lows, highs = curves.pop(f"{score}_low"), curves.pop(f"{score}_high")
+    for score in [name for name in curves if all(limit_score(name, limit) in curves for limit in LIMITS)]:
+        lows, highs = (curves.pop(limit_score(score, limit)) for limit in LIMITS)
         for track, found in curves[score].items():
             if track in lows and track in highs:
                 low, high = dict(zip(lows[track].x, lows[track].y, strict=True)), highs[track]
@@ -247,6 +247,6 @@ def task_scores(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
 def track_rank(track: str) -> tuple[str, int, str]:
     """Tracks first, then those that are not known here, then what stands beside them; of a mixture, by entry."""
     entry, name = split_track(track)
-    if name in BESIDE:
-        return (entry, len(TRACKS) + 1 + BESIDE.index(name), name)
+    if name in CONTROL_TRACKS:
+        return (entry, len(TRACKS) + 1 + CONTROL_TRACKS.index(name), name)
     return (entry, TRACKS.index(name) if name in TRACKS else len(TRACKS), name)

@@ -11,9 +11,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-BESIDE_TRACKS = ("blind", "prior")
+from ima.core.metric_names import IMA_MEAN, LIMITS, TRACKS_WITHOUT_MEDIA, VAL_LOSS, error_of, limits_of
+
 HALLUCINATION = ("f1", "yes_ratio", "chair_s", "chair_i")  # what tells of it, where a task has it
-COLUMNS = ("entry", "modality", "track", "metric", "value", "low", "high", *BESIDE_TRACKS, "ima", "ima_se", "loss",
+COLUMNS = ("entry", "modality", "track", "metric", "value", *LIMITS, *TRACKS_WITHOUT_MEDIA, "ima", "ima_se", "loss",
            *HALLUCINATION)  # fmt: skip
 
 Line = dict[str, Any]
@@ -26,11 +27,11 @@ def entry_lines(metrics: Mapping[str, float | None], entries: Mapping[str, Any])
     for name, facts in entries.items():
         headline = facts["headline"]
         tracks = [key.split("/")[1] for key in metrics if key.startswith(f"{name}/") and key.endswith(f"/{headline}")]
-        track = next((track for track in tracks if track not in BESIDE_TRACKS), "")
+        track = next((track for track in tracks if track not in TRACKS_WITHOUT_MEDIA), "")
         keys = {
-            "value": f"{track}/{headline}", "low": f"{track}/{headline}/low", "high": f"{track}/{headline}/high",
-            **{beside: f"{beside}/{headline}" for beside in BESIDE_TRACKS}, "ima": "ima/mean",
-            "ima_se": "ima/mean/se", "loss": "val/loss", **{score: f"{track}/{score}" for score in HALLUCINATION},
+            "value": f"{track}/{headline}", **dict(zip(LIMITS, limits_of(f"{track}/{headline}"), strict=True)),
+            **{beside: f"{beside}/{headline}" for beside in TRACKS_WITHOUT_MEDIA}, "ima": IMA_MEAN,
+            "ima_se": error_of(IMA_MEAN), "loss": VAL_LOSS, **{score: f"{track}/{score}" for score in HALLUCINATION},
         }  # fmt: skip
         known = {"entry": name, "modality": facts["modality"], "track": track, "metric": headline}
         found = {column: metrics.get(f"{name}/{key}") for column, key in keys.items()}

@@ -15,10 +15,10 @@ from typing import Any
 from ima.core.errors import UserError
 from ima.report.labels import name_jobs
 from ima.report.run import Run
-from ima.runs.results import read_result, read_rows
+from ima.runs.record import RunRecord, read_record
+from ima.runs.results import read_rows
 
 NOT_RUNS = {"wandb", "media", "figures", "checkpoints", "masks", "__pycache__"}
-PLAIN_DICTS = ("config", "metrics", "versions", "git", "facts")
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -71,18 +71,9 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 def load_run(folder: Path, name: str | None = None, details: bool = True) -> Run:
     """One run. `details=False` reads result.json only (a thousand runs are listed that way).
 
-    Raises UserError where result.json is missing or no JSON object.
+    Raises UserError where result.json is missing or broken.
     """
-    try:
-        result = read_result(folder)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'result.json'}: not a JSON object; was it written by ima?") from error
-    for key in PLAIN_DICTS:
-        if not isinstance(result.get(key), dict):
-            result[key] = {}
-    run = Run(folder, name or folder.resolve().name, result)
+    run = Run(folder, name or folder.resolve().name, read_record(folder).to_dict())
     if details:
         read_details(run)
     return run
@@ -131,8 +122,7 @@ def load_runs(paths: Iterable[str | Path], max_detailed: int = 8) -> list[Run]:
         try:
             runs.append(load_run(folder, name, details=len(folders) <= max_detailed))
         except UserError as error:
-            empty: dict[str, Any] = {key: {} for key in PLAIN_DICTS}
-            runs.append(Run(folder, name, {"status": "failed", "reason": str(error), **empty}))
+            runs.append(Run(folder, name, RunRecord("failed", str(error)).to_dict()))
     name_jobs(runs)
     return runs
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ima.core.metric_names import VAL_LOSS, limits_of
 from ima.report.load import load_run
 from ima.report.run import Run, number
 
@@ -109,13 +110,13 @@ def points_of(runs: Sequence[Run], metric: str) -> list[Point]:
             continue
         group, what = described(plan)
         trained = "" if run.result["facts"].get("evaluated") else TRAINED
-        low, high = (number(run.metrics.get(f"{metric}/{end}")) for end in ("low", "high"))
+        low, high = (number(run.metrics.get(limit)) for limit in limits_of(metric))
         timing = run.result["facts"].get("plan_seconds") or {}
         found.append(
             Point(
                 run.name, trained + group, what, left, value, value / whole, number(timing.get("left")),
                 value if low is None else low, value if high is None else high, *mark_of(plan),
-                blocks_of(plan), run.metrics.get("val/loss"), baseline(run, runs, "val/loss"),
+                blocks_of(plan), run.metrics.get(VAL_LOSS), baseline(run, runs, VAL_LOSS),
             )
         )  # fmt: skip
     return found

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from ima.core.metric_names import IMA_MEAN, VAL_LOSS, error_of, limits_of
 from ima.report.run import Run
 
 Array = np.ndarray
 SCORES = ("noun_accuracy", "accuracy", "f1", "chair_i", "cider_d", "cider")
 TRACKS = ("T0", "T1", "test", "val")
-LOSS = "val/loss"
+LOSS = VAL_LOSS
 GAP = "ima_gap/mean"
-COLUMNS = ("ima/mean", "ima/mean/nosink", GAP)
+COLUMNS = (IMA_MEAN, "ima/mean/nosink", GAP)
 NUM_DRAWS, NUM_PERMUTATIONS, MANY = 2000, 5000, 200  # a tenth of the draws where there are many points
 
 
@@ -81,8 +82,8 @@ def points_of(runs: Sequence[Run], x: str, y: str) -> list[Point]:
         a, b = run.metrics.get(x), run.metrics.get(y)
         if a is None or b is None:
             continue
-        low, high = run.metrics.get(f"{y}/low"), run.metrics.get(f"{y}/high")
-        bars = (1.96 * (run.metrics.get(f"{x}/se") or 0.0), b if low is None else low, b if high is None else high)
+        low, high = (run.metrics.get(limit) for limit in limits_of(y))
+        bars = (1.96 * (run.metrics.get(error_of(x)) or 0.0), b if low is None else low, b if high is None else high)
         found.setdefault((a, b), Point(run.name, a, b, training_of(run), is_control(run), bars))
     return list(found.values())
 

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.core.metric_names import TRACKS_WITHOUT_MEDIA
 from ima.core.resampling import mean, paired_difference
-from ima.runs.results import read_result
+from ima.runs.record import read_record
 
 Line = dict[str, Any]
-CONTROLS = ("blind", "prior")  # rows of predictions.jsonl that are no track of their own
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, Line]]:
     """track -> id -> line of predictions.jsonl. Raises UserError for a run without them and for a broken line."""
     path = folder / "predictions.jsonl"
     if not path.is_file():
-        status = read_result(folder).get("status")
+        status = read_record(folder).status
         raise UserError(f"{path}: not found; the run's status is {status!r}, only a finished run has predictions")
     tracks: dict[str, dict[str, Line]] = {}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -46,7 +46,7 @@ def compare(first: Path, second: Path, metric: str = "right", tracks: Sequence[s
     Raises UserError where the runs were not measured on the same examples or where `metric` is no number of all.
     """
     runs = [read_predictions(folder) for folder in (first, second)]
-    own = [name for name in runs[0] if name not in CONTROLS]
+    own = [name for name in runs[0] if name not in TRACKS_WITHOUT_MEDIA]
     names = list(tracks) or [name for name in own if name in runs[1]] or own
     found = {name: compare_track(first, second, runs, name, metric) for name in names}
     return {"first": str(first), "second": str(second), "metric": metric, "tracks": found}
@@ -106,7 +106,7 @@ def shown_name(comparison: dict[str, Any]) -> str:
     if comparison["metric"] != "right":
         return str(comparison["metric"])
     try:
-        headline = (read_result(Path(comparison["first"])).get("facts") or {}).get("headline")
+        headline = read_record(Path(comparison["first"])).facts.get("headline")
     except UserError:
         headline = None
     return str(headline or "right").replace("_", " ")

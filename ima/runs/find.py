@@ -9,7 +9,7 @@ from typing import Any
 from ima.core.errors import UserError
 from ima.core.trust import check_foreign
 from ima.runs.folders import last_checkpoint
-from ima.runs.results import read_result
+from ima.runs.record import read_record
 
 # What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
 INHERITED = (
@@ -34,8 +34,8 @@ def run_config(checkpoint: str, keys: Collection[str] = INHERITED) -> dict[str, 
     """Those keys of the config that a run was trained with, and its choices. Somebody else may have written it: raises
     UserError where it names what nobody here named."""
     folder = run_folder(checkpoint)
-    config = read_result(folder).get("config")
-    if not isinstance(config, dict):
+    config = read_record(folder).config
+    if not config:
         raise UserError(f"{folder / 'result.json'}: holds no config; is it a training run's?")
     kept = {name: config[name] for name in keys if name in config}
     check_foreign(kept, folder / "result.json")

@@ -19,9 +19,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ima.core.errors import UserError
-from ima.core.files import remove_temporaries, write_json
-from ima.runs.identity import IDENTITY, config_hash, is_of
-from ima.runs.results import read_result
+from ima.core.files import remove_temporaries
+from ima.runs.identity import IDENTITY, config_hash
+from ima.runs.record import RESULT, UNKNOWN, RunRecord, read_record
 
 # What a run writes into its folder, at the top and in folders of its own; everything else there is somebody else's.
 OWN = {
@@ -49,10 +49,12 @@ def run_name(config: Mapping[str, Any]) -> str:
     return str(experiment) if experiment else f"train-{config_hash(config)}"
 
 
-def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of a finished run of this very config in `folder`, or None where there is work to do. Removes what
+def load_finished_or_clear(folder: Path, config: Mapping[str, Any]) -> RunRecord | None:
+    """The record of a finished run of this very config in `folder`, or None where there is work to do. Removes what
     the run wrote where it is to be overwritten. Raises UserError where the folder holds another run."""
-    if not (folder / "result.json").is_file():
+    if (folder / RESULT).is_dir():
+        raise UserError(f"{folder / RESULT}: is a folder; remove it or give another name=...")
+    if not (folder / RESULT).is_file():
         refuse_sweep(folder)
         if config.get("overwrite") and folder.is_dir():
             for stage in [path for path in folder.iterdir() if is_plain_folder(path) and is_stage(path)]:
@@ -61,16 +63,20 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     if config.get("overwrite"):
         clear(folder)
         return None
-    result = read_result(folder)
-    if not is_of(result, config):
+    record = read_record(folder)
+    if not record.is_of(config):
         raise UserError(
             f"{folder}: holds a run with another config; give another name=..., or overwrite=true to replace it"
         )
-    if result["status"] == "ok":
-        return result
+    if record.status == UNKNOWN:
+        raise UserError(
+            f"{folder / RESULT}: has no status; give another name=..., or overwrite=true to replace the run"
+        )
+    if record.is_ok:
+        return record
     if config.get("resume") == "never":
         clear(folder)
-    elif result.get("identity") != IDENTITY:
+    elif record.identity != IDENTITY:
         raise UserError(
             f"{folder}: holds an unfinished run of an earlier version of ima, which cannot be resumed; give another "
             "name=..., or overwrite=true to start it anew"
@@ -94,8 +100,8 @@ def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
     """The same question without touching anything."""
     if not (folder / "result.json").is_file():
         return False
-    result = read_result(folder)
-    return is_of(result, config) and result.get("status") == "ok"
+    record = read_record(folder)
+    return record.is_of(config) and record.is_ok
 
 
 def clear(folder: Path) -> None:
@@ -156,15 +162,16 @@ def is_run(folder: Path) -> bool:
 
 
 def is_stage(folder: Path) -> bool:
-    """Whether `folder` holds an earlier stage of the run whose folder it lies in (`ima.pipeline.stages.chain`): its
-    stages end with its name, and it bears the name of that run. Another run could lie there too, with its own name."""
+    """Whether `folder` holds an earlier stage of the run whose folder it lies in (`ima.pipeline.stages.stage_configs`):
+    its stages end with its name, and it bears the name of that run. Another run could lie there too, with a name of its
+    own."""
     with suppress(UserError, TypeError, AttributeError, ValueError):
-        config, above = read_result(folder).get("config") or {}, folder.parent
+        config, above = read_record(folder).config, folder.parent
         if list(config.get("stage") or {})[-1:] != [folder.name]:
             return False
         name = config.get("name")
         with suppress(UserError):
-            if name == (read_result(above).get("config") or {}).get("name"):
+            if name == read_record(above).config.get("name"):
                 return True
         parts = Path(str(name or "")).parts
         return above.absolute().parts[len(above.absolute().parts) - len(parts) :] == parts
@@ -172,7 +179,7 @@ def is_stage(folder: Path) -> bool:
 
 
 @contextmanager
-def owned(folder: Path, hint: str = "") -> Iterator[None]:
+def run_lock(folder: Path, hint: str = "") -> Iterator[None]:
     """Only one process writes into a run folder. Raises UserError where another one does; hint: what else to say."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -194,22 +201,6 @@ def entries_in(folder: Path) -> list[Path]:
     """Folders of a mixture's entries."""
     place = folder / "entries"
     return [] if place.is_symlink() or not place.is_dir() else list(place.iterdir())
-
-
-@contextmanager
-def recorded(folder: Path) -> Iterator[None]:
-    """A run that raises leaves `result.json` with status failed and its reason."""
-    try:
-        yield
-    except BaseException as error:
-        path = folder / "result.json"
-        if path.is_file():
-            status = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-            reason = " ".join((str(error) or type(error).__name__).split())
-            write_json(
-                path, read_result(folder) | {"status": status, "reason": f"{type(error).__name__}: {reason}"[:500]}
-            )
-        raise
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -53,14 +53,6 @@ def identified(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"config_hash": config_hash(config), "identity": IDENTITY}
 
 
-def is_of(result: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a result was made with this config. One with another rule of identity is recognised by its own config."""
-    if result.get("identity") == IDENTITY:
-        return bool(result.get("config_hash") == config_hash(config))
-    own = result.get("config")
-    return isinstance(own, Mapping) and config_hash(own) == config_hash(config)
-
-
 def digest(value: Any) -> str:
     """A hash of plain values that does not see how they are spelled."""
     return hashlib.sha256(spelled(canonical(value)).encode()).hexdigest()[:12]

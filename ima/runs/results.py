@@ -1,4 +1,4 @@
-"""What a run leaves behind: rows.jsonl, result.json and other small files, written so that a kill loses nothing.
+"""The rows of a run, rows.jsonl, written so that a kill loses nothing (for result.json see `ima.runs.record`).
 
 `write_atomic` is the only way a whole file is written (temporary file, fsync, rename). `RowWriter` appends whole
 lines; a torn last line (the process was killed) is dropped when the file is opened again. A resumed run first takes
@@ -15,7 +15,6 @@ from typing import Any
 
 from ima.core.errors import UserError
 from ima.core.files import sync, to_json, write_atomic
-from ima.core.moved_names import current_names
 from ima.core.types import ROW_FIELDS, ROW_SCHEMA, Row
 
 
@@ -70,19 +69,3 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict) or row.get("schema", 0) > ROW_SCHEMA or "score" not in row:
                 raise UserError(f"{path}:{number}: not a row of schema <= {ROW_SCHEMA}; was it written by a newer ima?")
             yield {field: row.get(field) for field in ROW_FIELDS}
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """`result.json` of a run folder, its config with the current names of what has moved. Raises UserError where it is
-    missing or broken."""
-    path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; is {folder} a run folder (outputs/<run>)?") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error.msg})") from error
-    result = dict(result)
-    if isinstance(result.get("config"), dict):
-        result["config"] = current_names(result["config"])
-    return result

@@ -21,11 +21,10 @@ from ima.config.compose import compose
 from ima.core.commands import ROOT, process_of
 from ima.core.commands import command_of as typed
 from ima.core.errors import UserError
-from ima.core.files import write_json
 from ima.core.provenance import provenance
-from ima.runs.folders import owned
+from ima.runs.folders import run_lock
 from ima.runs.identity import IDENTITY
-from ima.runs.results import read_result
+from ima.runs.record import RESULT, RunRecord, read_record
 
 SCRIPTS = ROOT  # where the scripts of a checkout lie
 PLAIN = re.compile(r"[\w./-]+")
@@ -65,18 +64,18 @@ class Job:
 
     @property
     def result_path(self) -> Path:
-        return self.folder / "result.json"
+        return self.folder / RESULT
 
-    def result(self) -> dict[str, Any] | None:
-        """`result.json` if it can be read and belongs to this config."""
-        with contextlib.suppress(UserError, TypeError, ValueError):
-            result = read_result(self.folder)
-            return result if result.get("config_hash") == self.hash else None
+    def result(self) -> RunRecord | None:
+        """The run's record if it can be read and belongs to this config."""
+        with contextlib.suppress(UserError):
+            record = read_record(self.folder)
+            return record if record.config_hash == self.hash else None
         return None
 
     def is_done(self) -> bool:
         result = self.result()
-        return result is not None and result.get("status") == "ok"
+        return result is not None and result.is_ok
 
     def stamp(self) -> int | None:
         """Tells a result.json that was written by this process from an older one."""
@@ -130,11 +129,11 @@ def settle(job: Job, code: int) -> None:
         return
     job.state = "failed"
     result = job.result()
-    told = result is not None and result.get("status") == "failed" and job.stamp() != job.seen
+    told = result is not None and result.status == "failed" and job.stamp() != job.seen
     if code < 0:
         job.reason = f"killed by {signal_name(-code)}"
     elif told and result is not None:
-        job.reason = str(result.get("reason"))
+        job.reason = str(result.reason)
         return
     elif code == 0:
         job.reason = "ended without a result"
@@ -166,16 +165,18 @@ def record(job: Job, status: str, reason: str) -> None:
     result = job.result()
     if result is None and job.result_path.exists():
         return
-    if result is not None and result.get("status") == status and status == "interrupted":
+    if result is not None and result.status == status and status == "interrupted":
         return
     if result is None:
         config = plain(job)
         command = " ".join([typed(job.script), *map(shlex.quote, job.overrides)])
-        result = {"overrides": job.overrides, "config": config, "command": command}
-        result |= {"seeds": {"seed": config.get("seed")}, "config_hash": job.hash, "identity": IDENTITY}
-        result |= {"metrics": {}} | provenance() | {"wall_seconds": None}
-    with contextlib.suppress(UserError), owned(job.folder):
-        write_json(job.result_path, {"status": None} | result | {"status": status, "reason": reason})
+        result = RunRecord(
+            config=config, command=command, seeds={"seed": config.get("seed")}, config_hash=job.hash,
+            identity=IDENTITY, **provenance(), more={"overrides": job.overrides},
+        )  # fmt: skip
+    result.status, result.reason = status, reason
+    with contextlib.suppress(UserError), run_lock(job.folder):
+        result.write(job.folder)
 
 
 def plain(job: Job) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
-from ima.core.files import write_json
 from ima.core.provenance import provenance
 from ima.core.types import Row
 from ima.interventions.prune.compare import Overlap, density_by_chance, overlaps
 from ima.interventions.prune.mask import By, Mask, intersection, union
-from ima.runs.results import RowWriter, read_result
+from ima.runs.record import RunRecord, read_record
+from ima.runs.results import RowWriter
 
 GROUPINGS: tuple[By, ...] = ("whole", "part", "kind", "block", "matrix")
 
@@ -92,8 +92,7 @@ def write_comparison(masks: Mapping[str, Mask], folder: Path, command: str = "",
     (folder / "rows.jsonl").unlink(missing_ok=True)
     RowWriter(folder / "rows.jsonl").write(rows)
     facts = {"kind": "masks", "masks": {name: mask.facts for name, mask in masks.items()}}
-    result = {"status": "ok", "config": {}, "command": command, "seeds": {}, "metrics": metrics, "facts": facts}
-    write_json(folder / "result.json", result | provenance() | {"wall_seconds": None})
+    RunRecord("ok", command=command, metrics=dict(metrics), facts=facts, **provenance()).write(folder)
     return folder
 
 
@@ -112,7 +111,7 @@ def compare_runs(folders: Sequence[Path], target: Path) -> Path | None:
 def mask_paths(folder: Path) -> list[str]:
     """Of the masks that acted in a run, from its result."""
     try:
-        facts = read_result(folder).get("facts") or {}
+        facts = read_record(folder).facts
     except UserError:
         return []
     acting = (facts.get("plan") or {}).get("interventions") or []

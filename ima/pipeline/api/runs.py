@@ -19,11 +19,12 @@ from ima.pipeline.checkpoint import load_adapter, load_llm
 from ima.pipeline.run import evaluate as run_evaluate
 from ima.pipeline.run import evaluation_folder
 from ima.pipeline.run import fit as run_fit
-from ima.pipeline.stages import effective
+from ima.pipeline.stages import apply_stage
 from ima.report.build import write_report
 from ima.runs.find import PARTS, find_adapter, run_config, run_folder
 from ima.runs.folders import run_name
-from ima.runs.results import read_result, read_rows
+from ima.runs.record import read_result
+from ima.runs.results import read_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -73,7 +74,7 @@ class Run:
     def load_model(self, device: str | None = None) -> LoadedModel:
         """The trained model, ready to answer. device: "cpu", "cuda", ...; as the run's trainer says where not given."""
         with trusting(self.trust, ask="ima.load_run(..., trust=['{}'])"):
-            config = effective(run_config(str(self.folder), PARTS), training=False)
+            config = apply_stage(run_config(str(self.folder), PARTS), training=False)
             folder, adapter = find_adapter(self.checkpoint)
             parts = assemble({**config, "intervention": {}, "alignment": None})
         load_adapter(adapter, parts.adapter)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ima.core.metric_names import layer_name, metric_name
 from ima.core.types import ROW_FIELDS, Row
 from ima.pipeline.loggers.wandb_charts import Charts
 
@@ -137,19 +138,8 @@ def reach(url: str) -> None:
 
 
 def scalar_name(row: Row, mixture: bool = False) -> str | None:
-    """Name of the chart that a row belongs to; None for rows that only the table holds. Of a mixture, an entry's own
-    charts begin with its name, as its metrics do."""
-    if row.split == "train":
-        return f"train/{row.score.removeprefix('train_')}"
-    if row.track is not None:
-        return f"{row.track}/{row.score}"
-    entry = f"{row.task}/" if mixture else ""
-    if row.score == "val_loss":
-        return f"{entry}val/loss"
-    if row.site not in (None, "resid_post"):
+    """Name of the chart that a row belongs to, its metric's or its layer's; None for rows that only the table holds."""
+    is_scalar = row.split == "train" or row.track is not None or row.score == "val_loss"
+    if not is_scalar and (row.variant != "raw" or not row.score.startswith(("ima", "sim"))):
         return None
-    if row.variant == "raw" and row.role_b == "T" and row.score.startswith("ima"):
-        return f"{entry}{row.score}/mean"
-    if row.variant == "raw" and row.role_b == "T" and row.score == "sim":
-        return f"{entry}ima_layer/L{row.layer_a:02d}"
-    return None
+    return layer_name(row, mixture) or metric_name(row, mixture)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ima.core.metric_names import BLOCK_OUTPUTS
 from ima.core.types import Row
 from ima.report.curves import alignment_rows, by_entry
 from ima.report.figures import alignment as figures_alignment
@@ -30,7 +31,7 @@ MAX_LINES = 8
 
 def charted(row: Row) -> bool:
     roles = CHARTS[row.score][0] if row.score in CHARTS else None
-    fits = roles == (row.role_a, row.role_b) and row.variant == "raw" and row.site in (None, "resid_post")
+    fits = roles == (row.role_a, row.role_b) and row.variant == "raw" and row.site in BLOCK_OUTPUTS
     near = row.score != "consecutive" or row.layer_b == (row.layer_a or 0) + 1
     return fits and near and row.layer_a is not None and row.split != "train" and row.track is None
 

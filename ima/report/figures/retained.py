@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
+from ima.core.metric_names import limits_of
 from ima.report.figures.drawing import Figure, legend
 from ima.report.figures.style import NARROW, Theme
 from ima.report.plans import METRICS, baseline, plan_of
@@ -55,7 +56,7 @@ def retained_of(runs: Sequence[Run]) -> list[Retained]:
         value, whole = run.metrics[metric], baseline(run, runs, metric)
         if value is None or not whole:
             continue
-        low, high = (number(run.metrics.get(f"{metric}/{end}")) for end in ("low", "high"))
+        low, high = (number(run.metrics.get(limit)) for limit in limits_of(metric))
         tasks = mask.get("tasks") or []
         source = str(tasks[0].get("run")) if len(tasks) == 1 else ""
         task = Path(str(run.result["facts"].get("evaluated") or run.folder)).parent.name

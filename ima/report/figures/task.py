@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from ima.core.metric_names import CONTROL_TRACKS
 from ima.report import curves as series
 from ima.report.curves import Curve
 from ima.report.figures.drawing import Figure, legend, line, table_of, whole_ticks
@@ -104,7 +105,7 @@ def draw_tracks(
     plots share them."""
     for place, (track, found) in enumerate(tracks.items()):
         index = place if order is None else order.index(track)
-        beside = track in series.BESIDE
+        beside = track in CONTROL_TRACKS
         low, high = found.band
         error = [
             [y - a for y, a in zip(found.y, low, strict=True)],
@@ -136,9 +137,9 @@ def track_handles(tracks: Sequence[str], theme: Theme) -> list[Line2D]:
         Line2D(
             [],
             [],
-            color=theme["before"] if track in series.BESIDE else theme.category(index),
+            color=theme["before"] if track in CONTROL_TRACKS else theme.category(index),
             marker=MARKERS[index % len(MARKERS)],
-            linestyle=DASHES[1 if track in series.BESIDE else 0],
+            linestyle=DASHES[1 if track in CONTROL_TRACKS else 0],
             label=track,
         )
         for index, track in enumerate(tracks)
@@ -181,7 +182,7 @@ def task_parts(rows: Sequence[series.Row]) -> list[Figure]:
         for name, tracks in series.task_scores(own).items():
             if name in PART_SCORES or name.startswith("accuracy_") or name.endswith("_f1"):
                 measured = {track: curve for track, curve in tracks.items() if known(curve)}
-                if set(measured) - set(series.BESIDE):
+                if set(measured) - set(CONTROL_TRACKS):
                     found[entry if len(groups) > 1 else "", name] = measured
     if not found:
         return []
@@ -201,7 +202,7 @@ def task_parts(rows: Sequence[series.Row]) -> list[Figure]:
             ends = [(a, b) if math.isfinite(a) else (v, v) for (a, b), v in zip(ends, x, strict=True)]
             error = [[max(0.0, v - a) for v, (a, _) in zip(x, ends, strict=True)],
                      [max(0.0, b - v) for v, (_, b) in zip(x, ends, strict=True)]]  # fmt: skip
-            colour = theme["before"] if track in series.BESIDE else theme.category(index)
+            colour = theme["before"] if track in CONTROL_TRACKS else theme.category(index)
             ax.errorbar(x, y, xerr=error, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=5,
                         linestyle="none", elinewidth=1, capsize=2, label=track.replace("_", " "))  # fmt: skip
         ax.set_yticks(range(len(found)), names, fontsize=9 if len(found) < 12 else 7.5)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from ima.core.metric_names import CONTROL_TRACKS, is_limit, limits_of
 from ima.report import curves as series
 from ima.report.figures.drawing import thinned
 from ima.report.labels import varied
@@ -28,7 +29,7 @@ def status_badge(status: str) -> str:
 
 
 def interval_text(run: Run, name: str) -> str:
-    low, high = run.metrics.get(f"{name}/low"), run.metrics.get(f"{name}/high")
+    low, high = (run.metrics.get(limit) for limit in limits_of(name))
     return "" if low is None or high is None else f"{value_text(low)} to {value_text(high)}"
 
 
@@ -71,8 +72,7 @@ def config_table(run: Run) -> str:
 
 def metric_table(run: Run) -> str:
     """Every metric of the result with its interval, limits folded into their metric's row."""
-    limits = ("/low", "/high")
-    names = [name for name in run.metrics if not (name.endswith(limits) and name.rsplit("/", 1)[0] in run.metrics)]
+    names = [name for name in run.metrics if not (is_limit(name) and name.rsplit("/", 1)[0] in run.metrics)]
     if not names:
         return '<p class="missing">The result holds no metrics.</p>'
     return pairs(
@@ -104,7 +104,7 @@ def task_table(run: Run) -> str:
             for track, found in tracks.items():
                 points = {at: (value, se, found.limits.get(at)) for at, value, se in found.points}
                 cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
-                kind = ' class="blind"' if track in series.BESIDE else ""
+                kind = ' class="blind"' if track in CONTROL_TRACKS else ""
                 body += (
                     f"<tr{kind}>{f'<td>{escape(entry)}</td>' if named else ''}"
                     f'<th scope="row">{escape(score.replace("_", " "))}</th>'
@@ -130,7 +130,7 @@ def metric_columns(runs: Sequence[Run]) -> list[str]:
     seen: dict[str, int] = {}
     for run in runs:
         for name, value in run.metrics.items():
-            if value is not None and not name.endswith(("/low", "/high")):
+            if value is not None and not is_limit(name):
                 seen[name] = seen.get(name, 0) + 1
     first = [name for name, _, _ in HEADLINES if name in seen]
     others = sorted((name for name in seen if name not in first), key=lambda name: (-seen[name], name))
