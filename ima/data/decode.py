@@ -194,8 +194,10 @@ def opened(content: Content, name: str) -> str | io.BytesIO:
         raise MediumError(f"{name}: a folder, not a file")
     try:
         size = content.stat().st_size
-    except OSError as error:
-        raise MediumError(f"{name}: not found" if not content.exists() else f"{name}: {error.strerror}") from error
+    except FileNotFoundError as error:
+        raise MediumError(f"{name}: not found") from error
+    except (OSError, ValueError) as error:  # a link to itself; a name with NUL
+        raise MediumError(f"{name!r}: {getattr(error, 'strerror', None) or error}") from error
     if not size:
         raise MediumError(f"{name}: empty (0 bytes)")
     return str(content)

@@ -172,7 +172,7 @@ class Corpus(Source):
             inside = self._inside[folder]
             if stat.S_ISLNK(status.st_mode):
                 inside, status = path.resolve().is_relative_to(self.media), path.stat()
-        except (OSError, ValueError):  # not there, a name that no file can have
+        except (OSError, ValueError, RuntimeError):  # not there, a name that no file can have, a link to itself
             status, inside = None, self._inside.get(folder, True)
         if not inside:
             raise UserError(f"{where}: medium {path} leads outside the data folder {self.media} (a link); set media")

@@ -47,7 +47,7 @@ class Record:
         value = str(self.get(key, str)).strip()
         if not value:
             raise UserError(f"{self.where}: key {key!r} is an empty text")
-        return value
+        return self.whole(key, value)
 
     def id(self, key: str) -> str:
         """A number or a text, as text."""
@@ -76,7 +76,13 @@ class Record:
                 raise UserError(f"{self.where}: key {key!r}[{index}] is {kind_of(value)}, must be a text")
         if not values and not empty:
             raise UserError(f"{self.where}: key {key!r} is an empty list")
-        return tuple(value.strip() for value in values)
+        return tuple(self.whole(key, value.strip()) for value in values)
+
+    def whole(self, key: str, text: str) -> str:
+        """Refuses half a surrogate pair, which no tokenizer and no file takes."""
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{self.where}: key {key!r} holds half a character (a lone surrogate); mend the text")
+        return text
 
     def records(self, key: str) -> Iterator[Record]:
         """The objects of a list."""
@@ -136,6 +142,10 @@ def read_json(path: Path, keyed: bool = False) -> Any:
         raise UserError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg})") from error
     except RecursionError as error:
         raise UserError(f"{path}: not an annotation file (nested too deeply)") from error
+    except ValueError as error:  # a whole number of thousands of digits
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not an annotation file ({str(error).partition(';')[0]})") from error
 
 
 def read_object(path: Path, keyed: bool = False) -> Record:
@@ -157,12 +167,15 @@ def read_list(path: Path, key: str | None = None) -> Iterator[Record]:
 
 def read_lines(path: Path) -> Iterator[Record]:
     """The objects of a file that has one in each line (JSON lines, also where the file is called .json)."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # a text may hold other line ends (U+2028)
         if line.strip():
             try:
-                yield Record(json.loads(line), f"{path}:{number}")
+                value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
+            except (RecursionError, ValueError) as error:  # nested too deeply, a number of thousands of digits
+                raise UserError(f"{path}:{number}: not JSON ({str(error).partition(';')[0]})") from error
+            yield Record(value, f"{path}:{number}")
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
