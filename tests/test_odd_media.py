@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import corpora_files
 import numpy as np
 import pytest
 import soundfile
@@ -195,3 +196,33 @@ def test_features_that_are_not_finite_are_a_bad_medium_and_an_overflow_names_one
     narrow: Any = FeatureStore(tmp_path / "c", Odd("skip"), Plain(1e9))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"trainer.cache_dtype: .* overflow float16; use float32 \(the first: of 0\)"):
         narrow.ensure(samples)
+
+
+@pytest.mark.parametrize(
+    "text", ["ffconcat version 1.0\nfile 'secret.mp4'\n", "#EXTM3U\nsecret.mp4\n", "\n ffconcat version 1.0"]
+)
+def test_a_list_of_other_files_is_not_followed(tmp_path: Path, text: str) -> None:
+    turned(tmp_path / "secret.mp4", (1, 0, 0, 1))
+    (tmp_path / "a.mp4").write_text(text)
+    for content in (tmp_path / "a.mp4", text.encode()):
+        with pytest.raises(MediumError, match="a list of other files, which is not followed"):
+            _ = VideoFile(content, "a.mp4").num_frames
+        with pytest.raises(MediumError):
+            read_sound(content, "a.mp4")
+
+
+@pytest.mark.parametrize(("more", "is_whole"), [(5, True), (60, False)])
+def test_an_avi_header_may_count_a_few_frames_too_many(tmp_path: Path, more: int, is_whole: bool) -> None:
+    corpora_files.clip(tmp_path / "a.avi", codec="mpeg4")
+    data = (tmp_path / "a.avi").read_bytes()
+    for mark, ahead in ((b"avih", 8 + 16), (b"strh", 8 + 32)):  # the frames of the file and of its stream
+        place = data.index(mark) + ahead
+        assert struct.unpack_from("<I", data, place)[0] == 12
+        data = data[:place] + struct.pack("<I", 12 + more) + data[place + 4 :]
+    (tmp_path / "a.avi").write_bytes(data)
+    if is_whole:
+        clip = VideoFile(tmp_path / "a.avi")
+        assert clip.num_frames == 12 and len(clip.frames([11])) == 1
+    else:
+        with pytest.raises(MediumError, match="damaged video"):
+            _ = VideoFile(tmp_path / "a.avi").num_frames

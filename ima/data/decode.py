@@ -23,6 +23,8 @@ from ima.data.source import MediumError
 
 LOUDEST = 2.0**31  # floats that were left at the scale of 32 bits
 NUM_LACKING = 2  # frames that a container may count more than its stream decodes; the last frame stands for them
+NUM_FEW = 5  # frames that the header of a container without an exact index may count too many
+LISTS = (b"ffconcat", b"#EXTM3U", b"<?xml", b"<MPD", b"v=0", b"[playlist]")  # text that names other files or addresses
 BROKEN_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)  # what Pillow raises over odd metadata
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers that are sought in exactly
 
@@ -144,7 +146,8 @@ class VideoFile:
                 timed = container.format.name in INDEXED and all(time is not None for time, _ in packets)
             if not packets:
                 raise MediumError(f"{self.name}: a video without frames")
-            if len(packets) < 0.95 * counted:
+            lacking, few = counted - len(packets), 0 if container.format.name in INDEXED else NUM_FEW
+            if lacking > max(few, 0.05 * counted):
                 raise MediumError(f"{self.name}: damaged video ({len(packets)} of {counted} frames are there)")
             if timed:
                 packets.sort()
@@ -208,8 +211,16 @@ def container_of(content: Content, name: str, what: str) -> Iterator[Any]:
     """An opened container; whatever FFmpeg objects to, now or while reading, is a MediumError."""
     import av
 
+    found = opened(content, name)
+    if isinstance(content, bytes):
+        start = content[:64]
+    else:
+        with open(content, "rb") as file:
+            start = file.read(64)
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(LISTS):
+        raise MediumError(f"{name}: not a readable {what} (a list of other files, which is not followed)")
     try:
-        with av.open(opened(content, name)) as container:
+        with av.open(found) as container:
             yield container
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, MediumError):
