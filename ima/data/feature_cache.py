@@ -28,6 +28,7 @@ from ima.core.progress import progress
 from ima.core.tensor_file import write_tensors
 from ima.core.types import Sample
 from ima.data.source import MediumError, Source
+from ima.data.workers import num_fed
 from ima.models.encoders.base import Encoder
 
 SHARD_SIZE = 256
@@ -70,7 +71,9 @@ def read_media(
     goes into `bad` (medium key -> reason), or raises MediumError where the source's policy is to stop."""
     media = Media(source, samples, preprocess)
     place = 0
-    for batch, reasons in DataLoader(media, batch_size=batch_size, num_workers=num_workers, collate_fn=stacked):
+    for batch, reasons in DataLoader(
+        media, batch_size=batch_size, num_workers=num_fed(num_workers), collate_fn=stacked
+    ):
         part = samples[place : place + len(reasons)]
         place += len(reasons)
         good = []

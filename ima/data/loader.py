@@ -13,6 +13,7 @@ from ima.core.errors import UserError
 from ima.core.types import Batch, Sample
 from ima.data.collate import Collate, MixedCollate
 from ima.data.mixture import Mixture
+from ima.data.workers import num_fed
 
 
 def schedule(num_samples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -92,7 +93,7 @@ class TrainLoader:
             _Items(self.samples),  # type: ignore[arg-type]
             batch_sampler=mine[self.done :],
             collate_fn=self.collate,
-            num_workers=self.num_workers,
+            num_workers=num_fed(self.num_workers),
         )
         for batch in loader:
             self.done += 1
@@ -116,4 +117,5 @@ def eval_loader(
     """Every sample once over all ranks, in order; ranks may have different numbers of batches."""
     keys = [(index, 0) for index in range(rank, len(samples), world)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    return Batches(_Items(samples), batch_sampler=batches, collate_fn=collate, num_workers=num_workers)  # type: ignore[arg-type]
+    items: Any = _Items(samples)
+    return Batches(items, batch_sampler=batches, collate_fn=collate, num_workers=num_fed(num_workers))
