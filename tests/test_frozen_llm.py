@@ -191,6 +191,15 @@ def test_gradients_reach_the_inputs_and_nothing_else(llm: FrozenLLM) -> None:
     assert weight_sum(llm) == before
 
 
+def test_a_batch_without_labels_gives_a_loss_and_a_gradient_of_zero() -> None:
+    """What a rank without a share of a batch passes on."""
+    llm, ids = tiny("llama"), random_ids(1, 5)
+    x = llm.embed(ids).requires_grad_()
+    loss = llm.loss_sum(llm(x, torch.full_like(ids, Q)), torch.full_like(ids, -100))
+    (found,) = torch.autograd.grad(loss, x)
+    assert float(loss) == 0 and not bool(found.any())
+
+
 def test_train_keeps_eval_mode() -> None:
     model = tiny_model("opt")
     model.config.dropout = 0.5

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from ima.config.compose import compose
 from ima.core.errors import UserError
 from ima.core.types import Batch, MediaGroup, Role, Sample
+from ima.data.loader import TrainLoader
 from ima.data.mixture import Mixture, apportion
 from ima.models.adapters.base import AdapterSet
 from ima.models.adapters.linear import LinearAdapter
@@ -140,11 +141,39 @@ def test_shares_follow_weights_sizes_and_temperature() -> None:
     assert apportion(10, [1, 1, 1]) == [4, 3, 3]
 
 
-def test_a_batch_smaller_than_the_ranks_joins_the_one_before() -> None:
-    batches = Mixture([9, 5], batches="homogeneous").batches(4, 0, 0, least=2)
-    assert sorted(map(len, batches)) == [4, 5, 5]
-    with pytest.raises(UserError, match="1 training samples"):
-        Mixture([9, 1], batches="homogeneous").batches(4, 0, 0, least=2)
+class Ids:
+    """In a collate's place: what of a batch the loader must not lose."""
+
+    def __call__(self, items: Any) -> Batch:
+        ids = torch.tensor([[int(sample.id)] for sample, _ in items])
+        return Batch([sample for sample, _ in items], ids, torch.full_like(ids, 3), ids.clone())
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, batch=st.integers(1, 9), kind=st.sampled_from(["mixed", "homogeneous"]), data=st.data())
+def test_steps_and_batches_are_the_same_for_any_number_of_ranks(
+    sizes: list[int], batch: int, kind: Any, data: st.DataObject
+) -> None:
+    world = data.draw(st.integers(1, batch))
+    samples = [Sample(str(number), "train", "T0", "image", ("a",)) for number in range(sum(sizes))]
+    ranks: list[Any] = [
+        TrainLoader(samples, Ids(), batch, 0, rank, world, mixture=Mixture(sizes, batches=kind))  # type: ignore[arg-type]
+        for rank in range(world)
+    ]
+    expected = Mixture(sizes, batches=kind)
+    for epoch in range(2):
+        steps = list(zip(*ranks, strict=True))
+        assert len(steps) == len(ranks[0]) == expected.num_batches(batch)
+        for parts, whole in zip(steps, expected.batches(batch, 0, epoch), strict=True):
+            learned = [int(id) for part in parts for id in part.labels_BT.flatten() if id != -100]
+            assert sorted(learned) == sorted(whole[:, 0].tolist())
+            assert all(len(part) > 0 for part in parts)
+
+
+def test_the_counts_of_before_that_ranks_changed() -> None:
+    samples = [Sample(str(number), "train", "T0", "image", ("a",)) for number in range(44)]
+    assert Mixture([44]).num_batches(7) == 7
+    assert [len(TrainLoader(samples, Ids(), 7, 0, 0, world)) for world in (1, 2, 3, 7)] == [7] * 4  # type: ignore[arg-type]
 
 
 def test_samples_of_similar_length_share_a_batch() -> None:

@@ -3,10 +3,12 @@ the middle of an epoch, and an evaluation loader that shows every sample exactly
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from ima.core.errors import UserError
@@ -47,7 +49,8 @@ class Batches(DataLoader[Batch]):
 
 
 class TrainLoader:
-    """Global batches of `batch_size`, of which rank r takes every world-th sample. Resumable: `state_dict` says how
+    """Global batches of `batch_size`, of which rank r takes every world-th sample; where a small one has none for it,
+    it is given a sample without labels, so that every rank makes every step. Resumable: `state_dict` says how
     many batches of which epoch were handed out; after `load_state_dict` the next one follows. `samples`: of all entries
     of the `mixture`, one after the other."""
 
@@ -75,9 +78,8 @@ class TrainLoader:
         self._length = len(self.batches(0))  # that of every epoch
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """Global batches of (index, draw). Each has at least one sample per rank; a smaller rest joins the one before
-        it."""
-        return self.mixture.batches(self.batch_size, self.seed, epoch, least=self.world)
+        """Global batches of (index, draw), the same for any number of ranks."""
+        return self.mixture.batches(self.batch_size, self.seed, epoch)
 
     def __len__(self) -> int:
         return self._length
@@ -85,19 +87,17 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self.done >= len(self):
             self.epoch, self.done = self.epoch + 1, 0
-        mine = [
-            [(int(index), int(draw)) for index, draw in batch[self.rank :: self.world]]
-            for batch in self.batches(self.epoch)
-        ]
+        whole = [[(int(index), int(draw)) for index, draw in batch] for batch in self.batches(self.epoch)][self.done :]
+        shares = [batch[self.rank :: self.world] for batch in whole]
         loader = Batches(
             _Items(self.samples),  # type: ignore[arg-type]
-            batch_sampler=mine[self.done :],
+            batch_sampler=[share or batch[:1] for share, batch in zip(shares, whole, strict=True)],
             collate_fn=self.collate,
             num_workers=num_fed(self.num_workers),
         )
-        for batch in loader:
+        for share, found in zip(shares, loader, strict=True):
             self.done += 1
-            yield batch
+            yield found if share else unsupervised(found)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "done": self.done, "seed": self.seed, "num_samples": len(self.samples)}
@@ -109,6 +109,11 @@ class TrainLoader:
                 f"this run has {len(self.samples)} with seed {self.seed}; use the old config or another name"
             )
         self.epoch, self.done = state["epoch"], state["done"]
+
+
+def unsupervised(batch: Batch) -> Batch:
+    """For a rank that has no share in a small batch: it makes the step with the others and teaches nothing."""
+    return dataclasses.replace(batch, labels_BT=torch.full_like(batch.labels_BT, -100))
 
 
 def eval_loader(

@@ -52,8 +52,8 @@ class Mixture:
         parts = [self._stretch(seed, index, epoch * quota, quota) for index, quota in enumerate(self.quotas)]
         return np.concatenate(parts)
 
-    def batches(self, batch_size: int, seed: int, epoch: int, least: int = 1) -> list[np.ndarray]:
-        """Global batches of (sample number, pass). Smaller ones than `least` join the one before."""
+    def batches(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """Global batches of (sample number, pass): `num_batches` of them, however many ranks share each."""
         items = self.items(seed, epoch)
         order = items[np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(items))]
         groups = [np.arange(len(order))]  # places in the order
@@ -62,12 +62,6 @@ class Mixture:
         found: list[tuple[int, np.ndarray]] = []
         for places in groups:
             cut = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-            if len(cut) > 1 and len(cut[-1]) < least:
-                cut[-2:] = [np.concatenate(cut[-2:])]
-            if cut and len(cut[-1]) < least:
-                raise UserError(
-                    f"data: {len(cut[-1])} training samples (of an entry) cannot be shared by {least} ranks"
-                )
             ends = [int(batch[-1]) for batch in cut]  # where in the order a batch is complete
             if self.lengths is not None:
                 cut = self._by_length(cut, self.lengths[order[:, 1]], seed, epoch)
