@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ima.core.errors import UserError, nearest
 from ima.core.files import write_json
-from ima.core.tensor_file import write_tensors
+from ima.core.tensor_file import check_sum, checksum_of, write_tensors
 from ima.models.llava import foreign_adapter, is_foreign
 from ima.models.llm.tuning import load_tensors, trained_tensors
 
@@ -58,25 +58,50 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     structure = pack(checkpoint, tensors)
-    write_tensors(path, tensors, {"format": FORMAT, "structure": json.dumps(structure)})
+    write_checked(path, tensors, {"format": FORMAT, "structure": json.dumps(structure)})
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises UserError where the file is missing, damaged or of another kind."""
+def write_checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """With a checksum in the header, which reading compares."""
+    write_tensors(path, tensors, metadata | {"checksum": checksum_of(tensors, metadata)})
+
+
+def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises UserError where it is not readable or not what was written."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    check_sum(path, tensors, metadata)
+    return tensors, metadata
+
+
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError naming the first tensor with a number that is none."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            num = int((~value.isfinite()).sum())
+            raise UserError(
+                f"{path}: {num} of {value.numel()} numbers of {name} are NaN or infinite, nothing can be measured with "
+                "it; train it again (a lower trainer.lr, or llm.dtype=float32)"
+            )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file is missing, damaged or of another kind."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    tensors, metadata = read_checked(path)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of a run (format {metadata.get('format')!r}, expected {FORMAT})")
     try:
         loaded: dict[str, Any] = unpack(json.loads(metadata["structure"]), tensors)
+        if not isinstance(loaded, dict):
+            raise ValueError("its structure is no JSON object")
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); delete it, the run starts anew") from error
     return loaded
@@ -98,22 +123,16 @@ class SafetensorsIO(CheckpointIO):
 def save_adapter(folder: Path, adapter: nn.Module, facts: dict[str, Any], stem: str = "adapter") -> None:
     """`<stem>.safetensors` and `<stem>.json`."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}
-    write_tensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
+    write_checked(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
     write_json(folder / f"{stem}.json", facts)
 
 
 def load_adapter(path: Path, adapter: nn.Module) -> None:
     """Weights of an exported adapter or of a run's checkpoint into `adapter`. Raises UserError naming the first key or
     shape that does not fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.exists():
         raise UserError(f"checkpoint: {path} does not exist")
-    try:
-        tensors = foreign_adapter(path) if is_foreign(path) else load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    tensors = foreign_adapter(path) if is_foreign(path) else read_checked(path)[0]
     prefix = "/state_dict/adapter."
     if any(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -124,6 +143,7 @@ def load_adapter(path: Path, adapter: nn.Module) -> None:
     for key, value in tensors.items():
         if value.shape != own[key].shape:
             raise UserError(f"{path}: {key} is {tuple(value.shape)}, this adapter needs {tuple(own[key].shape)}")
+    check_finite(path, tensors)
     adapter.load_state_dict(tensors)
 
 
@@ -135,23 +155,18 @@ def llm_file(adapter: Path) -> Path:
 def save_llm(folder: Path, llm: nn.Module, stem: str = "adapter") -> None:
     """`<stem>.llm.safetensors`: what of the LLM was trained."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in trained_tensors(llm).items()}
-    write_tensors(llm_file(folder / f"{stem}.safetensors"), tensors, {"format": "pt"})
+    write_checked(llm_file(folder / f"{stem}.safetensors"), tensors, {"format": "pt"})
 
 
 def load_llm(path: Path, llm: nn.Module) -> None:
     """Trained weights of the LLM that belong to the adapter (or run's checkpoint) at `path`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     prefix = "/state_dict/llm."
     beside = llm_file(path)
     file = beside if beside.is_file() else path
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error})") from error
+    tensors = read_checked(file)[0]
     if file == path:
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if not tensors:
             raise UserError(f"{beside}: not there, but llm.train says that the LLM was trained with this adapter")
+    check_finite(file, tensors)
     load_tensors(llm, tensors, file)

@@ -21,6 +21,7 @@ import numpy as np
 from ima.core.errors import UserError
 from ima.core.files import replace_atomic, to_json
 from ima.core.moved_names import current_names
+from ima.core.tensor_file import check_sum, checksum_of
 
 FORMAT = "ima-mask-1"
 Shape = tuple[int, int]
@@ -137,6 +138,7 @@ class Mask:
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "facts": json.dumps(to_json(self.facts))}
         tensors = {name: np.ascontiguousarray(each) for name, each in self.bits.items()}
+        metadata["checksum"] = checksum_of(tensors, metadata)
         replace_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
@@ -145,7 +147,8 @@ class Mask:
         path = Path(path)
         header, start = read_header(path)
         metadata = header.get("__metadata__", {})
-        if metadata.get("format") != FORMAT:
+        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+            metadata = metadata if isinstance(metadata, dict) else {}
             raise UserError(f"{path}: not a mask (format {metadata.get('format')!r}, expected {FORMAT})")
         try:
             shapes = {name: (int(a), int(b)) for name, (a, b) in json.loads(metadata["shapes"]).items()}
@@ -154,15 +157,19 @@ class Mask:
             if not shapes or not isinstance(facts, dict):
                 raise ValueError("no matrices")
             for name, shape in shapes.items():
+                if (header[name]["dtype"], header[name]["shape"]) != ("U8", [ends[name][1] - ends[name][0]]):
+                    raise ValueError(f"{name} is no row of bytes")
                 if ends[name][1] - ends[name][0] != -(-math.prod(shape) // 8):
                     raise ValueError(f"{name} has {ends[name][1] - ends[name][0]} bytes for {shape} bits")
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged mask ({type(error).__name__}: {error}); make it again") from error
         size = start + max(end for _, end in ends.values())
         if path.stat().st_size != size:
             raise UserError(f"{path}: {path.stat().st_size} bytes where its header says {size}; make it again")
         data = np.memmap(path, dtype=np.uint8, mode="r")
-        return cls({name: data[start + a : start + b] for name, (a, b) in ends.items()}, shapes, facts)
+        bits = {name: data[start + a : start + b] for name, (a, b) in ends.items()}
+        check_sum(path, bits, metadata)
+        return cls(bits, shapes, facts)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
