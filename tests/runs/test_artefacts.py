@@ -17,7 +17,7 @@ from ima.config.compose import compose
 from ima.runs.find import run_config
 from ima.runs.results import read_result, read_rows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "tests/artefacts"
 RUNS = sorted(path.parent for path in STORED.rglob("result.json"))
 EVALUATION = next(folder for folder in RUNS if folder.name.startswith("evaluate-"))

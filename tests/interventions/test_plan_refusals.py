@@ -16,7 +16,7 @@ from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 from ima.pipeline import assemble as parts
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def line_of(capsys: pytest.CaptureFixture[str], arguments: list[str], entry: Any) -> str:

@@ -29,7 +29,7 @@ from ima.sweep.run import run_jobs
 from ima.sweep.table import aligned, short_table
 from ima.sweep.view import View, last_epoch, seconds_left
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLAN = "plan.json"  # beside the run folders: what the fake training does, by seed
 FAKE = """
 import json, os, signal, sys, time

@@ -21,7 +21,7 @@ from ima.tasks.metrics.cider import Frequencies, cider_d
 from ima.tasks.metrics.overlap import bleu_of, bleu_parts, longest_common, rouge_l
 from ima.tasks.metrics.ptb import glued, tokenize
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = {"rtol": 0, "atol": 1e-6}
 
 

@@ -15,7 +15,7 @@ from ima.cli import doctor
 from ima.cli.doctor import EMBEDDED, Size, downloads, encoder_tokens, hub_folder, llm_size, needs, report
 from ima.config.compose import CONF, choices_of, compose
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # As published: billions of weights of the choices that state their dimensions.
 KNOWN = {"llama2": 6.7, "llama3": 8.0, "mistral": 7.2, "vicuna": 6.7, "phi3": 3.8, "pythia": 6.9, "opt": 6.7}
 

@@ -13,7 +13,7 @@ import pytest
 
 from ima.tasks.metrics.vqa import exact_match, normalised, soft_score, table, vqa_accuracy
 
-with open(Path(__file__).parent / "golden" / "vqa_cases.tsv", encoding="utf-8", newline="") as file:
+with open(Path(__file__).parents[1] / "golden" / "vqa_cases.tsv", encoding="utf-8", newline="") as file:
     CASES = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 

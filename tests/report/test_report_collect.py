@@ -19,7 +19,7 @@ from ima.report import collect, write_csv, write_report
 from ima.report.curves import alignment_rows, by_layer, training
 from ima.report.load import load_runs, run_names
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(score: str, value: float | None, **fields: Any) -> dict[str, Any]:

@@ -527,7 +527,7 @@ def test_every_load_of_a_model_folder_says_that_nothing_remote_is_trusted() -> N
     """By the source: a new call without it would ask at a terminal."""
     import ast
 
-    package = Path(__file__).resolve().parent.parent / "ima"
+    package = Path(__file__).resolve().parents[2] / "ima"
     own = {"llm/embedded.py", "llm/gemma.py", "llm/tiny.py"}  # folders and configs that this project writes itself
     found = 0
     for path in sorted(package.rglob("*.py")):

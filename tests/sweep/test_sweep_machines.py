@@ -18,7 +18,7 @@ from ima.sweep.pool import Pool
 from ima.sweep.run import alone_in, refuse_ranks, run_jobs
 from ima.sweep.view import View, total_left
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

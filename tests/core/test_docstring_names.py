@@ -25,7 +25,7 @@ from ima.core.signatures import signature
 # Names of other projects, of the shell, and of the published code.
 ELSEWHERE = {"ar", "torchrun", "skip_block_prompt", "context_skip_block_prompt"}
 NO_DOCUMENT = re.compile(r"\((?:methods|habits|defects)\b|\b(?:methods|habits|defects)(?:\.md)?:? \d")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1].parent
 FOLDERS = ("conf", "docs", "ima", "tests")
 CODE = [*sorted((ROOT / "ima").rglob("*.py")), *(ROOT / f"{name}.py" for name in ("train", "evaluate", "sweep"))]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

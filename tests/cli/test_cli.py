@@ -22,7 +22,7 @@ from ima.config.synonyms import SYNONYMS
 from ima.core.errors import UserError
 from ima.core.signatures import signature
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = """
 import torch_is_never_imported_here
 from dataclasses import dataclass, field

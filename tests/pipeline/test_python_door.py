@@ -19,7 +19,7 @@ from ima.__main__ import main
 from ima.core.errors import UserError
 from ima.core.types import Role
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "tests" / "artefacts" / "run"
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), flags=re.S)
 

@@ -14,7 +14,7 @@ from ima.core.moved_names import current_name
 from ima.core.signatures import signature
 from ima.runs.identity import bare_name
 
-FOLDER = Path(__file__).resolve().parent / "golden"
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
 sys.path.insert(0, str(FOLDER))
 
 import make_golden  # noqa: E402

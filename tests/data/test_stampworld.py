@@ -74,7 +74,7 @@ def test_pixels_are_the_same_in_a_fresh_process(single: StampSingle, stamps: dic
         text=True,
         check=True,
         env=os.environ | {"PYTHONHASHSEED": "7"},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert out.stdout.split() == [pixels(single, sample) for sample in single.samples("T0")[:5]]
 

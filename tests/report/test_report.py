@@ -281,7 +281,7 @@ def test_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=root,

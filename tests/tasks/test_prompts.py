@@ -17,7 +17,7 @@ from ima.core.types import Role, Sample
 from ima.data.collate import Collate, NoPercepts
 from ima.models.llm.load import tiny
 
-CONF = Path(__file__).parents[1] / "conf" / "task"
+CONF = Path(__file__).parents[2] / "conf" / "task"
 COW = Sample("s/0", "train", "train", "image", ("a brown cow",))
 ASKED = Sample("q/0", "train", "train", "image", ("two",), question="How many cows are there?")
 PROBED = Sample("p/0", "train", "train", "image", ("no",), question="Is there a cow in the image?")

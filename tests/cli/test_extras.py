@@ -17,7 +17,7 @@ from ima.config.instantiation import build
 from ima.core.errors import UserError
 from ima.core.extras import EXTRA_OF, missing_extra
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULE_OF = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 # What comes with a package of the core: jinja2 with torch.

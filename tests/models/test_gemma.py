@@ -131,7 +131,7 @@ def test_merges_come_in_the_order_of_the_pieces_that_they_make() -> None:
 
 def test_it_is_never_part_of_the_set_up_and_its_config_composes() -> None:
     assert GEMMA.name not in ASSETS
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for name in ("pyproject.toml", "requirements-nodeps.txt", "constraints.txt"):
         assert GEMMA.package not in (root / name).read_text()
     config = compose(["llm=gemma3_270m"])

@@ -299,7 +299,7 @@ def test_smollm2_keeps_its_numbers_and_its_bf16_error() -> None:
     exact.eval().requires_grad_(False)
     model: Any = load_smollm2(torch.bfloat16)[0].eval().requires_grad_(False)
     exact.load_state_dict(model.state_dict())  # the reference has the rounded weights
-    text = (Path(__file__).parents[1] / "LICENSE").read_text()
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
     ids_BS = torch.tensor(tokenizer(text).input_ids[:192]).view(12, 16)
     embeds_BSD = model.get_input_embeddings()(ids_BS)
     mask_BS = (torch.arange(16)[None] < torch.arange(5, 17)[:, None]).long()

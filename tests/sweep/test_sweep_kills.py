@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "data.size=32", "encoder=noise",
         "encoder.dim=8", "encoder.num_tokens=4", "adapter=linear", "trainer.accelerator=cpu", "trainer.batch_size=6",
