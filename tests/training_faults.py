@@ -59,7 +59,7 @@ def fill_the_disk_at_the_second_checkpoint() -> None:
         nonlocal num
         num += 1
         if num == 2:
-            before("ima.runs.results.os.fsync", 1, fill_the_disk)
+            before("ima.core.files.os.fsync", 1, fill_the_disk)
         original(checkpoint, path)
 
     ima.pipeline.checkpoint.save_checkpoint = save

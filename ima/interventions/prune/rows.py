@@ -77,7 +77,7 @@ def write_comparison(masks: Mapping[str, Mask], folder: Path, command: str = "",
     if without is not None:
         rows += overlap_rows(masks, folder.name, ("whole", "block"), without)
     together = list(masks.values())
-    metrics = {
+    metrics: dict[str, float | None] = {
         "masks/intersection_density": intersection(together).density,
         "masks/intersection_density_by_chance": density_by_chance(together),
         "masks/union_density": union(together).density,
