@@ -1,6 +1,6 @@
 """Hidden states as tensors, for an analysis of one's own; and the scores of states that a person brings along.
 
-`States` is a sink of the tap that keeps everything (the statistics of a run keep sums only: see `streaming`).
+`KeepStates` is a sink of the tap that keeps everything (the statistics of a run keep sums only: see `streaming`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m ima generate checkpoint=outputs/demo dog.png [prompt="What is it?"]`: what a run's model says about files.
+"""`python -m ima generate checkpoint=outputs/demo dog.png`: what a run's model says about files, asked by prompt=TEXT.
 
 Pictures, sounds or clips, as the run was trained on; one line for each file.
 """

@@ -159,7 +159,7 @@ def iou(options: argparse.Namespace) -> None:
     without = Mask.load(options.without) if options.without else None
     print("\n".join(matrix_text(masks)))
     if options.out is not None:
-        from ima.report import write_report
+        from ima.report.build import write_report
 
         command = shlex.join(["python", "-m", "ima", *sys.argv[1:]])
         print(f"page: {write_report([write_comparison(masks, options.out, command, without)])}")

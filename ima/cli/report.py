@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ima.core.errors import UserError
-from ima.report import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="where the page goes (default: report.html in the run's folder, or in the folder of runs)",
     )
     options = parser.parse_args(arguments)
+    from ima.report.build import write_report  # drawing code: not for --help
+
     try:
         print(write_report(options.dirs, options.out))
     except UserError as error:

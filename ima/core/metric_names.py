@@ -46,7 +46,7 @@ def metric_name(row: AnyRow, mixture: bool = False) -> str | None:
 
 
 def layer_name(row: AnyRow, mixture: bool = False) -> str | None:
-    """The name of one layer's similarity of media and text, `ima_layer/L07`; None for other rows."""
+    """The name of one layer's similarity of media and text, ima_layer/L07; None for other rows."""
     found = fields(row)
     if found["track"] is not None or found["split"] == "train" or found["site"] not in BLOCK_OUTPUTS:
         return None
@@ -61,7 +61,7 @@ def limit_score(score: str, limit: str) -> str:
 
 
 def of_interval(score: str) -> str:
-    """The other way round: `accuracy_low` -> `accuracy/low`; a score that is no limit is given back as it is."""
+    """The other way round: accuracy_low -> `accuracy/low`; a score that is no limit is given back as it is."""
     name, _, end = score.rpartition("_")
     return f"{name}/{end}" if name and end in LIMITS else score
 

@@ -13,6 +13,9 @@ from typing import Any
 # a module; the longest key that fits decides. Where the old module's name is that of another module or package today
 # (`ima.config`), list the names inside it instead of the module.
 MOVED: dict[str, str] = {
+    "ima.report.write_report": "ima.report.build.write_report",
+    "ima.report.write_csv": "ima.report.collect.write_csv",
+    "ima.runs.results.read_result": "ima.runs.record.read_result",
     "ima.sweep.refuse_ranks": "ima.sweep.run.refuse_ranks",
     "ima.sweep.alone_in": "ima.sweep.run.alone_in",
     "ima.sweep.page": "ima.sweep.run.page",
@@ -56,7 +59,6 @@ MOVED: dict[str, str] = {
     "ima.compare": "ima.runs.compare",
     "ima.compose": "ima.config.compose",
     "ima.config.EvaluateConfig": "ima.config.roots.EvaluateConfig",
-    "ima.config.INHERITED": "ima.runs.find.INHERITED",
     "ima.config.MANAGEMENT": "ima.runs.identity.MANAGEMENT",
     "ima.config.ROOTS": "ima.config.roots.ROOTS",
     "ima.config.STACKED": "ima.runs.identity.STACKED",

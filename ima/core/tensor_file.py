@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
             if "os error 28" not in str(error):
                 raise
             raise OSError(errno.ENOSPC, str(error)) from error
+        sort_header(temporary)
 
     replace_atomic(path, write)
 
@@ -61,3 +63,15 @@ def check_sum(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]
         raise UserError(
             f"{path}: damaged: its content does not have the checksum in its header; copy it again, or make it anew"
         )
+
+
+def sort_header(path: Path) -> None:
+    """Metadata in the order of its keys: the library writes it in any, and equal content would not be equal files."""
+    with open(path, "rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(raw) <= size:  # the same text in another order
+            file.seek(8)
+            file.write(raw + b" " * (size - len(raw)))

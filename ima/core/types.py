@@ -77,7 +77,7 @@ class Sample:
     entry: str = ""
 
     @property
-    def shown(self) -> tuple[Sample, ...]:
+    def media_samples(self) -> tuple[Sample, ...]:
         """Its media in the order in which they are shown: as a rule itself."""
         return (self,) if self.media is None else self.media
 

@@ -110,7 +110,7 @@ class Collate:
 
     def lay(self, sample: Sample, draw: int) -> Laid:
         laid = self.plain(sample, draw) if self.chat is None else self.conversation(sample, draw)
-        num_media = len(sample.shown)
+        num_media = len(sample.media_samples)
         if len(laid.places) != num_media:
             raise UserError(f"sample {sample.id}: its text has places for {len(laid.places)} media, it has {num_media}")
         if self.max_tokens is not None and len(laid.ids) > self.max_tokens:
@@ -127,7 +127,7 @@ class Collate:
 
     def plain(self, sample: Sample, draw: int) -> Laid:
         """[BOS] prompt answer EOS."""
-        laid = Laid([], [], [], [0] * len(sample.shown))
+        laid = Laid([], [], [], [0] * len(sample.media_samples))
         if self.bos_id is not None:
             laid.add([self.bos_id], Role.SPECIAL, False)
         prompt = self.task.prompt_for(sample)
@@ -195,7 +195,7 @@ def join(items: Sequence[tuple[Collate, Sample, int]]) -> Batch:
     for (_, epoch), rows in asked.items():
         collate = items[rows[0]][0]
         media = [(row, place, medium) for row in rows
-                 for place, medium in zip(texts[row].places, samples[row].shown, strict=True)]  # fmt: skip
+                 for place, medium in zip(texts[row].places, samples[row].media_samples, strict=True)]  # fmt: skip
         if not media:
             continue
         found = collate.percepts([medium for _, _, medium in media], epoch)

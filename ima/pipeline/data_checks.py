@@ -52,7 +52,7 @@ def check_lengths(parts: Parts, stream: Stream, shown: PreparedSamples) -> None:
 
 
 def check_length(parts: Parts, collate: Collate, sample: Sample, per_medium: int, new: int) -> None:
-    limit, num_percepts = parts.llm.num_positions, per_medium * len(sample.shown)
+    limit, num_percepts = parts.llm.num_positions, per_medium * len(sample.media_samples)
     assert limit is not None
     num_text = len(collate.lay(sample, 0).ids)
     if num_text + num_percepts + new > limit:
@@ -61,7 +61,7 @@ def check_length(parts: Parts, collate: Collate, sample: Sample, per_medium: int
 
 def longest(samples: Iterable[Sample], limit: int, per_medium: int) -> list[Sample]:
     """Those that may need more than `limit` positions (a token is at least a byte), the longest first."""
-    sizes = [(text_bytes(sample) + NUM_FRAME + per_medium * len(sample.shown), sample) for sample in samples]
+    sizes = [(text_bytes(sample) + NUM_FRAME + per_medium * len(sample.media_samples), sample) for sample in samples]
     return [sample for size, sample in sorted(sizes, key=lambda item: -item[0])[:NUM_LONGEST] if size > limit]
 
 
@@ -79,7 +79,7 @@ def check_media(parts: Parts, shown: Sequence[PreparedSamples]) -> None:
     seen: dict[str, bool] = {}
     for stream, one in zip(parts.streams, shown, strict=True):
         name = stream.channel.name
-        seen[name] = seen.get(name, False) or any(sample.shown for sample in one.train)
+        seen[name] = seen.get(name, False) or any(sample.media_samples for sample in one.train)
     for stream in parts.streams:
         if not seen[stream.channel.name]:
             raise UserError(
@@ -93,10 +93,10 @@ def check_shown_media(stream: Stream, shown: PreparedSamples) -> None:
     media): what is missing stops the run now, not after its training."""
     tracks = {**shown.tracks, **shown.controls}
     chosen = [samples[place] for samples in tracks.values() for place in varied(samples, NUM_SHOWN)]
-    media = {medium.medium_key: medium for sample in chosen for medium in sample.shown[:1]}
+    media = {medium.medium_key: medium for sample in chosen for medium in sample.media_samples[:1]}
     if isinstance(stream.percepts, LivePercepts):
         measured = itertools.chain(shown.val, *tracks.values())
-        media |= {medium.medium_key: medium for sample in measured for medium in sample.shown}
+        media |= {medium.medium_key: medium for sample in measured for medium in sample.media_samples}
     t = stream.training
     for _ in read_media(stream.source, list(media.values()), look_of(stream), t.eval_batch_size, t.num_workers, {}):
         pass

@@ -89,7 +89,7 @@ def mixture_of(parts: Parts, pools: Sequence[Sequence[Sample]]) -> Mixture:
 def text_length(sample: Sample) -> int:
     """Characters, near enough for putting samples of similar length together."""
     told = sum(len(text) for _, text in sample.turns) or len(sample.question) + len(next(iter(sample.references), ""))
-    return told + CHARACTERS_OF_A_MEDIUM * len(sample.shown)
+    return told + CHARACTERS_OF_A_MEDIUM * len(sample.media_samples)
 
 
 def train(

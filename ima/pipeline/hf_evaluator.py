@@ -52,7 +52,7 @@ class LmmCollate:
 
     def row(self, sample: Sample, draw: int) -> tuple[dict[str, list[int]], list[int], list[int], dict[str, Tensor]]:
         """Of one sample: what is told of its tokens, their roles and labels, its pictures."""
-        prompt, shown = self.task.prompt_for(sample), () if self.blind else sample.shown
+        prompt, shown = self.task.prompt_for(sample), () if self.blind else sample.media_samples
         text = self.laid_out(prompt, len(shown))
         pictures = [self.source.medium(medium) for medium in shown]
         made = self.processor(text=[text], images=pictures or None, return_tensors="pt")

@@ -59,7 +59,7 @@ def scale_channel(parts: Parts, stream: Stream, pool: Sequence[Sample]) -> dict[
     """The same of any stream, on the features of some samples; the norms before and after. None where no sample shows
     anything."""
     samples = list(pool[:: max(1, len(pool) // NUM_SCALE_SAMPLES)])[:NUM_SCALE_SAMPLES]
-    media = [medium for sample in samples for medium in sample.shown]
+    media = [medium for sample in samples for medium in sample.media_samples]
     if not media:
         return None
     batch = stream.percepts(media, None)

@@ -81,7 +81,7 @@ def varied(samples: Sequence[Sample], num: int) -> list[int]:
 def files_of(folder: Path, source: Source, sample: Sample, stem: str) -> dict[str, str]:
     """`media_files` of its first medium; a medium that cannot be read any more costs its picture, not the results."""
     try:
-        return media_files(folder, source.medium(sample.shown[0]), stem) if sample.shown else {}
+        return media_files(folder, source.medium(sample.media_samples[0]), stem) if sample.media_samples else {}
     except MediumError as error:
         print(f"warning: sample {sample.id} is shown without its medium: {error}", file=sys.stderr)
         return {}

@@ -68,7 +68,7 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
         *prepared.val,
         *itertools.chain(*prepared.tracks.values(), *prepared.controls.values()),
     ]
-    media = [medium for sample in everything for medium in sample.shown]
+    media = [medium for sample in everything for medium in sample.media_samples]
     bad: dict[str, str] = {}
     if stream.store is not None:
         unique = list({sample.id: sample for sample in media}.values())
@@ -98,14 +98,14 @@ def without(
 
     A medium and its spoilt twins are left out together, so that the rows of a control stay paired with its track's."""
     everything = itertools.chain(prepared.train, prepared.val, *prepared.tracks.values(), *prepared.controls.values())
-    media = {medium.medium_key: medium for sample in everything for medium in sample.shown}
+    media = {medium.medium_key: medium for sample in everything for medium in sample.media_samples}
     reasons = {unspoilt(media[key]): reason for key, reason in bad.items() if key in media}
 
     def kept(samples: Sequence[Sample], name: str) -> list[Sample]:
-        good = [sample for sample in samples if not any(unspoilt(medium) in reasons for medium in sample.shown)]
+        good = [sample for sample in samples if not any(unspoilt(medium) in reasons for medium in sample.media_samples)]
         if len(good) < len(samples):
             skipped[name] = max(skipped.get(name, 0), len(samples) - len(good))
-            keys = (unspoilt(medium) for sample in samples for medium in sample.shown)
+            keys = (unspoilt(medium) for sample in samples for medium in sample.media_samples)
             first.append(next(reasons[key] for key in keys if key in reasons))
         if samples and not good:
             raise UserError(

@@ -19,7 +19,7 @@ from ima.core.distributed import STARTERS, ranks_from_outside
 from ima.core.errors import UserError
 from ima.core.files import remove_temporaries, write_json
 from ima.interventions.prune.rows import compare_runs
-from ima.report import write_report
+from ima.report.build import write_report
 from ima.runs.folders import refuse_run
 from ima.sweep.job import Job, jobs_of
 from ima.sweep.pool import Pool, sigterm_interrupts

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.metric_names import CONTROL_TRACKS, IMA_MEAN, VAL_LOSS, limits_of
-from ima.report import collect
-from ima.report.collect import write_table
+from ima.report.collect import collect, write_table
 from ima.report.entry_table import entry_lines
 from ima.report.run import number
 from ima.runs.record import RunRecord

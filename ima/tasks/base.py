@@ -56,7 +56,7 @@ class Task(Protocol):
 
     def turns_for(self, sample: Sample, draw: int, answer: bool = True) -> Sequence[Turn]:
         """The sample as a conversation, media first; its last turn is the assistant's (empty without `answer`)."""
-        media = "".join(f"{MEDIUM}\n" for _ in sample.shown)
+        media = "".join(f"{MEDIUM}\n" for _ in sample.media_samples)
         said = self.target_for(sample, draw).strip() if answer else ""
         return (("user", media + self.prompt_for(sample)), ("assistant", said))
 

@@ -17,7 +17,7 @@ from ima.config.instantiation import alignment_of, training_of
 from ima.config.settings import Alignment, Entry, Stage, Training
 from ima.core.errors import UserError
 from ima.pipeline.assemble import assemble, entries_of
-from ima.pipeline.stages import chain, effective
+from ima.pipeline.stages import apply_stage, stage_configs
 from ima.runs.identity import config_hash
 
 HERE = "test_settings_targets"
@@ -109,8 +109,8 @@ def test_alignment_entries_and_stages_of_ones_own_are_made() -> None:
     assert isinstance(entries_of(config)["mixture.few."], FewEntry)
     assert len(assemble(config).streams[0].all_samples("train")) == 5
     staged = config_of(f"stage={{one: {{_target_: {HERE}.ClippedStage, clip_norm: 0.25}}}}")
-    (_, only), = chain(staged, "run")  # fmt: skip
-    found = training_of(effective(only))
+    (_, only), = stage_configs(staged, "run")  # fmt: skip
+    found = training_of(apply_stage(only))
     assert (found.lr, found.clip_norm, found.epochs) == (1e-4, 0.25, 6)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ima.cli.assets import main as assets_main
 from ima.core.assets import registry as assets
 from ima.core.assets.debian import obtain_deb
 from ima.core.assets.registry import ASSETS, Asset, locate, verify
@@ -131,7 +132,9 @@ def test_without_network_one_line_names_the_stand_in_and_the_exit_code_is_0(
     monkeypatch.setattr(assets, "ASSETS", {"stamps": asset, "smollm2": ASSETS["smollm2"]})
     monkeypatch.setattr(assets, "locate", lambda name: deb)
     assets.converted_folder(ASSETS["smollm2"]).mkdir(parents=True)
-    assert assets.main(["fetch"]) == 0
+    monkeypatch.setattr("ima.cli.assets.ASSETS", assets.ASSETS)
+    monkeypatch.setattr("ima.cli.assets.locate", assets.locate)
+    assert assets_main(["fetch"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stamps")]
     assert len(lines) == 1
     assert "StampWorld is not available" in lines[0] and "E: Could not resolve" in lines[0] and "shapes" in lines[0]
@@ -282,7 +285,7 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
 
 
 def test_listing_says_what_is_missing_and_imports_no_torch(own_cache: Path) -> None:
-    code = "import sys; from ima.core.assets.registry import main; main(['list']); print('torch' in sys.modules)"
+    code = "import sys; from ima.cli.assets import main; main(['list']); print('torch' in sys.modules)"
     output, _ = run_python(code, own_cache).communicate()
     lines = output.splitlines()
     assert lines[-1] == "False"

@@ -20,7 +20,6 @@ from hydra.utils import instantiate
 from launcher import Launcher
 from omegaconf import OmegaConf
 
-from ima import llava
 from ima.cli.masks import main as masks_main
 from ima.cli.scripts import run_script
 from ima.config.compose import compose
@@ -91,7 +90,7 @@ def evaluated(folder: Path, canary: Path) -> Json:
 
 def through_ima(folder: Path, canary: Path) -> Json:
     """A name that a module of ours imports."""
-    return copyfile(folder, canary) | {"_target_": "ima.interventions.prune.export.shutil.copyfile"}
+    return copyfile(folder, canary) | {"_target_": "ima.core.files.shutil.copyfile"}
 
 
 def helper_of_ima(folder: Path, canary: Path) -> Json:
@@ -376,8 +375,7 @@ def test_the_commands_refuse_a_planted_run(
     change(run, config={key: copyfile(run, canary)})
     assert masks_main(["make", str(run), "--out", str(run / "masks")]) == 2
     one_line(capsys.readouterr().err, f"{key}._target_: 'shutil.copyfile'", "--trust shutil.copyfile")
-    monkeypatch.setattr(sys, "argv", ["ima.models.llava", str(run), "--out", str(run / "llava")])
-    assert llava.main() == 2
+    assert export_llava.main([str(run), "--out", str(run / "llava")]) == 2
     one_line(capsys.readouterr().err, f"{key}._target_: 'shutil.copyfile'", "--trust shutil.copyfile")
     assert not canary.exists()
 

@@ -216,13 +216,13 @@ def test_llava_files_are_read_with_no_one_or_several_pictures(tmp_path: Path, ta
     source = Conversations(str(tmp_path), write(tmp_path, tar=tar), "llava", num_val=1)
     train, val = source.samples("train"), source.samples("val")
     assert source.splits == ("train", "val") and [len(train), len(val)] == [3, 1]
-    assert [len(sample.shown) for sample in (*train, *val)] == [1, 0, 2, 1]
+    assert [len(sample.media_samples) for sample in (*train, *val)] == [1, 0, 2, 1]
     assert train[0].turns == (("user", f"{MEDIUM}\nWhat?"), ("assistant", "A cat."))
     assert train[2].turns[0] == ("user", f"{MEDIUM} or {MEDIUM}?") and train[2].references == ("Yes.",)
     assert val[0].turns[0] == ("user", f"{MEDIUM}\nSay it."), "a picture without a mark stands first"
-    reds = [source.medium(medium).getpixel((0, 0))[0] for medium in train[2].shown]  # type: ignore[union-attr]
+    reds = [source.medium(medium).getpixel((0, 0))[0] for medium in train[2].media_samples]  # type: ignore[union-attr]
     assert reds == [7, 8]
-    assert train[0].shown[0].medium_key == train[2].shown[0].medium_key, "a picture is encoded once"
+    assert train[0].media_samples[0].medium_key == train[2].media_samples[0].medium_key, "a picture is encoded once"
 
 
 @pytest.mark.parametrize(

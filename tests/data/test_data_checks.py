@@ -16,7 +16,7 @@ from ima.core.types import Sample
 from ima.data.corpora.controls import spoil
 from ima.data.source import MediumError
 from ima.pipeline.data_checks import PreparedSamples, check_media
-from ima.pipeline.predictions import write_samples
+from ima.pipeline.predictions import write_predictions
 from ima.pipeline.prepare import without
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
@@ -97,6 +97,6 @@ def test_a_medium_that_is_gone_at_the_end_costs_its_picture_only(
             raise MediumError("c0.mp4: not found")
 
     source: Any = Gone()
-    write_samples(tmp_path, {"test": [Prediction(sample, "a cat")]}, task, source, 1)
+    write_predictions(tmp_path, {"test": [Prediction(sample, "a cat")]}, task, source, 1)
     assert "c0" in (tmp_path / "samples.jsonl").read_text() and "image" not in (tmp_path / "samples.jsonl").read_text()
     assert capsys.readouterr().err == "warning: sample c0 is shown without its medium: c0.mp4: not found\n"

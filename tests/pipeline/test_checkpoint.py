@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import ima.runs.results
+import ima.core.files
 from ima.core.errors import UserError
 from ima.models.adapters.linear import LinearAdapter, MlpAdapter
 from ima.pipeline.checkpoint import (
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_old_file_whole_and_no_temporary(
     save_checkpoint({"x": torch.arange(3)}, path)
     old = path.read_bytes()
     if where == "fsync":
-        monkeypatch.setattr(ima.runs.results.os, "fsync", full_disk)
+        monkeypatch.setattr(ima.core.files.os, "fsync", full_disk)
     else:
         # The library reports even a full disk as its own kind of error.
         from safetensors import SafetensorError

@@ -18,7 +18,7 @@ from ima.core.files import write_json
 from ima.interventions.prune.compare import overlap
 from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.rows import compare_runs, named, write_comparison
-from ima.report import write_report
+from ima.report.build import write_report
 from ima.report.figures.masks import mask_rows, overlap_figures
 from ima.report.figures.retained import retained_of
 from ima.report.figures.skip import skip_figures

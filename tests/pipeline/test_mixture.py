@@ -29,7 +29,7 @@ from ima.models.llm.load import tiny
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.fit import train
 from ima.pipeline.run import quiet
-from ima.report import write_report
+from ima.report.build import write_report
 from ima.runs.record import read_result
 from ima.runs.results import read_rows
 
@@ -308,6 +308,7 @@ def test_a_mixture_of_modalities_and_albums_is_measured_entry_by_entry(whole: Pa
     assert {key.split(".")[0] for key in load_file(whole / "adapter.safetensors")} == {"main", "sounds"}
 
 
+TRUST = "trust=[mixed_sources]"  # the run names classes of ours, not of conf/
 STEP = "ima.pipeline.callbacks.StepRecorder.on_train_batch_end"
 SAVE = "ima.pipeline.callbacks.Checkpointer.on_train_batch_end"
 
@@ -329,12 +330,12 @@ def test_a_mixture_killed_in_the_middle_of_an_epoch_goes_on_with_what_is_left(
 def test_evaluating_a_mixture_gives_the_numbers_of_its_end_and_one_of_its_tasks_can_be_asked_alone(
     launcher: Launcher, whole: Path
 ) -> None:
-    done = launcher.run("evaluate", [f"checkpoint={whole}", "name=again", f"output_dir={whole.parent}"])
+    done = launcher.run("evaluate", [f"checkpoint={whole}", TRUST, "name=again", f"output_dir={whole.parent}"])
     assert done.code == 0, done.stderr
     again, before = read_result(whole.parent / "again")["metrics"], read_result(whole)["metrics"]
     measured = {name: value for name, value in before.items() if not name.startswith("train/")}
     assert again == measured
-    alone = [f"checkpoint={whole}", "data=shapes", "data.num_train=20", "data.num_test=6", "name=alone",
+    alone = [f"checkpoint={whole}", TRUST, "data=shapes", "data.num_train=20", "data.num_test=6", "name=alone",
              f"output_dir={whole.parent}"]  # fmt: skip
     done = launcher.run("evaluate", alone)
     assert done.code == 0, done.stderr
@@ -353,7 +354,7 @@ def test_one_command_asks_the_published_benchmarks_in_their_official_files(
     corpora_files.to_json(tmp_path / "coco" / "instances_val2014.json", corpora_files.COCO_INSTANCES)
     entries = {"vqav2": "vqav2", "gqa": "gqa", "textvqa": "textvqa", "textvqa_ocr": "textvqa", "pope": "",
                "coco_chair": "coco"}  # fmt: skip
-    argv = [f"checkpoint={whole}", f"mixture=[{','.join(entries)}]", f"output_dir={tmp_path}", "name=asked",
+    argv = [f"checkpoint={whole}", TRUST, f"mixture=[{','.join(entries)}]", f"output_dir={tmp_path}", "name=asked",
             *(f"mixture.{name}.data.folder={tmp_path / folder}" for name, folder in entries.items())]  # fmt: skip
     done = launcher.run("evaluate", argv)
     assert done.code == 0, done.stderr
@@ -398,7 +399,7 @@ def test_a_mistake_in_an_entry_is_one_line_that_names_its_key(
 def test_a_split_that_no_entry_has_is_refused_in_an_evaluation_too(
     key: str, wrong: str, tmp_path: Path, whole: Path, launcher: Launcher
 ) -> None:
-    for script, argv in (("train", MIXED), ("evaluate", [f"checkpoint={whole}"])):
+    for script, argv in (("train", MIXED), ("evaluate", [f"checkpoint={whole}", TRUST])):
         done = launcher.run(script, [*argv, f"{key}={wrong}", f"output_dir={tmp_path}", f"name={script}"])
         assert done.code == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert f"{key}: no entry of the mixture has a split '{wrong.strip('[]')}'" in done.stderr

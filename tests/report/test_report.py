@@ -16,7 +16,7 @@ from report_runs import make_run
 
 from ima.cli.report import main
 from ima.core.errors import UserError
-from ima.report import write_report
+from ima.report.build import write_report
 from ima.report.figures.all import figures_of
 from ima.report.load import load_run
 from ima.report.page.page import page

@@ -14,7 +14,7 @@ from report_runs import make_run
 
 from ima.core.media import Frames, Sound
 from ima.pipeline.predictions import media_files
-from ima.report import write_report
+from ima.report.build import write_report
 
 BINARY = chromium.find()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="no Chromium found")]

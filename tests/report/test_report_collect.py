@@ -15,7 +15,8 @@ from report_runs import make_run
 
 from ima.cli.collect import main
 from ima.core.types import ROW_FIELDS
-from ima.report import collect, write_csv, write_report
+from ima.report.build import write_report
+from ima.report.collect import collect, write_csv
 from ima.report.curves import alignment_rows, by_layer, training
 from ima.report.load import load_runs, run_names
 

@@ -11,7 +11,7 @@ import pytest
 from report_runs import ENTRIES, make_mixture, make_run
 
 from ima.report import curves as series
-from ima.report import write_report
+from ima.report.build import write_report
 from ima.report.entry_table import entry_lines, text_rows
 from ima.report.figures.all import figures_of
 from ima.report.load import load_run, load_runs

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ima.report import write_report
+from ima.report.build import write_report
 from ima.report.correlation import correlate
 from ima.report.load import load_runs
 from ima.report.page.tables import overview_columns

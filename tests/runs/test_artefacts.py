@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from ima.config.compose import compose
 from ima.runs.find import run_config
-from ima.runs.results import read_result, read_rows
+from ima.runs.record import read_result
+from ima.runs.results import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "tests/artefacts"
@@ -89,7 +90,7 @@ def test_a_stored_mixture_is_evaluated_with_the_same_numbers(launcher: Launcher,
 
 @pytest.mark.parametrize("name", ["run", "mixture", "sweep", EVALUATION.relative_to(STORED).as_posix()])
 def test_pages_are_written(place: Path, name: str) -> None:
-    from ima.report import write_report
+    from ima.report.build import write_report
     from ima.report.load import find_runs
 
     folders = find_runs([place / "tests/artefacts" / name])

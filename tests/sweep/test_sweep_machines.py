@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ima.cli.scripts import submit
+from ima.cli import submit
 from ima.core.errors import UserError
 from ima.runs.folders import load_finished_or_clear, refuse_run, refuse_sweep
 from ima.runs.record import read_result

@@ -86,7 +86,7 @@ def test_official_files_are_read(tmp_path: Path) -> None:
     splits = {"test": {"annotations": "problems.json", "label": "test", "media": "{image}"}}
     assert [s.question for s in ScienceQa(str(tmp_path), splits, "sqa").samples("test")] == ["Context: H\nQ"]
     both = ScienceQa(str(tmp_path), splits, "sqa", with_text=True).samples("test")
-    assert [len(s.shown) for s in both] == [1, 0] and both[1].references == ("u",)
+    assert [len(s.media_samples) for s in both] == [1, 0] and both[1].references == ("u",)
     problems["4"] |= {"answer": 2, "image": "1.png"}
     (tmp_path / "problems.json").write_text(json.dumps(problems))
     with pytest.raises(UserError, match="problems.json: 4: key 'answer' is 2, there are 2 choices"):
