@@ -87,7 +87,8 @@ def maker_of(runs: Iterable[str]) -> MaskBuilder:
     runs = list(runs)
     for run in runs:
         node = dict(apply_stage(run_config(run), training=False)["llm"])
-        nodes.append(with_dtype(node, read_record(run_folder(run)).facts))
+        place = run_folder(run)
+        nodes.append(with_dtype(node, read_record(place).facts, place / "result.json"))
         if canonical(nodes[-1]) != canonical(nodes[0]):
             raise UserError(f"{run}: trained with another LLM than the first run ({nodes[-1]} and {nodes[0]})")
     llm: FrozenLLM = build({"llm": nodes[0]}, "llm")

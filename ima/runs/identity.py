@@ -19,6 +19,7 @@ from typing import Any
 from ima.core.errors import UserError
 from ima.core.moved_names import current_name, current_names
 from ima.core.signatures import REQUIRED, Parameter, Source, read_module, resolve, signature
+from ima.core.trust import recorded_dtype
 
 IDENTITY = 2  # the version of the rule; results without the key were written before there was one
 PACKAGE = "ima"
@@ -124,9 +125,10 @@ def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
     return defaults_of(str(node["_target_"])) | given
 
 
-def with_dtype(node: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The node of an LLM whose dtype was left to the machine (`auto`), with the dtype that a run's facts tell of."""
-    chosen = facts.get("llm_dtype")
+def with_dtype(node: Mapping[str, Any], facts: Mapping[str, Any], source: Path | str = "result.json") -> dict[str, Any]:
+    """The node of an LLM whose dtype was left to the machine (`auto`), with the dtype that a run's facts tell of.
+    Raises UserError for facts (of the file `source`) that tell of something else: they may be somebody else's."""
+    chosen = recorded_dtype(facts, "llm_dtype", source)
     return dict(node) | ({"dtype": chosen} if chosen and arguments_of(node).get("dtype") == "auto" else {})
 
 

@@ -16,7 +16,6 @@ import torch
 from ima.core.assets.registry import converted_folder, get_asset, locate
 from ima.core.cache import build_folder
 from ima.core.errors import UserError
-from ima.core.trust import STOCK
 from ima.models.formats.gguf import Gguf, read_gguf
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def open_folder(folder: Path, dtype: torch.dtype, config_class: Any, model_class
     try:
         config = config_class.from_dict(json.loads((folder / "config.json").read_text()))
         weights = load_file(folder / "model.safetensors")
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **STOCK)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{folder}: damaged ({str(error).splitlines()[0]}); delete the folder, it is made anew"
