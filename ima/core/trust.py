@@ -21,9 +21,8 @@ from ima.core.errors import UserError
 from ima.core.signatures import Definition, read_module, resolve
 
 CONF = conf_folder()
-STOCK: dict[str, Any] = {
-    "trust_remote_code": False
-}  # for all that transformers loads: classes of its own, none of the folder's
+# For all that transformers loads: classes of its own, none of the folder's.
+STOCK: dict[str, Any] = {"trust_remote_code": False}
 SPECIAL: dict[str, type] = {"_target_": str, "_partial_": bool, "_convert_": str, "_recursive_": bool}
 LOGGER = "logger"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -527,9 +527,8 @@ def test_every_load_of_a_model_folder_says_that_nothing_remote_is_trusted() -> N
     import ast
 
     package = Path(__file__).resolve().parents[2] / "ima"
-    own = {
-        f"models/llm/{name}.py" for name in ("embedded", "gemma", "tiny")
-    }  # folders and configs that this project writes itself
+    # folders and configs that this project writes itself
+    own = {f"models/llm/{name}.py" for name in ("embedded", "gemma", "tiny")}
     found = 0
     for path in sorted(package.rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
