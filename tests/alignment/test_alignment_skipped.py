@@ -82,14 +82,14 @@ class Recorder:
     """A sink that keeps everything: x_BSD and seen_BS."""
 
     def __init__(self) -> None:
-        self.media_samples: Shown = {}
+        self.shown: Shown = {}
 
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
         self.all_BS = roles_BS != PAD
 
     def see(self, layer: int, site: Site, x_BSD: Tensor, seen_BS: Tensor | None = None) -> None:
-        assert (layer, site) not in self.media_samples
-        self.media_samples[layer, site] = x_BSD.clone(), self.all_BS if seen_BS is None else seen_BS & self.all_BS
+        assert (layer, site) not in self.shown
+        self.shown[layer, site] = x_BSD.clone(), self.all_BS if seen_BS is None else seen_BS & self.all_BS
 
     def end(self) -> None: ...
 
@@ -149,11 +149,11 @@ def test_a_site_is_of_the_tokens_for_which_it_is_computed_and_the_stream_is_of_a
         recorded(llm, [recorder])
     assert engine.decisions is not None
     expected = sites_by_hand(llm, {block: decision for _, block, decision in engine.decisions})
-    assert recorder.media_samples.keys() == expected.keys()
-    for name, (x_BSD, seen_BS) in recorder.media_samples.items():
+    assert recorder.shown.keys() == expected.keys()
+    for name, (x_BSD, seen_BS) in recorder.shown.items():
         assert torch.equal(seen_BS, expected[name][1]), name
         torch.testing.assert_close(x_BSD[seen_BS], expected[name][0][seen_BS], rtol=1e-4, atol=1e-4, msg=str(name))
-    assert any(not torch.equal(seen_BS, ROLES != PAD) for _, seen_BS in recorder.media_samples.values())
+    assert any(not torch.equal(seen_BS, ROLES != PAD) for _, seen_BS in recorder.shown.values())
 
 
 # -- rows by loops over pairs ------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class ByHand:
     """Rows from what was shown, by their definitions, in fp64."""
 
     def __init__(self, shown: Shown) -> None:
-        self.media_samples = {name: (x.double(), seen) for name, (x, seen) in shown.items()}
+        self.shown = {name: (x.double(), seen) for name, (x, seen) in shown.items()}
         self.tokens, self.mean, self.sim = cache(self._tokens), cache(self._mean), cache(self._sim)
         self.limit, self.deviation = cache(self._limit), cache(self._deviation)
 
@@ -180,7 +180,7 @@ class ByHand:
         return tokens.std(0, unbiased=False) if len(tokens) else None
 
     def _tokens(self, name: tuple[int, Site], row: int, role: str, variant: str = "raw") -> Tensor:
-        x_BSD, seen_BS = self.media_samples[name]
+        x_BSD, seen_BS = self.shown[name]
         wanted = {"P": (P,), "T": (Q, A), "T.answer": (A,), "T.prompt": (Q,)}[role]
         kept = [place for place in range(ROLES.shape[1]) if int(ROLES[row, place]) in wanted and seen_BS[row, place]]
         if variant == "nosink":
@@ -212,7 +212,7 @@ class ByHand:
         """Unit means of all examples, zero where one has none; who has one."""
         means = [self.mean(name, row, role, variant) for row in range(len(IDS))]
         there = torch.tensor([mean is not None for mean in means])
-        width = self.media_samples[name][0].shape[-1]
+        width = self.shown[name][0].shape[-1]
         stacked = torch.stack([torch.zeros(width).double() if mean is None else mean for mean in means])
         return stacked / stacked.norm(dim=1, keepdim=True).clamp_min(1e-30), there
 
@@ -229,9 +229,9 @@ class ByHand:
 
     def consecutive(self, layer: int, site: Site, role: str) -> tuple[float, int]:
         """Of the tokens that are there at both layers."""
-        if not {(layer, site), (layer + 1, site)} <= self.media_samples.keys():
+        if not {(layer, site), (layer + 1, site)} <= self.shown.keys():
             return math.nan, 0
-        (x, seen), (y, seen_next) = self.media_samples[layer, site], self.media_samples[layer + 1, site]
+        (x, seen), (y, seen_next) = self.shown[layer, site], self.shown[layer + 1, site]
         wanted = torch.isin(ROLES, torch.tensor({"P": [P], "T": [Q, A]}[role])) & seen & seen_next
         found = torch.cosine_similarity(x[wanted], y[wanted], dim=-1)
         return (float(found.mean()), len(found)) if len(found) else (math.nan, 0)
@@ -246,13 +246,13 @@ def test_rows_of_every_site_under_every_intervention_are_those_of_a_double_loop(
         recorded(llm, [scales], range(4))
         for rows in ([5, 2, 0], [4, 1, 3]):
             recorded(llm, [stats], rows)
-    hand, num_rows = ByHand(recorder.media_samples), 0
+    hand, num_rows = ByHand(recorder.shown), 0
     for row in alignment_rows(stats, BASE):
         site, layer = Site(row.site) if row.site else None, row.layer_a
         if site is None or layer is None:
             continue
         what, role = (row.score, site.value, row.variant, row.role_a, row.role_b, layer), row.role_b or row.role_a
-        there = (layer, site) in recorder.media_samples
+        there = (layer, site) in recorder.shown
         assert row.value == row.value or row.note, what
         if row.score in ("sim", "sim_matched", "sim_gap"):
             value = hand.sim((layer, site), role, row.variant)[row.score] if there else math.nan
@@ -295,7 +295,7 @@ def test_every_family_says_how_many_tokens_of_each_site_were_computed(family: st
         pytest.skip("skipping is refused there")
     with stack(llm, [Skip(part, start=1)]):  # type: ignore[arg-type]
         recorded(llm, [recorder])
-    for (layer, site), (_, seen_BS) in recorder.media_samples.items():
+    for (layer, site), (_, seen_BS) in recorder.shown.items():
         skipped = {"ffn": (Site.LN2, Site.FC1, Site.FC2), "block": (Site.SA, Site.LN2, Site.FC1, Site.FC2)}[part]
         kept = (ROLES != PAD) & (ROLES != P) if site in skipped and layer > 1 else ROLES != PAD
         assert torch.equal(seen_BS, kept), (layer, site)
