@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ima.core.files import temporary_beside
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -81,7 +84,11 @@ def test_parent_and_child_killed_in_the_middle_leave_a_sweep_that_ends_as_one_th
     os.kill(sweep.pid, signal.SIGKILL)
     os.kill(child_of(out, folder), signal.SIGKILL)
     sweep.communicate(timeout=60)
-    (out / "s" / ".table.csv.torn").write_text("half a line")  # what a kill in the middle of a write leaves
+    with contextlib.ExitStack() as never_left:  # what a kill in the middle of a write leaves
+        half_written = never_left.enter_context(temporary_beside(out / "s" / "table.csv")) / "table.csv"
+        half_written.write_text("half a line")
+        never_left.pop_all()
+    assert half_written.is_file()
     before = {path: path.stat().st_mtime_ns for path in out.glob("s/*/adapter.safetensors")}
     assert len(before) == 2
 
