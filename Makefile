@@ -10,17 +10,23 @@ EXPERIMENT ?= st_image_caption
 DATA ?= stamps_single
 OUT ?= outputs/exported
 PY := .venv/bin/python
-TEST_ARGS ?= -n 2 --dist loadfile
+# Workers take tests from each other, so that none is idle; each has a core of its own.
+TEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
+SEED ?=
+# Groups that `make test` leaves out; tests/groups.py says what each does.
+GROUPS := processes browser
+NO_GROUP := not (processes or docs or browser or fuzz or plugins or slurm)
 
 # These act only when they are set before torch and the hub library are imported; a value of yours wins.
 export HF_HUB_OFFLINE ?= 1
+export IMA_REQUIRE_ALL
 export TOKENIZERS_PARALLELISM ?= false
 # Without compiled bytecode every start would compile torch and its kin again (tens of seconds).
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup demo demo-control twin test test-fast mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
+.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS)) mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -39,11 +45,29 @@ demo-control: setup  ## train the demo and its twin on noise, print the differen
 twin: setup  ## an experiment and its twin on noise, and their difference: make twin EXPERIMENT=st_video_qa
 	@$(PY) -m ima demo twin experiment=$(EXPERIMENT) $(ARGS)
 
-test: setup  ## run all tests
-	@IMA_REQUIRE_REAL=1 $(PY) -m pytest $(TEST_ARGS)
+test: setup  ## run the tests, some minutes; the last lines name the groups that are left out
+	@IMA_REQUIRE_REAL=1 $(PY) -m pytest -m "$(NO_GROUP)" $(TEST_ARGS)
 
-test-fast: setup  ## run the tests that need no embedded models and no browser
-	@$(PY) -m pytest -m "not real and not browser" $(TEST_ARGS)
+test-fast: setup  ## run those of them that need no embedded models
+	@$(PY) -m pytest -m "$(NO_GROUP) and not real" $(TEST_ARGS)
+
+test-processes: setup  ## the group that starts whole scripts and kills them
+	@IMA_REQUIRE_REAL=1 $(PY) -m pytest -m processes $(TEST_ARGS)
+
+test-docs: setup  ## run every command of README and docs as written, on small parts; names those that are not run
+	@IMA_REQUIRE_REAL=1 $(PY) -m pytest -m docs $(TEST_ARGS)
+
+test-browser: setup  ## the page in Chromium, which is installed where it is missing
+	@$(PY) tests/chromium.py
+	@$(PY) -m pytest -m browser
+
+test-fuzz: setup  ## five minutes of random configs and damaged files; SEED=... repeats
+	@IMA_FUZZ_SEED=$(SEED) $(PY) -m pytest -m fuzz -s
+
+# One after the other: each has all cores.
+test-all:  ## run every group; what cannot be installed is a failure
+	@$(MAKE) --no-print-directory test IMA_REQUIRE_ALL=1
+	@for group in $(GROUPS); do $(MAKE) --no-print-directory test-$$group IMA_REQUIRE_ALL=1 || exit; done
 
 mutants: setup  ## change single lines of ima/ and see that the tests notice: some minutes, ARGS="--jobs 2"
 	@$(PY) tests/mutants/run.py $(ARGS)

@@ -1,4 +1,7 @@
-"""A headless Chromium for tests, spoken to over its DevTools pipe: no driver and no extra package."""
+"""A headless Chromium for tests, spoken to over its DevTools pipe: no driver and no extra package.
+
+`python tests/chromium.py` installs it with apt-get, as root, where none is found, or fails in one line.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -123,3 +127,22 @@ class Chromium:
     def screenshot(self, path: Path, whole: bool = True) -> None:
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(answer["data"]))
+
+
+def install() -> str:
+    """Why there is no Chromium after trying to install one; empty where there is one."""
+    if find():
+        return ""
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        return "only root on Debian or its kin can install it here: apt-get install chromium"
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
+        done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["apt-get failed"])[-1]
+    return "" if find() else "apt-get installed none"
+
+
+if __name__ == "__main__":
+    reason = install()
+    sys.exit(f"no Chromium for the tests of the page: {reason}" if reason else 0)

@@ -57,6 +57,7 @@ def test_each_way_to_add_something_fits_in_a_few_lines() -> None:
         assert len(lines) <= 10, path
 
 
+@pytest.mark.processes
 def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
     """A copy of the project with the blocks as files, and the command that the README gives."""
     for name in ("ima", "conf"):

@@ -42,7 +42,7 @@ def call(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_every_config_file_travels_and_nothing_of_the_checkout_is_used(installed: Path) -> None:
     def files(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.yaml")}
@@ -51,7 +51,7 @@ def test_every_config_file_travels_and_nothing_of_the_checkout_is_used(installed
     assert not commands.is_checkout(installed) and commands.conf_folder(installed) == installed / "ima" / "conf"
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_commands_of_the_installed_package_name_what_was_typed(installed: Path, tmp_path: Path) -> None:
     shown = call(installed, tmp_path, "train", "--help")
     assert shown.returncode == 0 and "ima train [group=choice]" in shown.stdout and "efficientnet_lite0" in shown.stdout
@@ -62,7 +62,7 @@ def test_commands_of_the_installed_package_name_what_was_typed(installed: Path, 
     assert printed.returncode == 0, "a class of one's own in the working folder"
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_sweep_of_the_installed_package_trains_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     given = ["sweep", "experiment=smoke", "logger=none", "seed=0,", "name=s", "llm=tiny", "data.num_train=8",
              "data.num_test=4", "trainer.epochs=1"]  # fmt: skip

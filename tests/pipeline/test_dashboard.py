@@ -95,7 +95,7 @@ def assert_charted(folder: Path, rows: list[dict[str, Any]], charts: list[dict[s
     assert (run / "files" / picture).stat().st_size > 0
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_an_offline_run_holds_what_the_rows_hold_also_when_it_was_killed(launcher: Launcher, tmp_path: Path) -> None:
     argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}", "name=run"]
     killed = launcher.run("train", argv, die="ima.pipeline.callbacks.StepRecorder.on_train_batch_end", call=6)
@@ -105,7 +105,7 @@ def test_an_offline_run_holds_what_the_rows_hold_also_when_it_was_killed(launche
     assert_mirrored(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_that_fails_is_a_failed_one_in_its_group_and_an_evaluation_is_mirrored(
     launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_run_that_fails_is_a_failed_one_in_its_group_and_an_evaluation_is_mirr
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_an_offline_mixture_holds_the_curves_of_every_entry(launcher: Launcher, tmp_path: Path) -> None:
     shapes = "{_target_: ima.config.settings.Entry, " \
              "data: {_target_: ima.data.shapes.Shapes, num_train: 8, num_test: 4}, " \
@@ -153,7 +153,7 @@ def test_an_offline_mixture_holds_the_curves_of_every_entry(launcher: Launcher, 
 KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567"}
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("env", [{}, KEY, KEY | {"WANDB_BASE_URL": "http://127.0.0.1:9"}], ids=["nokey", "dns", "port"])
 def test_wandb_online_without_a_network_costs_one_line(launcher: Launcher, tmp_path: Path, env: dict[str, str]) -> None:
     argv = [*MIRRORED, "logger=wandb", f"output_dir={tmp_path}", "name=run"]
@@ -164,7 +164,7 @@ def test_wandb_online_without_a_network_costs_one_line(launcher: Launcher, tmp_p
     assert_mirrored(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_scripts_work_with_the_network_refused(launcher: Launcher, tmp_path: Path) -> None:
     """Training from a shell, evaluation, their pages: nobody even asks for a name or a connection, nothing is said on
     stderr."""

@@ -96,7 +96,7 @@ def test_a_rank_without_samples_of_its_own_waits_for_nobody(launcher: Launcher, 
     assert_equal_up_to_rounding(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_lightning_starts_the_second_process_by_itself(launcher: Launcher, alone: Path, tmp_path: Path) -> None:
     done = launcher.run("train", [*RUN, *TWO, f"output_dir={tmp_path}", "name=run"])
     assert done.code == 0, done.stderr

@@ -17,7 +17,8 @@ from ima.pipeline.predictions import media_files
 from ima.report.build import write_report
 
 BINARY = chromium.find()
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="no Chromium found")]
+NONE = "no Chromium found (make test-browser)"
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason=NONE)]
 
 
 @pytest.fixture(scope="module")

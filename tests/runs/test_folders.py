@@ -139,7 +139,7 @@ def test_stages_go_where_the_last_one_never_began(tmp_path: Path) -> None:
     assert files(top) == {"report.html", "pretrain/lock"}
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["one", "several"])
 def test_a_run_knows_all_that_it_writes(launcher: Launcher, tmp_path: Path, kind: str) -> None:
     """Of one task with page and mirror, of a mixture with stages and a trained LLM."""

@@ -307,6 +307,7 @@ def test_the_printed_table_has_a_cell_for_every_column(tmp_path: Path) -> None:
     assert len(aligned(rows)) == 3
 
 
+@pytest.mark.processes
 def test_a_real_sweep_of_a_tiny_training(tmp_path: Path) -> None:
     """A true training through train.py: table, page and exit code, then a second call that skips it."""
     small = ["llm=tiny", "data=shapes", "encoder=noise", "encoder.num_tokens=4", "encoder.dim=8", "logger=none",

@@ -18,7 +18,7 @@ import pytest
 from ima.core.files import temporary_beside
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "data.size=32", "encoder=noise",
         "encoder.dim=8", "encoder.num_tokens=4", "adapter=linear", "trainer.accelerator=cpu", "trainer.batch_size=6",
         "task.max_new_tokens=4", "trainer.save_every_num_steps=3", "logger=none"]  # fmt: skip
