@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
+from ima.core.trust import reason_of
 from ima.models.adapters.base import Adapter
 from ima.models.adapters.linear import MlpAdapter
 from ima.models.encoders.base import Encoder
@@ -31,6 +32,8 @@ NAMES = {
     r"(?:.*\.)?multi_modal_projector\.linear_2\.": "proj.",
     r"(?:module\.)?connector\.0\.": "",
 }
+# All of a projector: what is in it but not among `NAMES` would be lost without a word.
+PROJECTOR = r"(?:.*\.)?(?:mm_projector\.|multi_modal_projector\.|connector\.\d)"
 
 
 def is_foreign(path: Path) -> bool:
@@ -43,9 +46,14 @@ def foreign_adapter(path: Path) -> dict[str, Tensor]:
     tensors = folder_tensors(path) if path.is_dir() else pickled_tensors(path)
     found = {}
     for name, value in tensors.items():
-        for pattern, ours in NAMES.items():
-            if match := re.match(pattern, name):
-                found[ours + name[match.end() :]] = value.float()
+        matches = [(ours, match.end()) for pattern, ours in NAMES.items() if (match := re.match(pattern, name))]
+        if matches:
+            ours, end = matches[0]
+            found[ours + name[end:]] = value.float()
+        elif re.match(PROJECTOR, name):
+            raise UserError(
+                f"{path}: {name} has no place in an adapter of two layers (adapter=mlp): is it another kind?"
+            )
     if not found:
         raise UserError(f"{path}: holds no mm_projector, multi_modal_projector or connector.0; is it an adapter?")
     return found
@@ -56,7 +64,7 @@ def pickled_tensors(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling has many kinds of its own
-        raise UserError(f"{path}: cannot be read as weights ({str(error).splitlines()[0][:120]})") from error
+        raise UserError(f"{path}: cannot be read as weights ({reason_of(error, 120)})") from error
     for key in ("model", "state_dict"):
         loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict):

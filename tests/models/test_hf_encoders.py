@@ -19,6 +19,7 @@ from ima.core.errors import UserError
 from ima.core.media import Frames, Sound
 from ima.models.encoders import check_features
 from ima.models.encoders.base import Encoder
+from ima.models.encoders.hf import read_processor
 from ima.models.encoders.hf_audio import AudioMAE, AudioTransformer
 from ima.models.encoders.hf_video import VideoTransformer
 
@@ -304,3 +305,18 @@ def test_foreign_configs_are_refused_by_what_they_are(tmp_path: Path, folders: d
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="preprocessor_config.json"):
         VideoTransformer(str(folder), pretrained=False)
+
+
+def test_what_processors_say_is_found_in_one_file_of_each_or_one_of_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="preprocessor_config.json cannot be loaded"):
+        read_processor(str(tmp_path), None, "video_processor")
+    whole = {"video_processor": {"image_mean": [1]}, "image_processor": {"image_mean": [2]}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+    assert read_processor(str(tmp_path), None, "video_processor") == {"image_mean": [1]}
+    assert read_processor(str(tmp_path), None, "image_processor") == {"image_mean": [2]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [3]}))
+    assert read_processor(str(tmp_path), None, "video_processor") == {"image_mean": [3]}
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(UserError, match="has no video_processor"):
+        read_processor(str(tmp_path), None, "video_processor")

@@ -18,8 +18,8 @@ from ima.models.adapters.linear import LinearAdapter, MlpAdapter
 from ima.models.adapters.query import QueryAdapter
 from ima.models.encoders.controls import NoiseEncoder
 from ima.models.encoders.image import FocusViT
-from ima.models.encoders.llava import LlavaTower
-from ima.models.llava import foreign_adapter, llava_of
+from ima.models.encoders.llava import LlavaTower, side_of
+from ima.models.llava import foreign_adapter, llava_of, processor_of
 from ima.models.llm.load import hf, tiny
 from ima.models.llm.tiny import tiny_tokenizer
 from ima.models.multimodal import MultimodalModel
@@ -125,9 +125,42 @@ def test_a_projector_file_of_llava_and_a_published_connector_are_read(tmp_path: 
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.bin")
     with pytest.raises(UserError, match="holds no mm_projector"):
         foreign_adapter(tmp_path / "other.bin")
-    (tmp_path / "bad.bin").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="bad.bin: cannot be read as weights"):
-        foreign_adapter(tmp_path / "bad.bin")
+    for content in (b"no weights", b""):
+        (tmp_path / "bad.bin").write_bytes(content)
+        with pytest.raises(UserError, match=r"bad.bin: cannot be read as weights \(\w+"):
+            foreign_adapter(tmp_path / "bad.bin")
+
+
+@pytest.mark.parametrize("further", ["mm_projector.4.weight", "connector.1.proj.weight"])
+def test_a_projector_of_more_layers_is_refused_instead_of_cut(tmp_path: Path, further: str) -> None:
+    stem = further.split(".")[0]
+    names = ["mm_projector.0", "mm_projector.2"] if stem == "mm_projector" else ["connector.0.proj"]
+    torch.save({f"{name}.weight": torch.zeros(2, 2) for name in names} | {further: torch.zeros(2)}, tmp_path / "p.bin")
+    with pytest.raises(UserError, match=f"{further} has no place in an adapter"):
+        foreign_adapter(tmp_path / "p.bin")
+
+
+@torch.no_grad()
+def test_what_went_out_comes_back_in_as_encoder_llm_and_init(tmp_path: Path) -> None:
+    encoder, llm = FocusViT(layer=2, pretrained=False), tiny()
+    adapter = MlpAdapter(encoder.dim, llm.width)
+    ids, pixels = torch.randint(3, 259, (2, 6)), torch.randn(2, 3, 224, 224)
+    expected = ours(MultimodalModel(adapter, llm, encoder), batch_of(ids, pixels, 2))
+    model, tokenizer = llava_of(encoder, adapter, llm)
+    model.save_pretrained(tmp_path)
+    processor_of(encoder, model.config, tokenizer).save_pretrained(tmp_path)
+    tower, again, fresh = LlavaTower(str(tmp_path)), hf(str(tmp_path), dtype="float32"), MlpAdapter(384, 32)
+    load_adapter(tmp_path, fresh)
+    assert tower.preprocess == encoder.preprocess and tower.num_tokens == encoder.num_tokens
+    found = ours(MultimodalModel(fresh, again, tower), batch_of(ids, pixels, 2))[..., : expected.shape[-1]]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [224, {"height": 224, "width": 224}, {"shortest_edge": 224}, None])
+@pytest.mark.parametrize("crop", [224, {"height": 224, "width": 224}])
+def test_the_side_of_pictures_is_read_from_old_and_new_processors(size: Any, crop: Any) -> None:
+    assert side_of({"size": size, "crop_size": crop}) == 224
+    assert side_of({}) is None
 
 
 def test_what_llava_cannot_hold_is_refused_by_name() -> None:

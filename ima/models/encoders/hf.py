@@ -53,7 +53,25 @@ def read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(Path(str(found)).read_text())
     except Exception as error:
         raise cannot(path, name, error) from error
+    if not isinstance(read, dict):
+        raise UserError(f"encoder.path={path}: {name} holds no JSON object")
     return read
+
+
+def read_processor(path: str, revision: str | None, part: str) -> dict[str, Any]:
+    """What the checkpoint says about preparing media. part: image_processor or video_processor. Transformers writes a
+    file for each processor, and since version 5 one file (processor_config.json) in which each has its own part."""
+    try:
+        return read_json(path, revision, "preprocessor_config.json")
+    except UserError as missing:
+        try:
+            whole = read_json(path, revision, "processor_config.json")
+        except UserError:
+            raise missing from missing.__cause__
+    found = whole.get(part, whole.get("image_processor"))
+    if not isinstance(found, dict):
+        raise UserError(f"encoder.path={path}: its processor_config.json has no {part}")
+    return found
 
 
 def load_model(name: str, path: str, config: Any, pretrained: bool, revision: str | None, seed: int) -> Any:

@@ -1,6 +1,6 @@
 """Video encoders of Hugging Face: TimeSformer, VideoMAE and X-CLIP, each with its own frames, size and normalisation.
 
-The number of frames and their size come from the model's config, mean and deviation from its preprocessor_config.json.
+The number of frames and their size come from the model's config, mean and deviation from its processor's settings.
 Frames are the middles of equal segments of the clip, resized whole (nothing cropped), as pictures are.
 """
 
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.media import Clip, spaced
 from ima.models.encoders.base import Encoder, fingerprint_of
-from ima.models.encoders.hf import FINAL, check_complete, keep_layers, load_model, read_config, read_json, read_layer
+from ima.models.encoders.hf import (
+    FINAL,
+    check_complete,
+    keep_layers,
+    load_model,
+    read_config,
+    read_layer,
+    read_processor,
+)
 from ima.models.encoders.image import ImagePreprocess
 
 
@@ -109,12 +117,12 @@ class VideoTransformer(Encoder):
         config = read_config(path, revision, FAMILIES)
         self.family = FAMILIES[config.model_type]
         vision = getattr(config, "vision_config", config)
-        facts = read_json(path, revision, "preprocessor_config.json")
+        facts = read_processor(path, revision, "video_processor")
         try:
             mean, std = tuple(facts["image_mean"]), tuple(facts["image_std"])
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"encoder.path={path}: its preprocessor_config.json names no image_mean and image_std"
+                f"encoder.path={path}: the settings of its processor name no image_mean and image_std"
             ) from error
         frame = ImagePreprocess(vision.image_size, vision.image_size, mean, std)
         self.preprocess = ClipPreprocess(vision.num_frames, frame)

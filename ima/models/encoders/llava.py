@@ -11,7 +11,7 @@ from torch import Tensor
 from ima.core.errors import UserError
 from ima.core.trust import STOCK
 from ima.models.encoders.base import Encoder, fingerprint_of
-from ima.models.encoders.hf import cannot, read_config, read_json
+from ima.models.encoders.hf import cannot, read_config, read_processor
 from ima.models.encoders.image import ImagePreprocess
 
 
@@ -36,10 +36,9 @@ class LlavaTower(Encoder):
             raise UserError(f"encoder.path={path}: reads several layers {layer}; only one is supported")
         self.layer = layer
         self.model = whole.model.vision_tower
-        facts = read_json(path, revision, "preprocessor_config.json")
-        size = config.vision_config.image_size
-        mean, std = (tuple(facts.get(key, (0.5, 0.5, 0.5))) for key in ("image_mean", "image_std"))
-        side = facts.get("size", {}).get("height") or facts.get("crop_size", {}).get("height") or size
+        facts = read_processor(path, revision, "image_processor")
+        mean, std = (tuple(facts.get(key) or (0.5, 0.5, 0.5)) for key in ("image_mean", "image_std"))
+        side = side_of(facts) or config.vision_config.image_size
         self.preprocess: ImagePreprocess = ImagePreprocess(side, side, mean, std)
         self.freeze()
         features = self(torch.zeros(1, 3, side, side))
@@ -51,3 +50,12 @@ class LlavaTower(Encoder):
     def encode(self, x_B: Tensor) -> Tensor:
         h_BNE: Tensor = self.model(pixel_values=x_B, output_hidden_states=True).hidden_states[self.layer]
         return h_BNE[:, 1:] if self.select == "default" else h_BNE
+
+
+def side_of(facts: dict[str, Any]) -> int | None:
+    """The height of the pictures that a processor makes; older files give it as a number."""
+    for size in (facts.get("size"), facts.get("crop_size")):
+        height = size.get("height") if isinstance(size, dict) else size
+        if height:
+            return int(height)
+    return None
