@@ -19,7 +19,7 @@ from ima.alignment.scores import Curve, Side, positive, products, with_leave_out
 from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.views import split_view
 from ima.core.errors import UserError
-from ima.core.tensor_file import write_tensors
+from ima.core.tensor_file import check_sum, checksum_of, write_tensors
 from ima.core.types import Site
 
 NAME = "alignment.safetensors"
@@ -55,7 +55,8 @@ def write_sums(folder: Path, stats: AlignmentStats, facts: dict[str, Any]) -> Pa
         tensors[f"count/{view}"] = site.count_LGR[..., r].float().cpu().contiguous()
         tensors[f"nonzero/{view}"] = site.nonzero_LGR[..., r].float().cpu().contiguous()
     path = folder / NAME
-    write_tensors(path, tensors, {"format": FORMAT, "facts": json.dumps(facts)})
+    metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+    write_tensors(path, tensors, metadata | {"checksum": checksum_of(tensors, metadata)})
     return path
 
 
@@ -69,7 +70,9 @@ def read_sums(path: Path) -> ConeSums:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).double() for key in file.keys()}  # noqa: SIM118 (not a dict)
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        check_sum(path, stored, metadata)
+        tensors = {key: value.double() for key, value in stored.items()}
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT}; measure again")
         facts = json.loads(metadata["facts"])

@@ -98,6 +98,33 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"not a JSON value: {type(value).__name__}")
 
 
+def json_lines(path: Path, is_whole: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of each line of a JSONL file. is_whole: the file was written at once; else a last line without
+    its end is what a kill left, and is passed over. Raises UserError naming file and line for what is no JSON object,
+    and for a number that is NaN or infinite: we write none (see `to_json`)."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not (is_whole or raw.endswith(b"\n")):
+                return
+            try:
+                line = json.loads(raw.decode("utf-8"), parse_float=finite, parse_constant=finite)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error.msg}); delete the line or the file") from error
+            except (ValueError, RecursionError) as error:
+                what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "holds a number that is none"
+                raise UserError(f"{path}:{number}: {what}; delete the line or the file") from error
+            if not isinstance(line, dict):
+                raise UserError(f"{path}:{number}: not a JSON object; delete the line or the file")
+            yield number, line
+
+
+def finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
 def sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())

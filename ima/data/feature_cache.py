@@ -124,7 +124,7 @@ class FeatureStore:
                 continue
             try:
                 ids, _ = self._open(path)
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
                 print(f"warning: {path}: damaged feature shard ({error}); it is computed again", file=sys.stderr)
                 path.unlink(missing_ok=True)
                 continue

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ima.core.errors import UserError, nearest
+from ima.core.files import json_lines
 from ima.core.metric_names import BLOCK_OUTPUTS, TRACKS_WITHOUT_MEDIA, metric_name
 from ima.core.types import Row
 from ima.report.curves import by_entry
@@ -190,9 +190,9 @@ def example_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
     """A point per example that was both looked into and predicted: `alignment.split` must be the track."""
     points = []
     for folder in folders:
-        aligned = {line["id"]: line for line in read_lines(folder / "examples.jsonl")}
+        aligned = {line["id"]: line for line in lines_of(folder / "examples.jsonl")}
         predicted = [
-            line for line in read_lines(folder / "predictions.jsonl") if line["track"] not in TRACKS_WITHOUT_MEDIA
+            line for line in lines_of(folder / "predictions.jsonl") if line["track"] not in TRACKS_WITHOUT_MEDIA
         ]
         shared = [line for line in predicted if line["id"] in aligned]
         if not shared:
@@ -204,13 +204,11 @@ def example_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
     return points
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line for _, line in json_lines(path)]
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; evaluate with alignment=full alignment.split=TRACK") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON lines ({error.msg}); evaluate again") from error
 
 
 def number(value: Any) -> float:

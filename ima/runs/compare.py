@@ -7,12 +7,12 @@ run's folder. Reads predictions.jsonl only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.core.files import json_lines
 from ima.core.metric_names import TRACKS_WITHOUT_MEDIA
 from ima.core.resampling import mean, paired_difference
 from ima.runs.record import read_record
@@ -27,12 +27,10 @@ def read_predictions(folder: Path) -> dict[str, dict[str, Line]]:
         status = read_record(folder).status
         raise UserError(f"{path}: not found; the run's status is {status!r}, only a finished run has predictions")
     tracks: dict[str, dict[str, Line]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            track, name = line["track"], line["id"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: no prediction; evaluate the run again") from None
+    for number, line in json_lines(path):
+        track, name = line.get("track"), line.get("id")
+        if not isinstance(track, str) or not isinstance(name, str):
+            raise UserError(f"{path}:{number}: no prediction; evaluate the run again")
         if name in tracks.setdefault(track, {}):
             raise UserError(f"{path}:{number}: {name} of track {track} is there twice; evaluate the run again")
         tracks[track][name] = line

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 
 def number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """None for what is no number or is NaN or infinite (Python's JSON reads these; we write none)."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_one and math.isfinite(value) else None
 
 
 def start_record(config: Mapping[str, Any], command: str, facts: Mapping[str, Any] | None = None) -> RunRecord:

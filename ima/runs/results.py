@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
-from ima.core.files import sync, to_json, write_atomic
+from ima.core.files import json_lines, sync, to_json, write_atomic
 from ima.core.types import ROW_FIELDS, ROW_SCHEMA, Row
 
 
@@ -58,14 +58,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
-                return
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg}); delete the line or the file") from error
-            if not isinstance(row, dict) or row.get("schema", 0) > ROW_SCHEMA or "score" not in row:
-                raise UserError(f"{path}:{number}: not a row of schema <= {ROW_SCHEMA}; was it written by a newer ima?")
-            yield {field: row.get(field) for field in ROW_FIELDS}
+    for number, row in json_lines(path, is_whole=False):
+        schema = row.get("schema", 0)
+        if not isinstance(schema, int) or schema > ROW_SCHEMA or "score" not in row:
+            raise UserError(f"{path}:{number}: not a row of schema <= {ROW_SCHEMA}; was it written by a newer ima?")
+        yield {field: row.get(field) for field in ROW_FIELDS}

@@ -69,6 +69,18 @@ def test_the_command_writes_rows_and_prints_the_means(folders, tmp_path, capsys)
     assert "P stamps (image)  P songs (audio)" in capsys.readouterr().out
 
 
+def test_a_flipped_bit_in_the_sums_is_noticed(folders):
+    path = folders[0] / NAME
+    whole = bytearray(path.read_bytes())
+    for place in (len(whole) - 3, len(whole) // 2):
+        broken = whole.copy()
+        broken[place] ^= 16
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="damaged"):
+            read_sums(folders[0])
+    path.write_bytes(whole)
+
+
 def test_what_does_not_fit_is_one_line(folders, tmp_path, capsys):
     assert main([str(tmp_path)]) == 2 and "alignment=full writes it" in capsys.readouterr().err
     (folders[0] / NAME).write_bytes(b"not tensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from ima.config.compose import compose, plain
 from ima.core.errors import UserError
+from ima.core.files import json_lines
 from ima.core.trust import trusting
 from ima.pipeline.api.models import LoadedModel, table
 from ima.pipeline.assemble import assemble, device_of
@@ -69,7 +69,7 @@ class Run:
         path = self.folder / "predictions.jsonl"
         if not path.is_file():
             raise UserError(f"{path}: not there; the run has not ended yet")
-        return table(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        return table(line for _, line in json_lines(path))
 
     def load_model(self, device: str | None = None) -> LoadedModel:
         """The trained model, ready to answer. device: "cpu", "cuda", ...; as the run's trainer says where not given."""
