@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ima.core.errors import UserError
+from ima.interventions.prune import select, select_on_device
 from ima.interventions.prune.compare import density_by_chance, overlap, overlaps
 from ima.interventions.prune.mask import Mask, intersection, place_of, union
 from ima.interventions.prune.recipe import Recipe
@@ -83,7 +84,7 @@ def test_a_pattern_prunes_the_lowest_n_of_each_m_neighbours(pattern: str) -> Non
 def test_a_global_threshold_found_by_digits_is_that_of_one_long_sorted_list(num: int) -> None:
     generator = torch.Generator().manual_seed(3)
     scores = {path: (torch.rand(shape, generator=generator) * 20).round() for path, shape in SHAPES.items()}
-    kept = keep_global(scores.__getitem__, SHAPES, num)
+    kept = dict(keep_global(scores.__getitem__, SHAPES, num))
     flat = torch.cat([score.reshape(-1) for score in scores.values()])
     expected = keep(flat[None], num)[0]
     assert np.array_equal(np.concatenate([each.reshape(-1) for each in kept.values()]), expected)
@@ -110,6 +111,37 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 
 # -- algebra and files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["all different", "few values", "all equal", "zeros of both signs"])
+def test_masks_chosen_on_a_device_are_those_of_numpy_bit_for_bit_ties_included(kind: str) -> None:
+    g = torch.Generator().manual_seed(3)
+    score = {
+        "all different": torch.rand(7, 24, generator=g),
+        "few values": torch.randint(0, 3, (7, 24), generator=g).float(),
+        "all equal": torch.ones(7, 24),
+        "zeros of both signs": torch.where(torch.rand(7, 24, generator=g) < 0.5, -0.0, 0.0),
+    }[kind]
+    clean = select.checked(score)
+    assert torch.equal(select_on_device.ranks(clean), ranks(score))
+    for num in (0, 1, 11, 23, 24):
+        by_row = (np.arange(7) * 5 + num) % 25  # also another number in each row
+        for nums in (np.full(7, num), by_row):
+            assert torch.equal(select_on_device.keep(clean, torch.from_numpy(nums)), keep(score, nums))
+            order = sorted((float(value), place) for place, value in enumerate(clean[0].tolist()))
+            out = {place for _, place in order[: int(nums[0])]}
+            assert keep(score, nums)[0].tolist() == [place not in out for place in range(24)]
+    for n, m in ((2, 4), (4, 8)):
+        assert torch.equal(select_on_device.keep_pattern(clean, n, m), keep_pattern(score, f"{n}:{m}"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 16), (1, 9)])
+def test_bits_packed_on_a_device_are_those_of_numpy(shape: tuple[int, int]) -> None:
+    kept = torch.rand(shape, generator=torch.Generator().manual_seed(5)) < 0.5
+    bits = np.packbits(kept.numpy())
+    assert select_on_device.pack(kept).tolist() == bits.tolist() == select.pack(kept).tolist()
+    on_device = select_on_device.unpack(torch.from_numpy(bits), kept.numel()).reshape(shape)
+    assert torch.equal(on_device, kept) and torch.equal(select.unpack(bits, shape, torch.device("cpu")), kept)
 
 
 def test_algebra_is_that_of_bool_arrays() -> None:

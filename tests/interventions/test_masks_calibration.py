@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.types import Role
 from ima.interventions.prune.calibration import one_shot, sequential
+from ima.interventions.prune.mask import Bits, Mask
 from ima.interventions.prune.scores import linears_of, wanda
 from ima.interventions.prune.select import keep_by
 from ima.interventions.prune.sums import ROLE_SETS, Sums, chosen_roles
@@ -95,6 +96,11 @@ def masks_of(llm: FrozenLLM, sums: Sums, roles: Sequence[Role], ratio: float) ->
     }
 
 
+def kept_of(llm: FrozenLLM, bits: dict[str, Bits]) -> dict[str, np.ndarray]:
+    mask = Mask(bits, {path: (linear.out_features, linear.in_features) for path, linear in linears_of(llm).items()})
+    return {path: mask.kept(path) for path in bits}
+
+
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
 
@@ -152,10 +158,10 @@ def test_sequential_blocks_see_what_the_pruned_prefix_gives(family: str) -> None
     inputs, roles = examples(llm), ROLE_SETS["both"]
     before = weight_sum(llm)
 
-    def decide(path: str, sums: Sums) -> np.ndarray:
+    def decide(path: str, sums: Sums) -> Tensor:
         return keep_by("row", wanda(linears_of(llm)[path], sums.norm(path, roles)), 0.5)
 
-    found = sequential(llm, batched(inputs, 2), decide)
+    found = kept_of(llm, sequential(llm, batched(inputs, 2), decide))
     assert weight_sum(llm) == before
     expected: dict[str, np.ndarray] = {}
     for block in twin.table.blocks:
@@ -177,7 +183,7 @@ def test_memory_grows_with_the_examples_activations_at_one_block_and_with_nothin
         """Most bytes of tensors alive while a mask is decided."""
         most = 0
 
-        def decide(path: str, sums: Sums) -> np.ndarray:
+        def decide(path: str, sums: Sums) -> Tensor:
             nonlocal most
             alive = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors()}
             most = max(most, sum(alive.values()))
@@ -200,12 +206,12 @@ def test_a_sequential_calibration_that_breaks_off_leaves_the_model_as_it_was() -
     llm = tiny("phi3")
     before, num = weight_sum(llm), 0
 
-    def decide(path: str, sums: Sums) -> np.ndarray:
+    def decide(path: str, sums: Sums) -> Tensor:
         nonlocal num
         num += 1
         if num > 6:
             raise RuntimeError("stop")
-        return np.zeros(tuple(linears_of(llm)[path].weight.shape), dtype=bool)
+        return torch.zeros(tuple(linears_of(llm)[path].weight.shape), dtype=torch.bool)
 
     with pytest.raises(RuntimeError, match="stop"):
         sequential(llm, examples(llm), decide)
@@ -258,12 +264,12 @@ def test_text_masks_of_a_real_model_are_those_of_the_original_procedure() -> Non
     linears = linears_of(llm)
     wanted = {path for path in linears if int(path.split(".")[2]) < num_blocks}
 
-    def decide(path: str, sums: Sums) -> np.ndarray:
+    def decide(path: str, sums: Sums) -> Tensor:
         if path not in wanted:
-            return np.ones(tuple(linears[path].weight.shape), dtype=bool)
+            return torch.ones(tuple(linears[path].weight.shape), dtype=torch.bool)
         return keep_by("row", wanda(linears[path], sums.norm(path, (Role.PROMPT,))), ratio)
 
-    found = sequential(llm, inputs, decide)
+    found = kept_of(llm, sequential(llm, inputs, decide))
 
     model = llm.model.model
     hidden = [x for x, _ in inputs]

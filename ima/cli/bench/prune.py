@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from ima.cli.bench.pairs import report
 from ima.core.timing import Ratio, ratio, rounds
@@ -39,7 +39,7 @@ def main(num_rounds: int) -> None:
     batches = made_up(llm)
     linears, roles = linears_of(llm), chosen_roles("both")
 
-    def decide(path: str, sums: Sums) -> np.ndarray:
+    def decide(path: str, sums: Sums) -> Tensor:
         return keep_by("row", wanda(linears[path], sums.norm(path, roles)), 0.5)
 
     @torch.no_grad()
@@ -58,7 +58,9 @@ def main(num_rounds: int) -> None:
         "calibration_vs_forward": ratio(seconds, "calibration", "forward"),
         "one_shot_vs_forward": ratio(seconds, "one_shot", "forward"),
     }
-    bits = bits_per_weight(Mask.of(sequential(llm, batches, decide)))
+    bits = bits_per_weight(
+        Mask(sequential(llm, batches, decide), {p: tuple(m.weight.shape) for p, m in linears.items()})
+    )
     ratios["bits_per_weight"] = (bits, bits, bits)
     facts: dict[str, Any] = {"llm": llm.name, "dtype": str(llm.dtype), "device": str(llm.device), "rounds": num_rounds}
     facts |= {"num_examples": NUM_EXAMPLES, "num_percepts": NUM_PERCEPTS, "text_lengths": TEXT_LENGTHS}

@@ -9,43 +9,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.interventions.prune.mask import Mask
+from ima.interventions.prune.mask import Bits, Mask
 from ima.interventions.prune.scores import linears_of, rounded_id, weights_id
+from ima.interventions.prune.select import pack, unpack
 from ima.models.llm.frozen import FrozenLLM
 
 
 @contextmanager
-def pruned(linears: Mapping[str, nn.Linear], kept: Mapping[str, np.ndarray]) -> Iterator[None]:
+def pruned(linears: Mapping[str, nn.Linear], kept: Mapping[str, Tensor]) -> Iterator[None]:
     """While open, weights that are not kept are zero. What stood there is kept aside, and nothing else."""
     with ExitStack() as stack:
         for path, linear in linears.items():
-            bits = np.packbits(kept[path])
-            stack.callback(restore, linear, bits, zero(linear.weight, bits))
+            stack.callback(restore, linear, pack(kept[path]), zero(linear.weight, ~kept[path]))
         yield
 
 
-def out_of(weight_OI: Tensor, bits: np.ndarray) -> Tensor:
+def out_of(weight_OI: Tensor, bits: Bits) -> Tensor:
     """bool (out, in): what the packed bits do not keep."""
-    kept = np.unpackbits(bits, count=weight_OI.numel()).reshape(tuple(weight_OI.shape))
-    return torch.from_numpy(kept == 0).to(weight_OI.device)
+    return ~unpack(bits, tuple(weight_OI.shape), weight_OI.device)
 
 
 @torch.no_grad()
-def zero(weight_OI: Tensor, bits: np.ndarray) -> Tensor:
+def zero(weight_OI: Tensor, out_OI: Tensor) -> Tensor:
     """Returns the values that stood there."""
-    out_OI = out_of(weight_OI, bits)
     values = torch.masked_select(weight_OI.detach(), out_OI)
     weight_OI.masked_fill_(out_OI, 0)
     return values
 
 
 @torch.no_grad()
-def restore(linear: nn.Linear, bits: np.ndarray, values: Tensor) -> None:
+def restore(linear: nn.Linear, bits: Bits, values: Tensor) -> None:
     """Into the weight that the map has now: in the meantime it may have gone to another device or been replaced."""
     weight_OI = linear.weight
     weight_OI.masked_scatter_(out_of(weight_OI, bits), values.to(weight_OI.device, weight_OI.dtype))
@@ -86,5 +83,6 @@ def masked(llm: FrozenLLM, mask: Mask, name: str = "mask", any_weights: bool = F
     linears = check_fit(llm, mask, name, any_weights)
     with ExitStack() as stack:
         for path, linear in linears.items():
-            stack.callback(restore, linear, mask.bits[path], zero(linear.weight, mask.bits[path]))
+            bits = mask.bits[path]
+            stack.callback(restore, linear, bits, zero(linear.weight, out_of(linear.weight, bits)))
         yield

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ima.core.cache import build_folder, cache_dir
@@ -23,10 +22,18 @@ from ima.core.provenance import provenance
 from ima.interventions.base import Calibrate, CalibrationSource
 from ima.interventions.prune import subnet
 from ima.interventions.prune.calibration import one_shot, sequential
-from ima.interventions.prune.mask import Mask
+from ima.interventions.prune.mask import Bits, Mask
 from ima.interventions.prune.recipe import OF_A_SET, Recipe
 from ima.interventions.prune.scores import chance, linears_of, magnitude, model_facts, wanda, weights_id
-from ima.interventions.prune.select import keep_by, keep_global, keep_number, keep_pattern, num_pruned, shares
+from ima.interventions.prune.select import (
+    keep_by,
+    keep_global,
+    keep_number,
+    keep_pattern,
+    num_pruned,
+    pack,
+    shares,
+)
 from ima.interventions.prune.sums import Sums, chosen_roles
 from ima.models.llm.frozen import FrozenLLM
 
@@ -83,16 +90,16 @@ class MaskBuilder:
     def make(self, recipe: Recipe, own: CalibrationSource | None, tasks: list[CalibrationSource]) -> Mask:
         facts: dict[str, Any] = {}
         if recipe.method in OF_A_SET:
-            kept, facts = self.of_a_set(recipe, tasks)
+            bits, facts = self.of_a_set(recipe, tasks)
         elif recipe.order == "sequential":
             assert own is not None
-            kept = self.sequential(recipe, own)
+            bits = self.sequential(recipe, own)
         else:
-            kept = self.decided(recipe, self.scores(recipe, own), self.wanted(recipe))
+            bits = self.decided(recipe, self.scores(recipe, own), self.wanted(recipe))
         described = {"name": self.name(recipe, own, tasks)} | recipe.settings()
         described |= {"tasks": [each.facts() for each in ([own] if own else tasks)], "kind": "mask"}
         described |= facts | self.model | {"versions": provenance()["versions"]}
-        mask = Mask.of(kept, described)
+        mask = Mask(bits, self.shapes, described)
         mask.facts |= {"asked": recipe.ratio, "sparsity": 1 - mask.density}
         return mask
 
@@ -139,21 +146,22 @@ class MaskBuilder:
 
     def decided(
         self, recipe: Recipe, scores: Callable[[str], Tensor], wanted: dict[str, int] | None
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Bits]:
         group: Any = recipe.grouped
         if recipe.pattern != "unstructured":
-            return {path: keep_pattern(scores(path), recipe.pattern) for path in self.shapes}
+            return {path: pack(keep_pattern(scores(path), recipe.pattern)) for path in self.shapes}
         if wanted is not None:
-            return {path: keep_number(group, scores(path), wanted[path]) for path in self.shapes}
+            return {path: pack(keep_number(group, scores(path), wanted[path])) for path in self.shapes}
         if group == "global":
             total = sum(math.prod(shape) for shape in self.shapes.values())
-            return keep_global(scores, self.shapes, num_pruned(total, recipe.ratio))
-        return {path: keep_by(group, scores(path), recipe.ratio) for path in self.shapes}
+            found = keep_global(scores, self.shapes, num_pruned(total, recipe.ratio))
+            return {path: pack(kept) for path, kept in found}
+        return {path: pack(keep_by(group, scores(path), recipe.ratio)) for path in self.shapes}
 
-    def sequential(self, recipe: Recipe, task: CalibrationSource) -> dict[str, np.ndarray]:
+    def sequential(self, recipe: Recipe, task: CalibrationSource) -> dict[str, Bits]:
         roles = chosen_roles(recipe.roles, recipe.answers)
 
-        def decide(path: str, sums: Sums) -> np.ndarray:
+        def decide(path: str, sums: Sums) -> Tensor:
             score = wanda(self.linears[path], sums.norm(path, roles))
             if recipe.pattern != "unstructured":
                 return keep_pattern(score, recipe.pattern)
@@ -161,7 +169,7 @@ class MaskBuilder:
 
         return sequential(self.llm, task.inputs(self.llm), decide)
 
-    def of_a_set(self, recipe: Recipe, tasks: list[CalibrationSource]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def of_a_set(self, recipe: Recipe, tasks: list[CalibrationSource]) -> tuple[dict[str, Bits], dict[str, Any]]:
         reduce: subnet.Reduce = "intersection" if recipe.method == "subnet" else "union"
         each = [self.wanda(task, recipe) for task in tasks]
 
@@ -171,15 +179,15 @@ class MaskBuilder:
         target = recipe.ratio
         if (wanted := self.wanted(recipe)) is not None:
             if recipe.method == "union" and recipe.matched == "matrix":  # lowest of the largest ranks, so many
-                ranked = {path: subnet.reduced_ranks(scores(path), reduce) for path in self.shapes}
-                kept = {path: keep_number("matrix", as_score(ranked[path]), wanted[path]) for path in self.shapes}
-                return kept, {"chance_sparsity": None}
+                ranked = {path: subnet.reduced_ranks(scores(path), reduce).float() for path in self.shapes}
+                bits = {path: pack(keep_number("matrix", ranked[path], wanted[path])) for path in self.shapes}
+                return bits, {"chance_sparsity": None}
             target = sum(wanted.values()) / sum(math.prod(shape) for shape in self.shapes.values())
         found = subnet.search(subnet.curve(scores, self.shapes, reduce), target)
-        kept = {path: subnet.combined(scores(path), found.task_ratio, reduce) for path in self.shapes}
+        bits = {path: pack(subnet.combined(scores(path), found.task_ratio, reduce)) for path in self.shapes}
         num, density = len(tasks), 1 - found.task_ratio
         by_chance = density**num if reduce == "intersection" else 1 - (1 - density) ** num
-        return kept, {"task_ratio": found.task_ratio, "chance_sparsity": 1 - by_chance}
+        return bits, {"task_ratio": found.task_ratio, "chance_sparsity": 1 - by_chance}
 
 
 def sums_of(task: CalibrationSource, llm: FrozenLLM) -> Sums:
@@ -191,9 +199,3 @@ def sums_of(task: CalibrationSource, llm: FrozenLLM) -> Sums:
         one_shot(llm, task.inputs(llm)).save(folder / "sums.safetensors", task.facts() | {"llm": llm.name})
 
     return Sums.load(build_folder(target, build) / "sums.safetensors")[0]
-
-
-def as_score(ranks_OI: np.ndarray) -> Tensor:
-    import torch
-
-    return torch.from_numpy(ranks_OI).float()

@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ima.interventions.hooks import Args, Kwargs, shadow, states_of, with_states
 from ima.interventions.prune.apply import pruned
+from ima.interventions.prune.mask import Bits
 from ima.interventions.prune.scores import linears_of
+from ima.interventions.prune.select import pack
 from ima.interventions.prune.sums import Sums, Watch
 from ima.models.llm.frozen import FrozenLLM
 
 Inputs = tuple[Tensor, Tensor]  # x_BSD, roles_BS
-Decide = Callable[[str, Sums], np.ndarray]  # module path, statistics of its block -> kept (out, in)
+Decide = Callable[[str, Sums], Tensor]  # module path, statistics of its block -> kept (out, in)
 
 
 @torch.no_grad()
@@ -53,18 +54,18 @@ class Enough(Exception):
 
 
 @torch.no_grad()
-def sequential(llm: FrozenLLM, batches: Iterable[Inputs], decide: Decide) -> dict[str, np.ndarray]:
-    """Module path -> kept, decided block by block. The model is bit for bit what it was afterwards."""
+def sequential(llm: FrozenLLM, batches: Iterable[Inputs], decide: Decide) -> dict[str, Bits]:
+    """Module path -> packed bits of what is kept, block by block. The model is bit for bit what it was afterwards."""
     held = [hold(llm, x_BSD, roles_BS) for x_BSD, roles_BS in batches]
     linears = linears_of(llm)
-    kept: dict[str, np.ndarray] = {}
+    bits: dict[str, Bits] = {}
     with ExitStack() as stack:
         for block, layer in enumerate(llm.table.blocks):
             inside = {id(module) for module in layer.modules()}
             own = {path: linear for path, linear in linears.items() if id(linear) in inside}
             sums = block_sums(layer, block, own, held)
             found = {path: decide(path, sums) for path in own}
-            kept |= found
+            bits |= {path: pack(kept) for path, kept in found.items()}
             if block + 1 == llm.num_blocks:
                 break
             stack.enter_context(pruned(own, found))
@@ -72,7 +73,7 @@ def sequential(llm: FrozenLLM, batches: Iterable[Inputs], decide: Decide) -> dic
                 args, kwargs = with_states(*batch.calls[block], batch.x_BSD)
                 batch.x_BSD = layer(*args, **kwargs)
                 batch.calls[block] = ((), {})
-    return kept
+    return bits
 
 
 def hold(llm: FrozenLLM, x_BSD: Tensor, roles_BS: Tensor) -> Held:

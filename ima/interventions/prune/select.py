@@ -2,13 +2,14 @@
 
 A group is an output row (Wanda), a matrix, the whole model, or n:m neighbours within a row. Every weight has a place in
 one strict order (score, then position), so that numbers are exact and outcomes do not depend on a sorting algorithm.
-`ranks` gives that order itself: a mask at any sparsity is `rank >= number pruned`.
+`ranks` gives that order itself: a mask at any sparsity is `rank >= number pruned`. Masks stay on the device of their
+scores: on a CPU numpy chooses, elsewhere `select_on_device`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ima.core.errors import UserError
+from ima.interventions.prune import select_on_device
 
 Group = Literal["row", "matrix", "global"]
 Pattern = Literal["unstructured", "2:4", "4:8"]
@@ -29,30 +31,42 @@ def num_pruned(num: int, ratio: float) -> int:
     return min(num, math.floor(ratio * num + EPSILON))
 
 
-def keys_of(score_GN: Tensor) -> np.ndarray:
-    """int64 (G, N) in the strict order of each row: the bits of a non-negative fp32, then the position."""
-    score_GN = score_GN.detach().float().cpu().contiguous()
-    if not bool(torch.isfinite(score_GN).all()) or bool((score_GN < 0).any()):
+def checked(score: Tensor) -> Tensor:
+    """fp32 and contiguous, without -0. Raises UserError where scores are not finite or negative."""
+    score = score.detach().float().contiguous()
+    if not score.numel():
+        return score
+    low, high = torch.aminmax(score)
+    if not (low >= 0 and high < math.inf):  # NaN is neither
         raise UserError(NOT_FINITE)
-    bits = (score_GN + 0.0).view(torch.int32).numpy().astype(np.int64)
+    return score if low > 0 else score + 0.0
+
+
+def keys_of(score_GN: np.ndarray) -> np.ndarray:
+    """int64 (G, N) in the strict order of each row: the bits of a non-negative fp32, then the position."""
+    bits = score_GN.view(np.int32).astype(np.int64)
     found: np.ndarray = (bits << 32) | np.arange(score_GN.shape[1], dtype=np.int64)
     return found
 
 
-def ranks(score_GN: Tensor) -> np.ndarray:
+def ranks(score_GN: Tensor) -> Tensor:
     """int32 (G, N): the place of each weight in its row's order, 0 for the first to be pruned."""
-    order = np.sort(keys_of(score_GN), axis=1) & 0xFFFFFFFF
+    score_GN = checked(score_GN)
+    if score_GN.device.type != "cpu":
+        return select_on_device.ranks(score_GN)
+    order = np.sort(keys_of(score_GN.numpy()), axis=1) & 0xFFFFFFFF
     out = np.empty(order.shape, dtype=np.int32)
     np.put_along_axis(out, order, np.arange(order.shape[1], dtype=np.int32)[None], axis=1)
-    return out
+    return torch.from_numpy(out)
 
 
-def keep(score_GN: Tensor, num: int | np.ndarray) -> np.ndarray:
+def keep(score_GN: Tensor, num: int | np.ndarray) -> Tensor:
     """bool (G, N): all but the `num` lowest of each row; `num` may differ by row (G,)."""
-    score, length = score_GN.detach().float().cpu().numpy(), score_GN.shape[1]
-    if not np.isfinite(score.max(initial=0.0)):
-        raise UserError(NOT_FINITE)
-    nums = np.broadcast_to(np.asarray(num), (len(score),))
+    score_GN = checked(score_GN)
+    nums = np.broadcast_to(np.asarray(num, dtype=np.int64), (len(score_GN),))
+    if score_GN.device.type != "cpu":
+        return select_on_device.keep(score_GN, torch.from_numpy(nums.copy()).to(score_GN.device))
+    score, length = score_GN.numpy(), score_GN.shape[1]
     kept = np.zeros(score.shape, dtype=bool)
     for each in map(int, np.unique(nums)):
         if each < length:
@@ -61,23 +75,41 @@ def keep(score_GN: Tensor, num: int | np.ndarray) -> np.ndarray:
             found = part >= np.partition(part, each, axis=1)[:, each, None]
             tied = np.flatnonzero(found.sum(1) != length - each)  # several at the threshold: their places decide
             if len(tied):
-                keys = keys_of(torch.from_numpy(part[tied]))
+                keys = keys_of(part[tied])
                 found[tied] = keys >= np.partition(keys, each, axis=1)[:, each, None]
             kept[rows] = found
-    return kept
+    return torch.from_numpy(kept)
 
 
-def keep_pattern(score_OI: Tensor, pattern: str) -> np.ndarray:
+def keep_pattern(score_OI: Tensor, pattern: str) -> Tensor:
     """n:m: of each m neighbours in a row the n lowest are pruned. Raises UserError where rows are no multiple of m."""
     n, m = (int(part) for part in pattern.split(":"))
     rows, length = score_OI.shape
     if length % m:
         raise UserError(f"pattern: {pattern} needs rows of a multiple of {m} weights; here is one of {length}")
-    keys = keys_of(score_OI.reshape(-1, m))
+    score_OI = checked(score_OI)
+    if score_OI.device.type != "cpu":
+        return select_on_device.keep_pattern(score_OI, n, m)
+    keys = keys_of(score_OI.reshape(-1, m).numpy())
     lower = np.zeros(keys.shape, dtype=np.int8)
     for column in range(m):
         lower += keys[:, column, None] < keys
-    return (lower >= n).reshape(rows, length)
+    return torch.from_numpy((lower >= n).reshape(rows, length))
+
+
+def pack(kept: Tensor) -> np.ndarray:
+    """uint8 bits of a mask, as `Mask` holds them."""
+    if kept.device.type != "cpu":
+        return select_on_device.pack(kept).cpu().numpy()
+    return np.packbits(kept.numpy().reshape(-1))
+
+
+def unpack(bits: np.ndarray, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """bool mask of packed bits; they travel packed."""
+    if device.type != "cpu":
+        on_device = torch.from_numpy(np.ascontiguousarray(bits)).to(device)
+        return select_on_device.unpack(on_device, math.prod(shape)).reshape(shape)
+    return torch.from_numpy(np.unpackbits(bits, count=math.prod(shape)).view(bool)).reshape(shape)
 
 
 def shared(total: int, num_rows: int) -> np.ndarray:
@@ -95,7 +127,7 @@ def shares(shapes: Mapping[str, tuple[int, int]], total: int) -> dict[str, int]:
     return out
 
 
-def keep_by(group: Group, score_OI: Tensor, ratio: float) -> np.ndarray:
+def keep_by(group: Group, score_OI: Tensor, ratio: float) -> Tensor:
     """One matrix at a ratio."""
     rows, length = score_OI.shape
     if group == "row":
@@ -103,7 +135,7 @@ def keep_by(group: Group, score_OI: Tensor, ratio: float) -> np.ndarray:
     return keep(score_OI.reshape(1, -1), num_pruned(rows * length, ratio)).reshape(rows, length)
 
 
-def keep_number(group: Group, score_OI: Tensor, num: int) -> np.ndarray:
+def keep_number(group: Group, score_OI: Tensor, num: int) -> Tensor:
     """One matrix with exactly `num` pruned; by row, as evenly as whole numbers allow."""
     rows, length = score_OI.shape
     if group == "row":
@@ -111,34 +143,35 @@ def keep_number(group: Group, score_OI: Tensor, num: int) -> np.ndarray:
     return keep(score_OI.reshape(1, -1), num).reshape(rows, length)
 
 
-def keep_global(scores: Scores, shapes: Mapping[str, tuple[int, int]], num: int) -> dict[str, np.ndarray]:
+def keep_global(scores: Scores, shapes: Mapping[str, tuple[int, int]], num: int) -> Iterator[tuple[str, Tensor]]:
     """The `num` lowest of all matrices, ties by the order of paths. The threshold is found digit by digit, so that the
     scores are never in memory at once."""
 
-    def bits_of(path: str) -> np.ndarray:
-        score = scores(path).detach().float().cpu()
-        if not bool(torch.isfinite(score).all()):
-            raise UserError(NOT_FINITE)
-        return (score + 0.0).contiguous().view(torch.int32).numpy().reshape(-1)
+    def bits_of(path: str) -> Tensor:
+        return checked(scores(path)).view(torch.int32).reshape(-1)
+
+    def count(values: Tensor, length: int) -> np.ndarray:
+        found: np.ndarray = torch.bincount(values, minlength=length).cpu().numpy()
+        return found
 
     if num >= sum(math.prod(shape) for shape in shapes.values()):
-        return {path: np.zeros(shape, dtype=bool) for path, shape in shapes.items()}
-    high = sum(np.bincount(bits_of(path) >> 16, minlength=2**15) for path in shapes)
+        for path, shape in shapes.items():
+            yield path, torch.zeros(shape, dtype=torch.bool)
+        return
+    high = sum(count(bits_of(path) >> 16, 2**15) for path in shapes)
     before = np.cumsum(high) - high
     digit = int(np.searchsorted(np.cumsum(high), num, side="right"))
     left = num - int(before[digit])
     low = np.zeros(2**16, dtype=np.int64)
     for path in shapes:
         bits = bits_of(path)
-        low += np.bincount(bits[(bits >> 16) == digit] & 0xFFFF, minlength=2**16)
+        low += count(bits[(bits >> 16) == digit] & 0xFFFF, 2**16)
     last = int(np.searchsorted(np.cumsum(low), left, side="right"))
     ties = left - int((np.cumsum(low) - low)[last])
     threshold = (digit << 16) | last
-    out = {}
     for path, shape in shapes.items():
         bits = bits_of(path)
         kept = bits >= threshold
-        first = np.flatnonzero(bits == threshold)[:ties]
+        first = (bits == threshold).nonzero()[:ties, 0] if ties else bits[:0].long()
         kept[first], ties = False, ties - len(first)
-        out[path] = kept.reshape(shape)
-    return out
+        yield path, kept.reshape(shape)

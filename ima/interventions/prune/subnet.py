@@ -8,10 +8,12 @@ search for s costs nothing. The union of the masks is the same with the largest 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ima.interventions.prune.select import keep_by, num_pruned, ranks
@@ -28,9 +30,9 @@ class Found:
     final_ratio: float
 
 
-def reduced_ranks(scores: Sequence[Tensor], reduce: Reduce) -> np.ndarray:
+def reduced_ranks(scores: Sequence[Tensor], reduce: Reduce) -> Tensor:
     """int32 (out, in): the smallest (union: largest) of the tasks' ranks within the row."""
-    combine = np.minimum if reduce == "intersection" else np.maximum
+    combine = torch.minimum if reduce == "intersection" else torch.maximum
     out = ranks(scores[0])
     for score in scores[1:]:
         out = combine(out, ranks(score))
@@ -41,7 +43,7 @@ def curve(scores: TaskScores, shapes: Mapping[str, tuple[int, int]], reduce: Red
     """For each row length: how many weights have a reduced rank below n, n = 0 .. length."""
     counts: dict[int, np.ndarray] = {}
     for path, (_, length) in shapes.items():
-        found = np.bincount(reduced_ranks(scores(path), reduce).reshape(-1), minlength=length)
+        found = torch.bincount(reduced_ranks(scores(path), reduce).reshape(-1), minlength=length).cpu().numpy()
         counts[length] = counts.get(length, 0) + found
     return {length: np.concatenate([[0], np.cumsum(found)]) for length, found in counts.items()}
 
@@ -55,7 +57,7 @@ def search(below: Mapping[int, np.ndarray], final_ratio: float) -> Found:
     return Found(candidates[best], finals[best])
 
 
-def combined(scores: Sequence[Tensor], task_ratio: float, reduce: Reduce) -> np.ndarray:
+def combined(scores: Sequence[Tensor], task_ratio: float, reduce: Reduce) -> Tensor:
     """bool (out, in) of one matrix: the tasks' masks by row at `task_ratio`, intersected or united."""
-    combine = np.logical_and if reduce == "intersection" else np.logical_or
-    return combine.reduce([keep_by("row", score, task_ratio) for score in scores])
+    combine = torch.logical_and if reduce == "intersection" else torch.logical_or
+    return functools.reduce(combine, [keep_by("row", score, task_ratio) for score in scores])
