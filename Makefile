@@ -124,7 +124,7 @@ collect: setup  ## one table of all runs below a folder, CSV and Parquet: make c
 dashboard: setup  ## the W&B dashboard, pushed where there is a key (WANDB_ENTITY), else as JSON
 	@$(PY) -m ima wandb push $(ARGS)
 
-sync: setup  ## upload offline W&B runs: make sync RUN=outputs/demo
+sync: setup  ## send runs to W&B from their files: make sync RUN=outputs/demo
 	@$(PY) -m ima wandb sync $(RUN)
 
 doctor: setup  ## will a config run here: make doctor ARGS="llm=vicuna trainer=gpu"

@@ -32,7 +32,7 @@ COMMANDS = {
     "export-data": ("ima.cli.export_data", "write a source in official formats"),
     "export-llava": ("ima.cli.export_llava", "write a run as a LLaVA model folder"),
     "submit": ("ima.cli.submit", "workers of one sweep as jobs of a cluster"),
-    "wandb": ("ima.cli.wandb_workspace", "push the W&B dashboard, sync offline runs"),
+    "wandb": ("ima.cli.wandb_workspace", "push the W&B dashboard, send runs from their files"),
     "bench": ("ima.cli.bench", "the benchmarks"),
 }
 

@@ -76,6 +76,11 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
     for flag in flags:
         if flag not in OPTIONS and (known := synonym(flag.lstrip("-").partition("=")[0].rpartition(".")[2])):
             raise UserError(f"{flag}: no such option; {known}, written key=value without '--'")
+        if flag not in OPTIONS and "=" in flag:
+            raise UserError(
+                f"{flag}: no such option; keys are written without '--': {flag.lstrip('-')} "
+                "(in the command of a W&B sweep ${args_no_hyphens} in place of ${args})"
+            )
         if flag not in OPTIONS:
             raise UserError(f"{flag}: no such option; {nearest(flag, OPTIONS)}")
     if "--help" in flags:

@@ -55,11 +55,11 @@ class RunInProgress:
         if error is None:
             return
         try:
-            if self.logger is not None:
-                self.logger.finish(failed=True)
-        finally:
             if self.is_main:
                 record_failure(self.record, self.folder, error)
+        finally:
+            if self.logger is not None:
+                self.logger.finish(failed=True, reason=self.record.reason if self.record.status == "failed" else "")
 
     def save(self) -> None:
         if self.is_main:
@@ -94,8 +94,9 @@ class RunInProgress:
         if node:
             more = {"job_type": job_type} if job_type and "job_type" not in node else {}
             self.logger = instantiate(node)(self.folder, self.record.config, **more)
-            self.logger.mirror(kept_rows(path))  # a resumed run is a new one there, and begins with what is known
-            recorder.mirrors.append(self.logger.mirror)
+            if hasattr(self.logger, "mirror"):  # one that is told of rows; others read the file
+                self.logger.mirror(kept_rows(path))
+                recorder.mirrors.append(self.logger.mirror)
         return recorder
 
     def gather(self, recorder: Recorder, measures: Sequence[Measure]) -> None:

@@ -26,6 +26,7 @@ from ima.core.metric_names import IMA_MEAN, VAL_LOSS, limits_of
 from ima.models.llava import is_foreign
 from ima.pipeline.evaluate import measure, measure_whole
 from ima.pipeline.fit import train
+from ima.pipeline.loggers import wandb
 from ima.pipeline.stages import stage_configs
 from ima.pipeline.streams import print_table
 from ima.report.build import write_report
@@ -135,6 +136,11 @@ def summarise(folder: Path, record: RunRecord) -> None:
             value = metrics[name]
             print(f"{name:24s} {'nan' if value is None else f'{value:.3f}'}{interval}")
     print(f"page: {write_report([folder])}")
+    if told := wandb.close(folder):
+        record.more["wandb"] = told
+        record.write(folder)
+        if told.get("url"):
+            print(f"W&B: {told['url']}")
 
 
 def quiet() -> None:

@@ -36,7 +36,9 @@ OWN_BELOW = {
     "media": re.compile(r"[^/]+-\d\d\.(png|mp3|wav|webm)"),
     "entries": re.compile(r"[^/]+/(alignment\.(safetensors|json)|examples\.jsonl)"),
     "figures": FIGURE,
-    "wandb": re.compile(r"(offline-)?run-[^/]+/.+|latest-run|debug[\w-]*\.log", re.DOTALL),
+    "wandb": re.compile(
+        r"(offline-)?run-[^/]+/.+|latest-run|debug[\w-]*\.log|mirror\.(json|log|lock)|data/.+", re.DOTALL
+    ),
 }
 MAX_NAMED = 6
 

@@ -13,7 +13,7 @@ from test_training import config_of
 from ima.core.metric_names import LIMITS, is_limit, limits_of, metric_name
 from ima.core.types import Row
 from ima.pipeline.fit import train
-from ima.pipeline.loggers.wandb import scalar_name
+from ima.pipeline.loggers.wandb_points import scalar_name
 from ima.report.correlation import is_column
 from ima.report.curves import by_entry, by_epoch, task_scores
 from ima.report.entry_table import entry_lines

@@ -1,4 +1,4 @@
-"""W&B's charts of a mixture: every entry has its own, none overwrites another's."""
+"""The chart by layer has every measured epoch's own values, of each entry of a mixture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from report_runs import ENTRIES, make_mixture
+from report_runs import ENTRIES, make_mixture, make_run
 
 from ima.core.types import Row
-from ima.pipeline.loggers.wandb import scalar_name
-from ima.pipeline.loggers.wandb_charts import Charts
+from ima.pipeline.loggers.wandb_charts import LAYER_COLUMNS, MAX_LINES, layer_rows, summary
+from ima.pipeline.loggers.wandb_points import scalar_name
 from ima.runs.results import read_rows
 
 
@@ -28,22 +28,38 @@ def test_no_two_rows_of_a_mixture_share_a_scalar(rows: list[Row]) -> None:
     assert alone["ima/mean", 1, None] == len(ENTRIES), "without the name they would be one chart"
 
 
-def test_each_entry_has_a_chart_of_its_own_values_from_the_first_row_on(rows: list[Row]) -> None:
-    charts = Charts(mixture=True)
-    first = [row for row in rows if row.task == "image_caption"]
-    assert set(charts.logged(charts.add(first))) == {f"charts/{score}/image_caption" for score in ("sim", "sim_gap")}
-    charts.add(rows)
+def test_each_entry_has_lines_of_its_own_values(rows: list[Row]) -> None:
+    found = [dict(zip(LAYER_COLUMNS, cells, strict=True)) for cells in layer_rows(rows, mixture=True)]
     for entry in ENTRIES:
-        layers, values, names = charts.lines(("sim", entry))
         wanted = {
-            (row.epoch, row.layer_a): row.value
+            (f"{entry}, epoch {row.epoch}", row.layer_a): row.value
             for row in rows
             if (row.task, row.score, row.variant, row.role_b) == (entry, "sim", "raw", "T")
         }
-        found = {
-            (int(name.split()[1]), layer): value
-            for name, curve in zip(names, values, strict=True)
-            for layer, value in zip(layers, curve, strict=True)
-        }
-        assert found == wanted
-    assert charts.heat_map().image is not None
+        assert {(each["line"], each["layer"]): each["sim"] for each in found if each["entry"] == entry} == wanted
+
+
+def test_of_many_epochs_the_first_the_last_and_some_between_are_lines(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", layers=2, epochs=30, samples=0)
+    found = layer_rows([Row(**row) for row in read_rows(tmp_path / "run" / "rows.jsonl")])
+    lines = list(dict.fromkeys(cells[0] for cells in found))
+    assert len(lines) == MAX_LINES and (lines[0], lines[-1]) == ("epoch 0", "epoch 30")
+
+
+def test_measured_again_the_newer_value_counts_and_steps_tell_measurements_of_one_epoch_apart() -> None:
+    def row(value: float, step: int) -> Row:
+        return Row("r", "sim", value, step=step, epoch=0, split="val", layer_a=1, layer_b=1, site="resid_post",
+                   role_a="P", role_b="T", variant="raw")  # fmt: skip
+
+    found = layer_rows([row(0.1, 0), row(0.2, 5), row(0.3, 5)])
+    assert [(cells[0], cells[LAYER_COLUMNS.index("sim")]) for cells in found] == [("step 0", 0.1), ("step 5", 0.3)]
+
+
+def test_the_summary_has_what_a_plan_and_a_mask_leave() -> None:
+    facts = {"plan": {"flops": {"prefill_left": 0.7, "prefill": None, "unit": "x"},
+                      "interventions": [{"kind": "skip", "ratio": 0.9}, {"kind": "prune", "ratio": 0.5}]},
+             "plan_seconds": {"left": 0.8, "unit": "s"}, "seconds": {"fit": 2.0}}  # fmt: skip
+    record = {"metrics": {"a": 1.0, "b": None}, "facts": facts, "wall_seconds": 3.0}
+    assert summary(record) == {"a": 1.0, "plan/flops_prefill_left": 0.7, "plan/seconds_left": 0.8,
+                               "mask/sparsity": 0.5, "seconds/fit": 2.0, "wall_seconds": 3.0}  # fmt: skip
+    assert summary({}) == {}

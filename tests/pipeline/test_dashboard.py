@@ -1,132 +1,79 @@
-"""W&B holds what the files hold, and neither it nor anything else needs a network."""
+"""The mirror of whole runs: offline, at a server, killed; and that nothing needs a network."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from launcher import ROOT, Launcher
 from test_training import CACHED, NOISE
+from wandb_runs import (
+    assert_mirrored,
+    assert_points,
+    assert_sent,
+    exit_codes,
+    fragments,
+    header,
+    history,
+    records,
+    sent_artifact,
+    until,
+)
+from wandb_server import WandbServer, wandb_server
 
-from ima.core.types import Row
-from ima.pipeline.loggers.wandb import INIT_SECONDS, TABLE_FIELDS, scalar_name
+from ima.pipeline.loggers.wandb_charts import BY_LAYER, PREDICTIONS
 from ima.runs.record import read_result
 from ima.runs.results import read_rows
 
 MIRRORED = [item for item in NOISE if item != "logger=none"] + ["trainer.epochs=2", "trainer.generate_samples=3"]
-DRAWN = ["sim", "resid_post", "P", "T", "raw"]
+# Machines that are busy may take long to say goodbye to W&B; how long a run waits for that is not the question here.
+PATIENT = [*MIRRORED, "logger=offline", "logger.wait_seconds=100"]
+ONLINE = [*MIRRORED, "logger=wandb", "logger.wait_seconds=100"]
+QUICK = {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}
 REFUSE = "training_faults.refuse_the_network"
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The newest offline run as W&B's own reader shows it."""
-    run = sorted((folder / "wandb").glob("offline-run-*"))[-1]
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def table_rows(folder: Path, found: list[dict[str, Any]]) -> list[list[Any]]:
-    """The increments of the table put together, in the order in which they were logged."""
-    run = sorted((folder / "wandb").glob("offline-run-*"))[-1]
-    paths = [
-        record["history"]["item"]["rows.path"]
-        for record in found
-        if record["type"] == "history" and "rows.path" in record["history"]["item"]
-    ]
-    tables = [json.loads((run / "files" / path).read_text()) for path in paths]
-    assert all(table["columns"] == list(TABLE_FIELDS) for table in tables)
-    return [row for table in tables for row in table["data"]]
-
-
-def number(value: Any) -> Any:
-    return None if value == "NaN" or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def assert_mirrored(folder: Path) -> None:
-    found = records(folder)
-    rows = list(read_rows(folder / "rows.jsonl"))
-    assert [[number(cell) for cell in row] for row in table_rows(folder, found)] == [
-        [row[field] for field in TABLE_FIELDS] for row in rows
-    ]
-    charts = [record["history"]["item"] for record in found if record["type"] == "history"]
-    for row in rows:
-        name = scalar_name(Row(**row))
-        if name is not None:
-            points = [
-                number(item[name])
-                for item in charts
-                if name in item and (item.get("epoch"), item["trainer/global_step"]) == (row["epoch"], row["step"])
-            ]
-            assert points == [row["value"]], (name, row["step"])
-    assert_charted(folder, rows, charts)
-    summary: dict[str, Any] = {}
-    for record in found:
-        if record["type"] == "summary":
-            summary |= record["summary"].get("update", {})
-    metrics = read_result(folder)["metrics"]
-    assert {name: number(summary.get(name)) for name in metrics} == metrics
-    (run,) = (record["run"] for record in found if record["type"] == "run")
-    assert run["config"]["update"]["trainer"]["epochs"] == 2
-    assert [record["exit"]["exit_code"] for record in found if record["type"] == "exit"] == [0]
-
-
-def assert_charted(folder: Path, rows: list[dict[str, Any]], charts: list[dict[str, Any]]) -> None:
-    """The last chart of the similarity has every epoch's values by layer; the map of layers and epochs is a picture."""
-    run = sorted((folder / "wandb").glob("offline-run-*"))[-1]
-    path = [item["charts/sim_table.path"] for item in charts if "charts/sim_table.path" in item][-1]
-    drawn = json.loads((run / "files" / path).read_text())
-    step, key, value = (drawn["columns"].index(name) for name in ("step", "lineKey", "lineVal"))
-    wanted = {
-        (row["layer_a"], f"epoch {row['epoch']}"): row["value"]
-        for row in rows
-        if (row["score"], row["site"], row["role_a"], row["role_b"], row["variant"])
-        == ("sim", "resid_post", "P", "T", "raw")
-    }
-    assert {(cell[step], cell[key]): number(cell[value]) for cell in drawn["data"]} == wanted
-    (picture,) = [item["charts/ima_heatmap.path"] for item in charts if "charts/ima_heatmap.path" in item]
-    assert (run / "files" / picture).stat().st_size > 0
 
 
 @pytest.mark.processes
 def test_an_offline_run_holds_what_the_rows_hold_also_when_it_was_killed(launcher: Launcher, tmp_path: Path) -> None:
-    argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}", "name=run"]
-    killed = launcher.run("train", argv, die="ima.pipeline.callbacks.StepRecorder.on_train_batch_end", call=6)
+    argv = [*PATIENT, f"output_dir={tmp_path}", "name=run"]
+    env = {"MIRROR": str(tmp_path / "run" / "wandb" / "mirror.json")}
+    killed = launcher.run("train", argv, env=env, patch="training_faults.die_when_mirrored")
     assert killed.code == -9
     done = launcher.run("train", argv, patch=REFUSE)
     assert done.code == 0 and done.stderr == "", done.stderr
+    assert len(fragments(tmp_path / "run")) == 2
     assert_mirrored(tmp_path / "run")
+    assert read_result(tmp_path / "run")["wandb"]["mode"] == "offline"
 
 
 @pytest.mark.processes
 def test_a_run_that_fails_is_a_failed_one_in_its_group_and_an_evaluation_is_mirrored(
     launcher: Launcher, tmp_path: Path
 ) -> None:
-    argv = [*MIRRORED, "logger=offline", f"output_dir={tmp_path}", "name=run"]
+    argv = [*PATIENT, f"output_dir={tmp_path}", "name=run"]
     env = {"WANDB_RUN_GROUP": "a-sweep"}  # as a sweep gives it to its jobs
     failed = launcher.run("train", argv, env=env, patch="training_faults.fail_at_step_6")
     assert failed.code == 1
-    found = records(tmp_path / "run")
-    assert [record["exit"]["exit_code"] for record in found if record["type"] == "exit"] == [1]
-    (run,) = (record["run"] for record in found if record["type"] == "run")
-    assert (run["run_group"], run["job_type"]) == ("a-sweep", "train")
     assert launcher.run("train", argv, env=env).code == 0
-    measure = [f"checkpoint={tmp_path / 'run'}", f"output_dir={tmp_path}", "name=measured", "logger=offline"]
-    assert launcher.run("evaluate", measure, env=env).code == 0
-    found = records(tmp_path / "measured")
-    (run,) = (record["run"] for record in found if record["type"] == "run")
-    assert (run["run_group"], run["job_type"]) == ("a-sweep", "evaluate")
-    rows = list(read_rows(tmp_path / "measured" / "rows.jsonl"))
-    assert [[number(cell) for cell in row[:3]] for row in table_rows(tmp_path / "measured", found)] == [
-        [row[field] for field in TABLE_FIELDS[:3]] for row in rows
-    ]
+    first, last = (records(run) for run in fragments(tmp_path / "run"))
+    assert exit_codes(first) == [1] and exit_codes(last) == [0]
+    assert (header(first)["run_group"], header(first)["job_type"]) == ("a-sweep", "train")
+    measure = [f"checkpoint={tmp_path / 'run'}", f"output_dir={tmp_path}", "name=measured", *PATIENT[-2:]]
+    skip = ["intervention=skip_ffn", "intervention.skip_ffn.start=1"]
+    assert launcher.run("evaluate", [*measure, *skip], env=env).code == 0
+    (run,) = fragments(tmp_path / "measured")
+    found = records(run)
+    assert (header(found)["run_group"], header(found)["job_type"]) == ("a-sweep", "evaluate")
+    assert_points(history(found), list(read_rows(tmp_path / "measured" / "rows.jsonl")))
+    kept = {key for one in found if one["type"] == "summary" for key in one["summary"].get("update", {})}
+    assert {"plan/flops_prefill_left", "plan/seconds_left", "T0/noun_accuracy"} <= kept
 
 
 @pytest.mark.processes
@@ -134,34 +81,74 @@ def test_an_offline_mixture_holds_the_curves_of_every_entry(launcher: Launcher, 
     shapes = "{_target_: ima.config.settings.Entry, " \
              "data: {_target_: ima.data.shapes.Shapes, num_train: 8, num_test: 4}, " \
              "task: {_target_: ima.tasks.caption.CaptionTask, max_new_tokens: 3}}"  # fmt: skip
-    argv = [*MIRRORED, f"mixture={{a: {shapes}, b: {shapes}}}", "logger=offline", f"output_dir={tmp_path}", "name=run"]
+    argv = [*PATIENT, f"mixture={{a: {shapes}, b: {shapes}}}", f"output_dir={tmp_path}", "name=run"]
     done = launcher.run("train", argv, patch=REFUSE)
     assert done.code == 0, done.stderr
-    charts = [record["history"]["item"] for record in records(tmp_path / "run") if record["type"] == "history"]
-    for row in read_rows(tmp_path / "run" / "rows.jsonl"):
-        name = scalar_name(Row(**row), mixture=True)
-        if name is not None:
-            places = [(item.get("epoch"), item["trainer/global_step"]) for item in charts if name in item]
-            values = [number(item[name]) for item in charts if name in item]
-            assert dict(zip(places, values, strict=True))[row["epoch"], row["step"]] == row["value"], name
-            assert len(set(places)) == len(places), f"{name} was written twice at one step"
-    drawn = {key for item in charts for key in item if key.startswith("charts/")}
-    assert {f"charts/sim/{entry}_table.path" for entry in "ab"} <= drawn and "charts/ima_heatmap.path" in drawn
-    assert not any(key.startswith("charts/sim_table") for key in drawn)
-
-
-KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567"}
+    (run,) = fragments(tmp_path / "run")
+    points = history(records(run))
+    assert_points(points, list(read_rows(tmp_path / "run" / "rows.jsonl")), mixture=True)
+    (drawn,) = [item[f"{BY_LAYER}_table.path"] for item in points if f"{BY_LAYER}_table.path" in item]
+    data = json.loads((run / "files" / drawn).read_text())["data"]
+    assert {cells[0] for cells in data} == {f"{entry}, epoch {epoch}" for entry in "ab" for epoch in range(3)}
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("env", [{}, KEY, KEY | {"WANDB_BASE_URL": "http://127.0.0.1:9"}], ids=["nokey", "dns", "port"])
-def test_wandb_online_without_a_network_costs_one_line(launcher: Launcher, tmp_path: Path, env: dict[str, str]) -> None:
-    argv = [*MIRRORED, "logger=wandb", f"output_dir={tmp_path}", "name=run"]
-    done = launcher.run("train", argv, env=env, patch=REFUSE)
-    assert done.code == 0 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "W&B online is not there" in done.stderr
-    assert read_result(tmp_path / "run")["wall_seconds"] < INIT_SECONDS, "it was waited for"
-    assert_mirrored(tmp_path / "run")
+def test_a_server_has_the_layers_of_an_epoch_before_the_next_one_and_everything_at_the_end(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """An epoch begins only when the server has seen the one before. The server is on this machine, other names cannot
+    be resolved."""
+    argv = [*ONLINE, f"output_dir={tmp_path}", "name=run", "logger.tags=[a,b]", "logger.notes=mine"]
+    seen = tmp_path / "seen"
+    with wandb_server() as server:
+        watch_epochs(server, seen)
+        env = server.env | QUICK | {"WANDB_MODE": "", "SEEN": str(seen), "WANDB_PROJECT": "p", "WANDB_ENTITY": "me"}
+        done = launcher.run("train", argv, env=env, patch="training_faults.wait_for_the_epoch_before")
+        assert done.code == 0 and done.stderr == "", done.stderr
+        (run,) = server.runs
+        known = server.runs[run]
+        assert (known["project"], known["entity"], known["displayName"]) == ("p", "me", "run")
+        assert (known["jobType"], known["tags"], known["notes"]) == ("train", ["a", "b"], "mine")
+        assert_sent(server, tmp_path / "run", run)
+        artifact = sent_artifact(server, run)
+        assert "adapter.safetensors" in server.manifest(artifact) and "report.html" in server.manifest(artifact)
+        assert [name for name in server.committed() if PREDICTIONS in name]
+        assert not server.events, "system metrics are off"
+    told = read_result(tmp_path / "run")["wandb"]
+    assert told == {"id": run, "mode": "online", "url": f"{server.url}/me/p/runs/{run}"}
+    assert done.stdout.splitlines()[-1] == f"W&B: {told['url']}"
+
+
+def watch_epochs(server: WandbServer, path: Path) -> None:
+    """Writes into a file which epochs' layers have arrived."""
+
+    def watch() -> None:
+        while not path.parent.joinpath("stop").exists():
+            with server.lock:
+                points = [point for _, _, point in server.arrived]
+            epochs = {point["epoch"] for point in points if any(key.startswith("ima_layer/") for key in point)}
+            path.write_text(" ".join(map(str, sorted(epochs))))
+            time.sleep(0.05)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.processes
+def test_a_run_that_is_told_to_end_does_not_wait_for_wandb(launcher: Launcher, tmp_path: Path) -> None:
+    """SIGTERM while the server hangs; the mirror of the run ends by itself."""
+    argv = [*ONLINE, f"output_dir={tmp_path}", "name=run"]
+    with wandb_server() as server:
+        env = server.env | {"SEEN": str(tmp_path / "seen")}
+        started = launcher.start("train", argv, env=env, patch="training_faults.wait_for_the_epoch_before")
+        state = tmp_path / "run" / "wandb" / "mirror.json"
+        until(lambda: state.is_file() and "ima_layer" in state.read_text())
+        start = time.monotonic()
+        with server.lock:  # nobody is answered
+            os.kill(started.pid, signal.SIGTERM)
+            assert started.wait() != 0
+            took = time.monotonic() - start
+        until(lambda: list(server.exit_codes.values()) == [1])
+    assert took < 5, "the promise of docs/wandb.md"
 
 
 @pytest.mark.processes

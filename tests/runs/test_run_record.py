@@ -110,8 +110,8 @@ class Logger:
     def mirror(self, rows: Any) -> None:
         self.said.append(len(rows))
 
-    def finish(self, metrics: Any = None, failed: bool = False) -> None:
-        self.said.append("failed" if failed else metrics)
+    def finish(self, metrics: Any = None, failed: bool = False, reason: str = "") -> None:
+        self.said.append(f"failed: {reason}" if failed else metrics)
 
 
 RUNNING: list[Logger] = []
@@ -152,7 +152,7 @@ def test_a_run_that_ends_early_says_why_and_so_does_its_logger(
         raise error
     found = read_record(tmp_path)
     assert (found.status, found.reason, found.facts) == (status, reason, {"llm": "x"})
-    assert RUNNING.pop().said == ["train", 0, "failed"]
+    assert RUNNING.pop().said == ["train", 0, f"failed: {reason if status == 'failed' else ''}"]
 
 
 def test_a_rank_that_is_not_the_first_writes_nothing(tmp_path: Path) -> None:

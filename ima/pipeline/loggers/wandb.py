@@ -1,33 +1,38 @@
-"""The W&B mirror of a run: scalars while it goes, charts by layer, one long table of all rows, the resolved config.
+"""The W&B mirror of a run, as the training process sees it: a child process that reads the run's files.
 
-The run's files are the truth: whatever is here can be rebuilt from them, so a mirror that cannot be had (no key, no
-network) costs one line and never a run. Offline runs lie in `<run>/wandb` and are uploaded with `wandb sync`.
+The run's files are the truth. The child (`ima.pipeline.loggers.wandb_child`) follows `rows.jsonl` and tells W&B; this
+process never calls W&B, so that no accident there can end, hang or slow the run. Whatever is lost on the way can be
+sent again from the files (`python -m ima wandb sync`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import json
 import os
-import socket
+import subprocess
 import sys
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ima.core.metric_names import layer_name, metric_name
-from ima.core.types import ROW_FIELDS, Row
-from ima.pipeline.loggers.wandb_charts import Charts
+from ima.core.commands import ROOT, arguments, called_as
+from ima.pipeline.loggers.wandb_settings import chosen, names
 
-INIT_SECONDS = 20.0
-REACH_SECONDS = 3.0
-TABLE_FIELDS = tuple(field for field in ROW_FIELDS if field not in ("run", "schema"))
+BRIEF_SECONDS = 2.0  # for the child at the end of a run that failed or was interrupted
+START = "import sys; sys.path.insert(0, {root!r}); from ima.pipeline.loggers.wandb_child import main; sys.exit(main())"
+STATE = Path("wandb") / "mirror.json"  # of a run folder: what was sent as what
+OPEN: dict[Path, WandbMirror] = {}  # by run folder: mirrors of this process that have not ended
 
 
 class WandbMirror:
-    """mode: offline, or online (falls back to offline with one line where W&B cannot be reached)."""
+    """mode: offline, or online (falls back to offline with one line where W&B cannot be reached). name: what varies,
+    where it is not given; group: the sweep. system_metrics: of this process (CPU, memory, GPU). artifacts: whether the
+    adapter and the page are sent too (the rows always are); null: online only. alert: on a failed run. wait_seconds: at
+    most so long the end of the run waits for W&B."""
+
+    RANGES = {"wait_seconds": (0.0, None)}
 
     def __init__(
         self,
@@ -39,107 +44,146 @@ class WandbMirror:
         group: str | None = None,
         job_type: str = "train",
         tags: Sequence[str] = (),
+        notes: str | None = None,
+        name: str | None = None,
+        dir: str | None = None,
+        system_metrics: bool = False,
+        artifacts: bool | None = None,
+        alert: bool = True,
+        wait_seconds: float = 8.0,
     ) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        self.run: Any = None
-        self.table: Any = None
-        self.unlogged = False
-        self.entries = list(config.get("mixture") or ())
-        self.charts, self.to_draw = Charts(bool(self.entries)), set[tuple[str, str | None]]()
-        arguments: dict[str, Any] = {
-            "dir": str(folder), "project": project, "entity": entity, "group": group, "job_type": job_type,
-            "tags": list(tags), "name": folder.name, "config": dict(config), "reinit": "create_new",
+        typed = (config.get("choices") or {}).get("overrides") or arguments()
+        given = {
+            "mode": mode, "project": project, "entity": entity, "group": group, "job_type": job_type,
+            "tags": list(tags), "notes": notes, "name": name, "dir": dir, "system_metrics": system_metrics,
+            "artifacts": artifacts, "alert": alert,
         }  # fmt: skip
-        for attempt in (mode, "offline") if mode == "online" else (mode,):
+        self.folder, self.wait_seconds = folder, wait_seconds
+        self.told: dict[str, Any] = {}  # id, mode and url, as soon as the child knows them
+        self.process: subprocess.Popen[str] | None = None
+        self.ended, self.warned = threading.Event(), False
+        found = chosen(given, typed, os.environ)
+        if found["mode"] == "disabled":
+            return
+        found |= {key: value for key, value in names(folder, typed, job_type).items() if not found[key]}
+        try:
+            self.process = start(folder, found | {"program": sys.argv[0], "pid": os.getpid()})
+        except OSError as error:
+            self.warn(f"W&B cannot be started ({error.strerror or error})")
+            return
+        OPEN[folder] = self
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process is not None and self.process.stdout is not None
+        for line in self.process.stdout:
             try:
-                import wandb
+                said = json.loads(line)
+            except ValueError:
+                continue  # something that a library printed
+            if warning := said.pop("warning", None):
+                self.warn(warning)
+            if said.pop("done", False):
+                self.ended.set()
+            self.told |= said
+        if self.process.wait() and not self.ended.is_set():
+            self.warn(f"W&B's process ended early (exit code {self.process.returncode})")
+        self.ended.set()
 
-                if attempt == "online":
-                    reach(wandb.Settings().base_url)
-                settings = wandb.Settings(init_timeout=INIT_SECONDS, console="off", x_disable_stats=True)
-                self.run = wandb.init(mode=attempt, settings=settings, **arguments)
-                break
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                print(
-                    f"warning: logger: W&B {attempt} is not there ({reason[:120]}); the run's files have everything",
-                    file=sys.stderr,
-                )
-        if self.run is not None:
-            self.table = wandb.Table(columns=list(TABLE_FIELDS), log_mode="INCREMENTAL")
-            self.run.define_metric("epoch", hidden=True)
-            self.run.define_metric("trainer/global_step", hidden=True)
-            self.run.define_metric("train/*", step_metric="trainer/global_step")
-            self.run.define_metric("ima_layer/*", step_metric="epoch", hidden=True)
-            self.run.define_metric("ima*", step_metric="epoch")
-            self.run.define_metric("val/*", step_metric="epoch")
-            for entry in self.entries:
-                self.run.define_metric(f"{entry}/ima_layer/*", step_metric="epoch", hidden=True)
-                self.run.define_metric(f"{entry}/ima*", step_metric="epoch")
-                self.run.define_metric(f"{entry}/val/*", step_metric="epoch")
+    def warn(self, reason: str) -> None:
+        """One line a run at most."""
+        if not self.warned:
+            again = f"{called_as() or 'python -m ima'} wandb sync {self.folder}"
+            print(
+                f"warning: logger: {reason[:200]}; the run's files have everything, `{again}` sends them",
+                file=sys.stderr,
+            )
+        self.warned = True
 
-    def mirror(self, rows: Sequence[Row]) -> None:
-        """Scalars by step; every row that is not of a single step also goes to the table."""
-        if self.run is None:
+    def say(self, **words: Any) -> None:
+        """To the child, which may be gone."""
+        try:
+            assert self.process is not None and self.process.stdin is not None
+            self.process.stdin.write(json.dumps(words) + "\n")
+            self.process.stdin.flush()
+        except (OSError, ValueError):
+            pass
+
+    def finish(self, metrics: Mapping[str, float] | None = None, failed: bool = False, reason: str = "") -> None:
+        """The run has ended. One that is well is waited for in `close`, when its page is drawn."""
+        if self.process is None:
             return
-        by_step: dict[tuple[int | None, int | None], dict[str, float]] = {}
-        for row in rows:
-            name = scalar_name(row, bool(self.entries))
-            if name is not None:
-                by_step.setdefault((row.epoch, row.step), {})[name] = row.value
-            values = dataclasses.asdict(row)
-            self.table.add_data(*(values[field] for field in TABLE_FIELDS))
-        for (epoch, step), scalars in by_step.items():
-            self.run.log(scalars | ({} if epoch is None else {"epoch": epoch}) | {"trainer/global_step": step})
-        self.unlogged = self.unlogged or bool(rows)
-        self.to_draw |= set(self.charts.add(rows))
-        if any(row.split != "train" for row in rows):
-            self._log_table()
+        self.say(end="failed" if failed else "ok", reason=reason)
+        if failed:
+            self.close(BRIEF_SECONDS)
 
-    def _log_table(self) -> None:
-        """Once per increment: a table without new rows would repeat its last ones."""
-        if self.unlogged:
-            self.run.log({"rows": self.table} | self.charts.logged(sorted(self.to_draw, key=str)))
-        self.unlogged = False
-        self.to_draw.clear()
-
-    def finish(self, metrics: Mapping[str, float] | None = None, failed: bool = False) -> None:
-        if self.run is None:
-            return
-        if metrics:
-            self.run.summary.update(dict(metrics))
-        self._log_table()
-        picture = None if failed else self.charts.heat_map()
-        if picture is not None:
-            self.run.log({"charts/ima_heatmap": picture})
-        self.run.finish(exit_code=1 if failed else 0)
-        self.run = None
+    def close(self, seconds: float | None = None) -> dict[str, Any]:
+        """Wait for the child, not longer than that; what is not sent by then is sent by the child alone. Returns id,
+        mode and url of the run on W&B."""
+        brief, seconds = seconds is not None, self.wait_seconds if seconds is None else seconds
+        OPEN.pop(self.folder, None)
+        if self.process is None:
+            return {}
+        self.say(close=True)
+        if not self.ended.wait(seconds) and not brief:
+            self.warn(f"W&B is still sending after {seconds:.0f} s and goes on in the background")
+        return dict(self.told)
 
 
-@contextlib.contextmanager
-def failures_told(mirror: WandbMirror | None) -> Iterator[None]:
-    """A run that fails or is interrupted inside is a failed one on W&B too."""
-    try:
-        yield
-    except BaseException:
-        if mirror is not None:
-            mirror.finish(failed=True)
-        raise
+def close(folder: Path) -> dict[str, Any]:
+    """End the mirror of the run in `folder`, if it has one."""
+    mirror = OPEN.get(folder)
+    return mirror.close() if mirror is not None else {}
 
 
-def reach(url: str) -> None:
-    """Raises OSError at once where nobody answers at `url`: W&B itself tries again until its time is over. Behind a
-    proxy nothing can be said."""
-    if urllib.request.getproxies():
-        return
-    parts = urllib.parse.urlsplit(url)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    socket.create_connection((parts.hostname or "", port), timeout=REACH_SECONDS).close()
+def start(folder: Path, asked: Mapping[str, Any]) -> subprocess.Popen[str]:
+    """The child, told what it is asked for. Raises OSError."""
+    place = folder / "wandb"
+    place.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DATA_DIR": str((place / "data").absolute()),  # files on their way, else under the user's home
+        "WANDB_CACHE_DIR": str((place / "data" / "cache").absolute()),
+    } | os.environ  # fmt: skip
+    environment["OMP_NUM_THREADS"] = "1"
+    environment.pop("WANDB_MODE", None)  # decided already
+    with open(place / "mirror.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", START.format(root=str(ROOT))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the run, which tells the child
+        )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"folder": str(folder.absolute()), **asked}) + "\n")
+    process.stdin.flush()
+    return process
 
 
-def scalar_name(row: Row, mixture: bool = False) -> str | None:
-    """Name of the chart that a row belongs to, its metric's or its layer's; None for rows that only the table holds."""
-    is_scalar = row.split == "train" or row.track is not None or row.score == "val_loss"
-    if not is_scalar and (row.variant != "raw" or not row.score.startswith(("ima", "sim"))):
-        return None
-    return layer_name(row, mixture) or metric_name(row, mixture)
+def replay(folder: Path, seconds: float, **asked: Any) -> dict[str, Any]:
+    """Send a run that has ended, whole, from its files, if it is not there yet; what W&B calls it (id, mode, url), or
+    {"warning": why not}."""
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if kept["mode"] == "online" and kept["complete"]:
+            return {key: kept[key] for key in ("id", "mode", "url")}
+    asked = {"mode": "online", "project": "ima", "job_type": "train", **asked}
+    asked |= {key: value for key, value in names(folder, (), asked["job_type"]).items() if not asked.get(key)}
+    with start(folder, chosen(asked, (), os.environ) | {"mode": "online", "replay": True}) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"end": asked["end"], "close": True}) + "\n")
+        process.stdin.flush()
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        told: dict[str, Any] = {}
+        for line in process.stdout:
+            try:
+                told |= json.loads(line)
+            except ValueError:
+                continue
+        timer.cancel()
+    return told if told.get("done") or "warning" in told else {"warning": f"W&B did not answer for {seconds:.0f} s"}
