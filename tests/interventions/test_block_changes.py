@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import covering
 from test_interventions import hooks_of, parts_of
 from test_skipping import DEEP, FAMILIES, PAD, ROLES, S0, A, P, Q, hearing, states
 from torch import Tensor
@@ -77,7 +78,7 @@ def fits(change: str, family: str) -> bool:
     return not (change in ("parallel", "parallel decode") and TINY[family].parallel)
 
 
-GRID = [(family, change) for family in FAMILIES for change in CHANGES if fits(change, family)]
+GRID = [(family, change) for family, change in covering(FAMILIES, CHANGES, whole=DEEP) if fits(change, family)]
 
 
 def ffn_by_ln1(layer: Any, x: Tensor) -> Tensor:

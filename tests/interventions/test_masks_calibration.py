@@ -193,7 +193,9 @@ def test_memory_grows_with_the_examples_activations_at_one_block_and_with_nothin
             return [each for each in gc.get_objects() if type(each) is Tensor]
 
         gc.collect()
+        gc.freeze()  # only what is made from here on is looked at, again and again
         sequential(llm, (batch for _ in range(num) for batch in batched(examples(llm), 4)), decide)
+        gc.unfreeze()
         return most
 
     (x_BSD, _) = batched(examples(llm), 4)[0]

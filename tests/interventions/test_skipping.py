@@ -392,7 +392,7 @@ def test_a_share_of_tokens_does_not_depend_on_the_batch_and_decoding_is_the_whol
     """Alone, in a batch of any order and padding, and in one pass over prompt and answer: the same scores and texts."""
     llm = make("llama")
     x = states(llm, LEFT)
-    for seed in range(3):
+    for seed in range(2 if plan.get("select", "random") == "random" else 1):  # the others draw nothing
         with stack(llm, [Skip(**{"start": 1, "seed": seed} | plan)]):
             together = llm.generate(x, LEFT, Generation(6), NAMES)
             turned = llm.generate(x.flip(0), LEFT.flip(0), Generation(6), NAMES[::-1])
