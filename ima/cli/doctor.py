@@ -99,15 +99,15 @@ def encoder_tokens(choice: str | None) -> tuple[int, int] | None:
 def needs(config: Mapping[str, Any]) -> dict[str, float | None]:
     """Estimated bytes by what they are for; None where nothing is known."""
     choices, trainer = config.get("choices") or {}, config.get("trainer") or {}
-    llm = config.get("llm") or {}
+    llm, loader = config.get("llm") or {}, config.get("loader") or {}
     size, shape = llm_size(llm, choices.get("llm")), encoder_tokens(choices.get("encoder"))
     each = BYTES.get(str(llm.get("dtype")), 2 if trainer.get("accelerator") in GPU else 4)
     adapter = config.get("adapter") or {}
     percepts = int(adapter.get("num_tokens") or (10 if choices.get("adapter") == "pool" else (shape or (64, 0))[0]))
-    rows = int(trainer.get("micro_batch_size") or trainer.get("batch_size") or 16)
+    rows = max(1, int(loader.get("batch_size") or 16) // int(trainer.get("accumulate_grad_batches") or 1))
     samples = dataset_size(config.get("data") or {})
-    dtype = BYTES.get(str(trainer.get("cache_dtype") or "float16"), 2)
-    cached = trainer.get("cache_features", True) and shape is not None and "Noise" not in str(config.get("encoder"))
+    dtype = BYTES.get(str(loader.get("cache_dtype") or "float16"), 2)
+    cached = loader.get("cache_features", True) and shape is not None and "Noise" not in str(config.get("encoder"))
     return {
         "LLM weights": size.num_weights * each if size else None,
         "activations": rows * (percepts + TEXT_TOKENS) * size.blocks * size.width * STATES * each if size else None,
@@ -177,7 +177,7 @@ def report(config: Mapping[str, Any]) -> tuple[list[str], bool]:
     if memory > room:
         problems.append(f"about {text(memory)} of memory needed, {text(room)} free; a smaller llm or batch_size")
     if (needed["feature cache"] or 0) > disk.free:
-        problems.append(f"the feature cache needs about {text(needed['feature cache'])}; trainer.cache_features=false")
+        problems.append(f"the feature cache needs about {text(needed['feature cache'])}; loader.cache_features=false")
     problems += [f"not here: {line}" for line in downloads(config)]
     problems += [f"not set up: {line}" for line in missing() if uses(config, line.split(":", 1)[0])]
     lines += [f"problem    {line}" for line in problems]

@@ -62,7 +62,7 @@ def run_script(root: str, argv: Sequence[str], entry: Callable[[Any], Any] | Non
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        return refuse("the accelerator is out of memory; lower trainer.batch_size or trainer.eval_batch_size")
+        return refuse("the accelerator is out of memory; lower loader.batch_size or loader.eval_batch_size")
 
 
 def refuse(message: str) -> int:

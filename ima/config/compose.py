@@ -29,6 +29,7 @@ from ima.config.validate import show
 from ima.config.values import CHOICES_ONLY, MISSING, check_node, put
 from ima.core.commands import command_of, name_of
 from ima.core.errors import UserError, nearest
+from ima.core.moved_keys import current_config
 from ima.core.moved_names import current_names
 from ima.core.signatures import signature
 from ima.core.trust import CONF, named_in, targets_of, trusting
@@ -205,7 +206,7 @@ def inherit(
     open_names = [name for name in INHERITED if not config.get(name) and not choices.get(name) and name not in chosen]
     if own_data and "mixture" in open_names:
         open_names.remove("mixture")  # one task is measured, not those of the run
-    trained = current_names(trained) if trained else run_config(str(checkpoint), open_names)
+    trained = current_config(trained) if trained else run_config(str(checkpoint), open_names)
     for name in open_names:
         config[name] = trained.get(name, config.get(name))
         choices[name] = trained.get("choices", {}).get(name)

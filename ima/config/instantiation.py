@@ -1,7 +1,7 @@
 """Nodes of a checked config made into what their `_target_` names; a person's mistakes become lines that name the key.
 
-Parts (an encoder, a task, ...) are made with everything inside them. Settings (trainer, alignment, an entry of a
-mixture, a stage) are made from plain values: lists become tuples, and nodes inside an entry stay nodes, to be made in
+Parts (an encoder, a task, ...) are made with everything inside them. Settings (loader, evaluation, alignment, an entry
+of a mixture, a stage) are made from plain values: lists become tuples, and nodes inside an entry stay nodes, to be made in
 their turn.
 """
 
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from ima.config.settings import Alignment, Entry, Stage, Training
+from ima.config.settings import Alignment, Entry, Evaluation, Flags, Loader, Stage
 from ima.core.errors import UserError, prefix_errors
 from ima.core.extras import missing_extra
 
-Kind = TypeVar("Kind", Training, Alignment, Entry, Stage)
+Kind = TypeVar("Kind", Loader, Evaluation, Alignment, Entry, Stage)
 
 
 def build(config: Mapping[str, Any], name: str, prefix: str = "") -> Any:
@@ -58,8 +58,18 @@ def lists_to_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def training_of(config: Mapping[str, Any]) -> Training:
-    return build_settings(Training, config["trainer"], "trainer")
+def flags_of(config: Mapping[str, Any]) -> Flags:
+    """Those flags of the trainer that are read here; the trainer itself need not be made for it."""
+    known = {field.name for field in dataclasses.fields(Flags)}
+    return Flags(**{name: value for name, value in (config.get("trainer") or {}).items() if name in known})
+
+
+def loader_of(config: Mapping[str, Any]) -> Loader:
+    return build_settings(Loader, config["loader"], "loader")
+
+
+def evaluation_of(config: Mapping[str, Any]) -> Evaluation:
+    return build_settings(Evaluation, config["evaluation"], "evaluation")
 
 
 def alignment_of(config: Mapping[str, Any]) -> Alignment | None:

@@ -21,7 +21,13 @@ TRUST_HELP = "modules or classes of yours that the config of a run folder may na
 # What a whole multimodal model brings along; the rest of INHERITED is as train.py has it.
 OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage", "intervention")
 # Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.
-COMPLETED: dict[str, tuple[str, ...]] = {"adapter": ("dim", "width"), "logger": ("folder", "config")}
+COMPLETED: dict[str, tuple[str, ...]] = {
+    "adapter": ("dim", "width"),
+    "logger": ("folder", "config"),
+    "optimizer": ("params",),
+    "scheduler": ("optimizer",),
+    "trainer": ("callbacks", "logger", "use_distributed_sampler", "default_root_dir", "barebones"),
+}
 
 
 def field(help: str, default: Any) -> Any:
@@ -44,7 +50,14 @@ class TrainConfig:
     )
     intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "skips and masks; several stack"})
     alignment: Node = field("what is measured inside the LLM", default=None)
-    trainer: Node = field("steps, batch size, learning rate, device", default=None)
+    loader: Node = field("batches: their size and how they are made", default=None)
+    optimizer: Node = field("the optimizer and its rates", default=None)
+    scheduler: Node = field("how the rates change from step to step", default=None)
+    trainer: Node = field("flags of lightning.Trainer: epochs, steps, precision, devices", default=None)
+    callbacks: Nodes = dataclasses.field(
+        default_factory=dict, metadata={"help": "what else happens while training; several stack"}
+    )
+    evaluation: Node = field("what is scored and when", default=None)
     logger: Node = field("the mirror of the run's files", default=None)
     name: str | None = field(
         "folder of the run under output_dir; default: the experiment or train-<date>-<hash>", default=None
@@ -70,7 +83,9 @@ class EvaluateConfig:
     stage: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run"})
     intervention: Nodes = dataclasses.field(default_factory=dict, metadata={"help": "from the run, or choices"})
     alignment: Node = field("from the run, or a choice", default=None)
-    trainer: Node = field("from the run, or a choice: batch size and device", default=None)
+    loader: Node = field("from the run, or a choice: batches", default=None)
+    trainer: Node = field("from the run, or a choice: device", default=None)
+    evaluation: Node = field("from the run, or a choice: what is scored", default=None)
     logger: Node = field("the mirror of the run's files", default=None)
     name: str | None = field("folder of the evaluation under output_dir; default: <run>/evaluate-<hash>", default=None)
     output_dir: str = field("where folders are made", default="outputs")

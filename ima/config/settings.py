@@ -1,4 +1,4 @@
-"""How a run trains and what it measures: the dataclasses behind the config groups `trainer` and `alignment`.
+"""How a run trains and what it measures: the dataclasses behind config groups, and keys beside those of other classes.
 
 Nothing is imported here that is not needed to read a config. RANGES: closed limits per field, None for open.
 """
@@ -14,72 +14,104 @@ VariantName = Literal["nosink", "nomassive", "scaled", "centred", "update"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """Optimisation, places and times. Batch sizes are global: shared by all ranks.
+class Flags:
+    """Flags of `lightning.Trainer` that are read here too; and what is allowed of some where its annotations are wide."""
 
-    `cache_features` keeps encoder features on disk (frozen, deterministic encoders only); `eval_samples` and
-    `generate_samples` limit the samples measured while training (None: all); the last epoch's tasks use all.
-    `tracks`: the test splits that tasks are scored on; None for T0 and T1, or test, or val, whichever there is first;
-    [] for none.
+    RANGES: ClassVar[dict[str, Range]] = {
+        "max_epochs": (1, None),
+        "accumulate_grad_batches": (1, None),
+        "gradient_clip_val": (0.0, None),
+        "log_every_n_steps": (1, None),
+        "num_nodes": (1, None),
+    }
 
-    `llm_lr`: the peak for what is trained of the LLM (`llm.train`). `max_tokens`: longer texts are cut at the end. Of a
-    mixture: shares of an epoch go with weight * size ** (1 / `temperature`); `batches` hold samples of all entries or,
-    homogeneous, of one. `group_lengths`: texts of similar length share a batch.
+    max_epochs: int | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    log_every_n_steps: int | None = None
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: list[int] | int | str = "auto"
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Batches and how they are made. `batch_size` is that of one optimizer step, shared by all ranks and, with
+    `trainer.accumulate_grad_batches`, made of several passes; `eval_batch_size` is that of a pass without gradients.
+
+    `cache_features` keeps encoder features on disk (frozen, deterministic encoders only). `max_tokens`: longer texts
+    are cut at the end. Of a mixture: shares of an epoch go with weight * size ** (1 / `temperature`); `batches` hold
+    samples of all entries or, homogeneous, of one. `group_lengths`: texts of similar length share a batch. `loss_on`:
+    what the loss counts, the answers or the whole text.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
-        "epochs": (1, None),
         "batch_size": (1, None),
-        "micro_batch_size": (1, None),
         "eval_batch_size": (1, None),
-        "lr": (0.0, 1.0),
-        "weight_decay": (0.0, 1.0),
-        "warmup_ratio": (0.0, 1.0),
-        "warmup_from": (0.0, 1.0),
-        "final_ratio": (0.0, 1.0),
-        "clip_norm": (0.0, None),
-        "save_every_num_steps": (1, None),
-        "log_every_num_steps": (1, None),
-        "generate_every_num_epochs": (0, None),
-        "eval_samples": (1, None),
-        "generate_samples": (1, None),
         "num_workers": (0, None),
-        "num_nodes": (1, None),
-        "llm_lr": (0.0, 1.0),
         "temperature": (0.01, None),
         "max_tokens": (2, None),
     }
 
-    epochs: int = 6
     batch_size: int = 16
-    micro_batch_size: int | None = None
     eval_batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 0.02
-    warmup_ratio: float = 0.05
-    warmup_from: float = 0.1
-    final_ratio: float = 0.05
-    clip_norm: float = 1.0
-    loss_on: Literal["answer", "text"] = "answer"
-    save_every_num_steps: int = 50
-    log_every_num_steps: int = 1
-    generate_every_num_epochs: int = 1
-    generate_samples: int | None = 64
-    tracks: tuple[str, ...] | None = None
-    eval_samples: int | None = None
+    num_workers: int = 0
     cache_features: bool = True
     cache_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
-    num_workers: int = 0
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: int | str = 1
-    num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    fast: bool = True
-    llm_lr: float = 2e-5
     max_tokens: int | None = None
+    loss_on: Literal["answer", "text"] = "answer"
     temperature: float = 1.0
     batches: Literal["mixed", "homogeneous"] = "mixed"
     group_lengths: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerKeys:
+    """Keys of the group `optimizer` in addition to those of its class. `llm_lr`: the peak learning rate of what is
+    trained of the LLM (`llm.train`)."""
+
+    RANGES: ClassVar[dict[str, Range]] = {"lr": (0.0, 1.0), "weight_decay": (0.0, 1.0), "llm_lr": (0.0, 1.0)}
+
+    llm_lr: float = 2e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerKeys:
+    """Keys of the group `scheduler` in addition to those of its class, as in Lightning's dict of a scheduler: when its
+    `step` is called, and the metric that it is given."""
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "warmup_ratio": (0.0, 1.0),
+        "warmup_from": (0.0, 1.0),
+        "final_ratio": (0.0, 1.0),
+        "frequency": (1, None),
+    }
+
+    interval: Literal["step", "epoch"] = "step"
+    frequency: int = 1
+    monitor: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is scored and when. `num_samples` and `num_generated` limit the samples that are measured and answered while
+    training (None: all); after the last epoch the tasks use all.
+
+    `generate_every_num_epochs`: 0 for after the last epoch only. `tracks`: the test splits that tasks are scored on;
+    None for T0 and T1, or test, or val, whichever there is first; [] for none.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "generate_every_num_epochs": (0, None),
+        "num_samples": (1, None),
+        "num_generated": (1, None),
+    }
+
+    tracks: tuple[str, ...] | None = None
+    num_samples: int | None = None
+    generate_every_num_epochs: int = 1
+    num_generated: int | None = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +135,12 @@ class Entry:
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One of several trainings that one command runs one after the other: what differs from the rest of the config.
-    entries: those of the mixture that it trains on; None for all. train: what of the LLM (`llm.train`)."""
+    entries: those of the mixture that it trains on; None for all. train: what of the LLM (`llm.train`). The other keys
+    have the names that they have in their groups."""
 
     RANGES: ClassVar[dict[str, Range]] = {
-        "epochs": (1, None),
+        "max_epochs": (1, None),
+        "accumulate_grad_batches": (1, None),
         "batch_size": (1, None),
         "lr": (0.0, 1.0),
         "llm_lr": (0.0, 1.0),
@@ -114,12 +148,12 @@ class Stage:
 
     entries: tuple[str, ...] | None = None
     train: Literal["none", "lora", "all"] | None = None
-    epochs: int | None = None
+    max_epochs: int | None = None
+    accumulate_grad_batches: int | None = None
     batch_size: int | None = None
     lr: float | None = None
     llm_lr: float | None = None
     weight_decay: float | None = None
-    save_every_num_steps: int | None = None
     generate_every_num_epochs: int | None = None
 
 

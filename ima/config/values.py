@@ -16,6 +16,7 @@ from ima.config.synonyms import synonym
 from ima.config.validate import fit, is_mapping, show
 from ima.core.errors import UserError, nearest
 from ima.core.signatures import REQUIRED, Signature, signature
+from ima.runs.identity import ADDED
 
 MISSING = "???"
 CHOICES_ONLY = ("experiment", "sweep")  # groups whose files are deltas: no key of that name is left
@@ -70,7 +71,7 @@ def unknown(key: str, part: str, place: str, allowed: Iterable[str], config: dic
                 f"{key}: {part}=<choice> takes a file of conf/{part}; write {key.partition('.')[2]}=value for its key"
             )
         allowed = [*allowed, *(["experiment"] if "encoder" in config else ["sweep"])]
-    if known := synonym(part):
+    if known := synonym(part, place):
         return f"{key}: no such key; {known}"
     names = [name for name in allowed if not name.startswith("_")]
     where = f" in {place}" if place else ""
@@ -91,7 +92,10 @@ def at(place: str, target: str) -> Signature:
         raise UserError(f"{place}.{error}") from None
     hidden = COMPLETED.get(place.rpartition(".")[2], ())
     kept = {name: parameter for name, parameter in found.parameters.items() if name not in hidden}
-    return dataclasses.replace(found, parameters=kept)
+    if place not in ADDED:
+        return dataclasses.replace(found, parameters=kept)
+    added = signature(ADDED[place])
+    return dataclasses.replace(found, parameters=kept | added.parameters, ranges=found.ranges | added.ranges)
 
 
 def check_node(place: str, node: dict[str, Any], names: Signature) -> dict[str, Any]:

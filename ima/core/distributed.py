@@ -78,7 +78,7 @@ def hint_of_ranks(place: Place, environment: Mapping[str, str] | None = None) ->
 
 
 def place_of(trainer: Any, environment: Mapping[str, str] | None = None) -> Place:
-    """The place of this process in a run with these settings (`settings.Training`). Raises UserError where the run
+    """The place of this process in a run with these settings (`settings.Flags`). Raises UserError where the run
     asks for several ranks and the environment contradicts it or itself."""
     environment = os.environ if environment is None else environment
     per_node = num_devices(trainer)

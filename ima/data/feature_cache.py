@@ -103,7 +103,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path, source: Source, encoder: Encoder, dtype: str = "float16") -> None:
         if dtype not in DTYPES:
-            raise UserError(f"trainer.cache_dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+            raise UserError(f"loader.cache_dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
         key = hashlib.sha256(f"1|{source.fingerprint}|{encoder.fingerprint}|{dtype}".encode()).hexdigest()[:20]
         self.folder = folder / "features" / f"{source.name.replace(chr(47), chr(45))}-{key}"
         self.source, self.encoder, self.dtype = source, encoder, dtype
@@ -200,7 +200,7 @@ class FeatureStore:
         finite = torch.isfinite(features).flatten(1).all(1)
         if not finite.all():
             raise UserError(
-                f"trainer.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; use float32 "
+                f"loader.cache_dtype: features of {type(self.encoder).__name__} overflow {self.dtype}; use float32 "
                 f"(the first: of {ids[int(finite.int().argmin())]})"
             )
         assert tuple(features.shape[1:]) == self.shape, (features.shape, self.shape)

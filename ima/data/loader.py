@@ -68,7 +68,7 @@ class TrainLoader:
         if not samples:
             raise UserError("data: the train split is empty")
         if batch_size < world:
-            raise UserError(f"trainer.batch_size: {batch_size} samples cannot be shared by {world} ranks; raise it")
+            raise UserError(f"loader.batch_size: {batch_size} samples cannot be shared by {world} ranks; raise it")
         self.samples, self.collate = samples, collate
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.num_workers = num_workers

@@ -36,7 +36,7 @@ class Mixture:
         self.sizes, self.weights = tuple(sizes), tuple(weights or [1.0] * len(sizes))
         self.kind, self.lengths = batches, None if lengths is None else np.asarray(lengths)
         if temperature <= 0:
-            raise UserError(f"trainer.temperature: {temperature} is too small; it must be above 0")
+            raise UserError(f"loader.temperature: {temperature} is too small; it must be above 0")
         if min(self.weights) < 0 or sum(self.weights) == 0:
             raise UserError(f"mixture: weights {list(self.weights)}; none may be below 0, not all be 0")
         shares = [w * n ** (1 / temperature) for w, n in zip(self.weights, self.sizes, strict=True)]

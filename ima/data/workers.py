@@ -30,7 +30,7 @@ def num_fed(num_workers: int) -> int:
 def warn(asked: int, fed: int, megabytes: int) -> None:
     """Once for the same numbers."""
     print(
-        f"warning: trainer.num_workers={asked}: {SHARED} has {megabytes} MB free, so {fed} loader processes are used; "
+        f"warning: loader.num_workers={asked}: {SHARED} has {megabytes} MB free, so {fed} loader processes are used; "
         "give the machine more shared memory (docker --shm-size) for more",
         file=sys.stderr,
     )

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ima.config.instantiation import alignment_of, build, build_settings, training_of
+from ima.config.instantiation import alignment_of, build, build_settings, evaluation_of, flags_of, loader_of
 from ima.config.roots import MAIN
-from ima.config.settings import Entry, Training
+from ima.config.settings import Entry, Flags, Loader
 from ima.core.assets.registry import cache_dir
 from ima.core.commands import name_of
 from ima.core.errors import UserError, nearest, prefix_errors
@@ -36,16 +36,16 @@ from ima.pipeline.parts import Channel, Parts, Stream
 from ima.tasks.base import Task
 
 
-def device_of(training: Training, local: int = 0) -> torch.device:
+def device_of(flags: Flags, local: int = 0) -> torch.device:
     """local: the number of this process on its machine (`ima.core.distributed.Place`)."""
-    if training.accelerator == "cpu":
+    if flags.accelerator == "cpu":
         return torch.device("cpu")
-    if training.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if flags.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local)
-    if training.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if flags.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
-    if training.accelerator != "auto":
-        raise UserError(f"trainer.accelerator: {training.accelerator!r} is not there; use auto or cpu")
+    if flags.accelerator != "auto":
+        raise UserError(f"trainer.accelerator: {flags.accelerator!r} is not there; use auto or cpu")
     return torch.device("cpu")
 
 
@@ -53,7 +53,7 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
     """Instantiate the parts; an adapter is completed with the encoder's and the LLM's sizes, drawn from the seed.
     llm: one that is loaded already. trained: the config of the run that is evaluated, where it is another: adapters
     are made as there, and streams without an encoder of their own take the channel of their modality."""
-    training = training_of(config)
+    flags, loader, evaluation = flags_of(config), loader_of(config), evaluation_of(config)
     alignment = alignment_of(config)
     interventions = build_interventions(config)
     entries = entries_of(config)
@@ -75,12 +75,25 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
     streams = []
     for (prefix, entry), source, task in zip(entries.items(), sources, tasks, strict=True):
         channel = channels[match[prefix]] if len(channels) > 1 else channels[""]
-        percepts, store = percepts_of(channel.encoder, source, training)
+        percepts, store = percepts_of(channel.encoder, source, loader)
         name = prefix.removeprefix("mixture.").rstrip(".")
         streams.append(
-            Stream(name, source, task, channel, percepts, store, training, entry.weight, entry.limit, entry.eval_limit)
+            Stream(
+                name,
+                source,
+                task,
+                channel,
+                percepts,
+                store,
+                loader,
+                evaluation,
+                entry.weight,
+                entry.limit,
+                entry.eval_limit,
+            )  # fmt: skip
         )
-    return Parts(channels, streams, llm, training, alignment, interventions)
+    nodes = [config.get(name) or None for name in ("optimizer", "scheduler")]
+    return Parts(channels, streams, llm, flags, loader, evaluation, alignment, *nodes, interventions)
 
 
 @contextmanager
@@ -174,11 +187,11 @@ def build_channels(config: dict[str, Any], encoders: dict[str, Encoder], llm: Fr
     return channels
 
 
-def percepts_of(encoder: Encoder, source: Source, training: Training) -> tuple[Percepts, FeatureStore | None]:
+def percepts_of(encoder: Encoder, source: Source, loader: Loader) -> tuple[Percepts, FeatureStore | None]:
     if isinstance(encoder, NoiseEncoder):
         return NoisePercepts(encoder), None
-    if training.cache_features and encoder.deterministic:
-        store = FeatureStore(cache_dir(), source, encoder, training.cache_dtype)
+    if loader.cache_features and encoder.deterministic:
+        store = FeatureStore(cache_dir(), source, encoder, loader.cache_dtype)
         return CachedPercepts(store), store
     return LivePercepts(source, encoder), None
 

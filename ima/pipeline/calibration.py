@@ -84,6 +84,6 @@ class CalibrationTask:
         if stream.store is None:
             return chosen
         media = list({shown.medium_key: shown for sample in chosen for shown in sample.media_samples}.values())
-        stream.store.ensure(media, device, stream.training.eval_batch_size, stream.training.num_workers)
+        stream.store.ensure(media, device, stream.loader.eval_batch_size, stream.loader.num_workers)
         bad = stream.store.bad
         return [sample for sample in chosen if not any(shown.medium_key in bad for shown in sample.media_samples)]

@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from ima.alignment.measurement import write_measurement
-from ima.config.settings import Alignment, Training
+from ima.config.settings import Alignment, Evaluation
 from ima.core.metric_names import TRAIN_LOSS
 from ima.core.progress import progress
 from ima.core.types import Row, Sample
@@ -139,19 +139,19 @@ class GenerationScorer(EpochPart):
         evaluator: Evaluator,
         tracks: dict[str, list[Sample]],
         controls: dict[str, list[Sample]],
-        training: Training,
+        evaluation: Evaluation,
         recorder: Recorder,
     ) -> None:
         self.evaluator, self.tracks, self.controls = evaluator, tracks, controls
-        self.training, self.recorder = training, recorder
+        self.evaluation, self.recorder = evaluation, recorder
         self.final: dict[str, list[Prediction]] = {}
 
     def measure(self, epoch: int | None, step: int, last: bool) -> None:
-        every = self.training.generate_every_num_epochs
+        every = self.evaluation.generate_every_num_epochs
         if not last and (every == 0 or not epoch or epoch % every):
             return
         for track, samples in self.tracks.items():
-            chosen = samples if last else spread(samples, self.training.generate_samples)
+            chosen = samples if last else spread(samples, self.evaluation.num_generated)
             predictions = self.evaluator.predict(chosen)
             self._record(predictions, track, track, epoch, step, last)
             if last:
@@ -212,8 +212,14 @@ class Checkpointer(Callback):
     """`checkpoints/last.safetensors` every so many steps and at the end of each epoch (everything that resuming needs),
     `checkpoints/epoch-<e>.safetensors` (the adapter alone) after e epochs. Comes after `StepRecorder`."""
 
-    def __init__(self, folder: Path, every: int, steps: StepRecorder, facts: dict[str, Any]) -> None:
-        self.folder, self.every, self.steps, self.facts = folder / "checkpoints", every, steps, facts
+    RANGES = {"every_num_steps": (1, None)}
+
+    def __init__(self, every_num_steps: int = 50) -> None:
+        self.every = every_num_steps
+
+    def begin(self, folder: Path, steps: StepRecorder, facts: dict[str, Any]) -> None:
+        """folder: of the run. facts: what an adapter's file says of it."""
+        self.folder, self.steps, self.facts = folder / "checkpoints", steps, facts
 
     @property
     def last(self) -> Path:

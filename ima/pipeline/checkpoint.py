@@ -87,7 +87,7 @@ def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
             num = int((~value.isfinite()).sum())
             raise UserError(
                 f"{path}: {num} of {value.numel()} numbers of {name} are NaN or infinite, nothing can be measured with "
-                "it; train it again (a lower trainer.lr, or llm.dtype=float32)"
+                "it; train it again (a lower optimizer.lr, or llm.dtype=float32)"
             )
 
 

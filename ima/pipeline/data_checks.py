@@ -97,7 +97,7 @@ def check_shown_media(stream: Stream, shown: PreparedSamples) -> None:
     if isinstance(stream.percepts, LivePercepts):
         measured = itertools.chain(shown.val, *tracks.values())
         media |= {medium.medium_key: medium for sample in measured for medium in sample.media_samples}
-    t = stream.training
+    t = stream.loader
     for _ in read_media(stream.source, list(media.values()), look_of(stream), t.eval_batch_size, t.num_workers, {}):
         pass
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from ima.config.instantiation import alignment_of, build, training_of
+from ima.config.instantiation import alignment_of, build, evaluation_of, flags_of, loader_of
 from ima.core.errors import UserError
 from ima.core.trust import recorded_dtype
 from ima.interventions.stack import stack
@@ -53,7 +53,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, source: Path, ch
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         with run.timed("load"):
             parts = load_trained(config, source, checkpoint)
-            model = parts.model().to(device_of(parts.training)).eval()
+            model = parts.model().to(device_of(parts.flags)).eval()
         with run.timed("encode"):
             prepared = make_ready(parts, training=False)
         plan = resolve_plan(parts, prepared, config["llm"], source)
@@ -62,7 +62,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, source: Path, ch
         recorder = run.open_recorder(facts_of(parts.streams[0]), job_type="evaluate")
         measures = measures_of(parts, model, prepared, recorder, folder)
         named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
-        epoch = int(named[1]) if named else parts.training.epochs
+        epoch = int(named[1]) if named else parts.flags.max_epochs
         with stack(parts.llm, parts.acting), fast(parts):
             for part in (part for measure in measures for part in measure.parts):
                 part.measure(epoch, 0, last=True)
@@ -87,9 +87,9 @@ def time_plan(parts: Parts, model: MultimodalModel, prepared: PreparedSamples, m
     """Seconds of a batch with and without the interventions, as facts, where one of them saves time."""
     if not any(each.saves_time for each in parts.acting) or not prepared.val:
         return {}
-    items = [(sample, 0) for sample in prepared.val[: parts.training.eval_batch_size]]
+    items = [(sample, 0) for sample in prepared.val[: parts.loader.eval_batch_size]]
     batch = parts.streams[0].collate(parts.llm, answers=False)(items)
-    found = plan_seconds(model, parts.acting, batch, measure.evaluator.settings, parts.training.fast)
+    found = plan_seconds(model, parts.acting, batch, measure.evaluator.settings, parts.llm.fast)
     say_seconds(found)
     return {"plan_seconds": found}
 
@@ -99,20 +99,21 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> RunReco
     with RunInProgress(config, folder, command) as run:
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         with run.timed("load"):
-            t, alignment = training_of(config), alignment_of(config)
+            loader, evaluation, alignment = loader_of(config), evaluation_of(config), alignment_of(config)
+            device = device_of(flags_of(config))
             source, task = build(config, "data"), build(config, "task")
             if source.modality != "image":
                 raise UserError(f"data: {source.name} is {source.modality}; a whole model is shown pictures")
-            lmm = build(config, "lmm").to(device_of(t))
+            lmm = build(config, "lmm").to(device)
         nothing: Any = None  # no encoder and no adapter of ours
-        stream = Stream("", source, task, nothing, nothing, None, t)
+        stream = Stream("", source, task, nothing, nothing, None, loader, evaluation)
         split = alignment.split if alignment else "val"
-        val = stream.samples(split, t.eval_samples) if split in source.splits else []
-        evaluated = {"evaluated": str(config["lmm"].get("path")), "device": str(device_of(t))}
+        val = stream.samples(split, evaluation.num_samples) if split in source.splits else []
+        evaluated = {"evaluated": str(config["lmm"].get("path")), "device": str(device)}
         run.set_facts(whole_facts(lmm, stream) | evaluated)
         recorder = run.open_recorder(facts_of(stream), job_type="evaluate")
-        evaluator = LmmEvaluator(lmm, task, source, t.eval_batch_size, t.num_workers)
-        scorer = GenerationScorer(evaluator, stream.tracks(), {}, t, recorder)
+        evaluator = LmmEvaluator(lmm, task, source, loader.eval_batch_size, loader.num_workers)
+        scorer = GenerationScorer(evaluator, stream.tracks(), {}, evaluation, recorder)
         parts = [*([AlignmentLogger(evaluator, val, alignment, recorder, folder)] if val else []), scorer]
         for part in parts:
             part.measure(None, 0, last=True)

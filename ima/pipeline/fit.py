@@ -13,9 +13,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from ima.config.instantiation import training_of
+from ima.config.instantiation import build, flags_of, made
 from ima.core.distributed import Place, place_of
-from ima.core.errors import UserError
+from ima.core.errors import UserError, prefix_errors
 from ima.core.files import write_json
 from ima.core.types import Sample
 from ima.data.collate import MixedCollate
@@ -39,6 +39,14 @@ from ima.runs.identity import with_dtype
 from ima.runs.record import RunRecord, read_record
 
 CHARACTERS_OF_A_MEDIUM = 60
+# What Lightning would add by itself is done by our own callbacks.
+OWN: dict[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "num_sanity_val_steps": 0,
+    "limit_val_batches": 0,
+}
 
 
 class Data(pl.LightningDataModule):
@@ -53,7 +61,7 @@ class Data(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         assert self.trainer is not None
-        t, parts = self.parts.training, self.parts
+        t, parts = self.parts.loader, self.parts
         collates = {s.name: s.collate(parts.llm, training=True, loss_on=t.loss_on) for s in parts.streams}
         rank, world = self.trainer.global_rank, self.trainer.world_size
         samples = [sample for pool in self.pools for sample in pool]
@@ -77,7 +85,7 @@ class Data(pl.LightningDataModule):
 
 def mixture_of(parts: Parts, pools: Sequence[Sequence[Sample]]) -> Mixture:
     """`pools`: the training samples of each stream."""
-    t = parts.training
+    t = parts.loader
     for stream, pool in zip(parts.streams, pools, strict=True):
         if not pool:
             raise UserError(f"{stream.key}: the train split is empty")
@@ -97,19 +105,20 @@ def train(
 ) -> RunRecord:
     """Train into `folder`. `config`: resolved, checked, plain. init: where training starts from, the adapter (and LLM)
     of an earlier stage. anew: not from a checkpoint, which another rank may be about to clear."""
-    place = place_of(training_of(config))
+    place = place_of(flags_of(config))
     resume = None if anew or not last_checkpoint(folder).is_file() else last_checkpoint(folder)
     earlier = read_record(folder).facts if resume else {}
     with RunInProgress(config, folder, command, place.is_main, earlier) as run:
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         with run.timed("load"):
             parts = load_parts(config, earlier)
-            t, frozen_before = parts.training, frozen_sum(parts, place)
+            num_epochs, frozen_before = num_epochs_of(parts), frozen_sum(parts, place)
         with run.timed("encode"):
             prepared = make_ready(parts, training=True, report=place.is_main)
         plan = resolve_plan(parts, prepared, config["llm"])
         pools = [one.train for one in prepared]
-        module = parts.module(num_steps=mixture_of(parts, pools).num_batches(t.batch_size) * t.epochs)
+        num_steps = mixture_of(parts, pools).num_batches(parts.loader.batch_size) * num_epochs
+        module = parts.module(num_steps)
         facts = run_facts(parts, prepared, plan)
         facts |= kept_facts(earlier) if resume else init_adapters(parts, pools, init)
         if place.is_main:
@@ -118,17 +127,17 @@ def train(
         recorder = run.open_recorder(facts_of(parts.streams[0]), reached(resume) if resume and place.is_main else None)
         measures = measures_of(parts, module.model, prepared, recorder, folder)
         borders, callbacks = callbacks_of(parts, run, recorder, measures)
-        trainer = trainer_of(parts, place, folder, callbacks)
+        trainer = trainer_of(apply_stage(config), parts, place, folder, callbacks)
         with run.timed("fit"), stack(parts.llm, parts.acting), fast(parts):
             fit_module(trainer, module, Data(parts, pools, config["seed"]), resume)
         assert frozen_sum(parts, place) == frozen_before, "the frozen LLM changed during training"
-        assert borders.measured == t.epochs, "the last measurement is missing"
+        assert borders.measured == num_epochs, "the last measurement is missing"
         run.clock |= {"measure": borders.seconds, "train": run.clock["fit"] - borders.seconds}
         run.gather(recorder, measures)
         facts["num_steps"] = trainer.global_step
         if place.is_main:
             write_json(folder / "adapter.json", facts | {"config": config, "metrics": recorder.metrics})
-        return run.finish_record(measures, t.epochs)
+        return run.finish_record(measures, num_epochs)
 
 
 def load_parts(config: dict[str, Any], earlier: dict[str, Any]) -> Parts:
@@ -137,8 +146,14 @@ def load_parts(config: dict[str, Any], earlier: dict[str, Any]) -> Parts:
     return assemble({**made, "llm": with_dtype(made["llm"], earlier)})
 
 
+def num_epochs_of(parts: Parts) -> int:
+    if parts.flags.max_epochs is None:
+        raise UserError("trainer.max_epochs: null; give a number of epochs")
+    return parts.flags.max_epochs
+
+
 def frozen_sum(parts: Parts, place: Place) -> str:
-    llm = parts.llm.to(device_of(parts.training, place.local))  # Lightning leaves it on the CPU
+    llm = parts.llm.to(device_of(parts.flags, place.local))  # Lightning leaves it on the CPU
     return weight_sum(llm, trained_names(llm))
 
 
@@ -158,7 +173,7 @@ def callbacks_of(
     parts: Parts, run: RunInProgress, recorder: Recorder, measures: Sequence[Measure]
 ) -> tuple[EpochMeasure, list[pl.Callback]]:
     """What measures at the borders of epochs, and all callbacks in the order in which they are called."""
-    t, facts = parts.training, run.record.facts
+    facts, num_epochs = run.record.facts, num_epochs_of(parts)
 
     def export() -> None:
         """What was trained, before it is measured for the last time: the same command goes on with that measurement."""
@@ -166,36 +181,38 @@ def callbacks_of(
         if parts.llm.trains != "none":
             save_llm(run.folder, parts.llm)
 
-    borders = EpochMeasure([part for measure in measures for part in measure.parts], t.epochs)
-    steps = StepRecorder(recorder, t.log_every_num_steps)
-    checkpointer = Checkpointer(run.folder, t.save_every_num_steps, steps, facts)
-    return borders, [Export(export, t.epochs), borders, steps, checkpointer, Bar(t.epochs)]
+    borders = EpochMeasure([part for measure in measures for part in measure.parts], num_epochs)
+    steps = StepRecorder(recorder, parts.flags.log_every_n_steps or 1)
+    chosen = [build(run.record.config["callbacks"], name, "callbacks.") for name in run.record.config["callbacks"]]
+    for callback in chosen:
+        if isinstance(callback, Checkpointer):
+            callback.begin(run.folder, steps, facts)
+    return borders, [Export(export, num_epochs), borders, steps, *chosen, Bar(num_epochs)]
 
 
-def trainer_of(parts: Parts, place: Place, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+def trainer_of(
+    config: dict[str, Any], parts: Parts, place: Place, folder: Path, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    """The trainer of the config around what is made here."""
     # Deterministic kernels, without torch's filling of every new tensor (a tenth of the step).
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    t, device = parts.training, device_of(parts.training, place.local)
-    return pl.Trainer(
-        accelerator=device.type,
-        devices=t.devices,
-        num_nodes=t.num_nodes,
-        strategy=t.strategy if place.num > 1 else "auto",
-        max_epochs=t.epochs,
-        precision="32-true",
-        plugins=[SafetensorsIO(), KnownRanks(place)],
-        default_root_dir=folder,  # under Slurm Lightning looks there for checkpoints of its own
-        callbacks=callbacks,
-        deterministic=device.type == "cpu",
-        use_distributed_sampler=False,
-        # what Lightning would add by itself is done by the callbacks above
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    flags, device = parts.flags, device_of(parts.flags, place.local)
+    node = OWN | {key: value for key, value in config["trainer"].items() if value is not None}
+    node |= {"accelerator": device.type, "strategy": flags.strategy if place.num > 1 else "auto"}
+    if place.num == 1:
+        node["devices"] = 1
+    node.setdefault("deterministic", device.type == "cpu")
+    with prefix_errors("trainer"):
+        make = made({**node, "gradient_clip_val": None, "accumulate_grad_batches": 1}, _partial_=True, _convert_="all")
+        trainer = make(
+            plugins=[SafetensorsIO(), KnownRanks(place)],
+            default_root_dir=folder,  # under Slurm Lightning looks there for checkpoints of its own
+            callbacks=callbacks,
+            use_distributed_sampler=False,
+            logger=False,
+        )
+    assert isinstance(trainer, pl.Trainer)
+    return trainer
 
 
 def fit_module(trainer: pl.Trainer, module: pl.LightningModule, data: Data, resume: Path | None) -> None:

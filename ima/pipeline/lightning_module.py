@@ -1,14 +1,17 @@
 """The Lightning module: how a `MultimodalModel` is trained.
 
-Hides micro-batches, the normalisation of the loss over the global batch, what ranks exchange, the schedule and what a
+Hides micro-batches, the normalisation of the loss over the global batch, what ranks exchange, the optimizer and what a
 checkpoint holds. One batch of the loader is one optimiser step on every rank.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,39 +19,65 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ima.config.instantiation import made
+from ima.config.settings import OptimizerKeys, SchedulerKeys
 from ima.core.distributed import num_ranks
-from ima.core.errors import UserError
+from ima.core.errors import UserError, prefix_errors
 from ima.core.types import Batch
 from ima.models.adapters.base import Adapter, AdapterSet
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.multimodal import MultimodalModel
+from ima.pipeline.schedule import with_total
+
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 2e-3, "weight_decay": 0.02}
+Keys = TypeVar("Keys", OptimizerKeys, SchedulerKeys)
+
+
+def taken_apart(node: Mapping[str, Any], kind: type[Keys]) -> tuple[Keys, Callable[..., Any]]:
+    """The keys of a group that are not its class's, and a factory that knows the others."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    keys = kind(**{name: value for name, value in node.items() if name in names})
+    rest = {name: value for name, value in node.items() if name not in names}
+    return keys, made({**rest, "_partial_": True}, _convert_="all")
+
+
+def make_optimizer(node: Mapping[str, Any], model: MultimodalModel) -> torch.optim.Optimizer:
+    """Matrices with weight decay, other parameters without, and what is trained of the LLM with its own rate."""
+    keys, make = taken_apart(node, OptimizerKeys)
+    parameters = inspect.signature(make).parameters
+    without = {"weight_decay": 0.0} if "weight_decay" in parameters else {}
+    mine = list(model.adapter.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in mine if p.dim() > 1]},
+        {"params": [p for p in mine if p.dim() <= 1], **without},
+    ]
+    if learning := model.llm_parameters():
+        groups.append({"params": learning, "lr": keys.llm_lr, **without})
+    devices = {p.device.type for group in groups for p in group["params"]}
+    fused = {"fused": True} if "fused" in parameters and "fused" not in node and devices <= {"cpu", "cuda"} else {}
+    optimizer = make(groups, **fused)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
 
 
 class MappingModule(pl.LightningModule):
-    """lr is the peak; it rises from `warmup_from * lr` over `warmup_ratio` of the steps and falls along a cosine to
-    `final_ratio * lr`. micro_batch_size: samples per forward pass, None for all of a rank's share at once. clip_norm:
-    largest gradient norm, 0 for no clipping. llm_lr: the peak of what is trained of the LLM."""
+    """optimizer, scheduler: nodes of the config (`conf/optimizer`, `conf/scheduler`). num_passes: forward passes that
+    make one step. clip_norm: largest gradient norm, 0 for no clipping."""
 
     def __init__(
         self,
         model: MultimodalModel,
-        lr: float = 2e-3,
-        weight_decay: float = 0.02,
-        warmup_ratio: float = 0.05,
-        warmup_from: float = 0.1,
-        final_ratio: float = 0.05,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
         num_steps: int = 1,
-        micro_batch_size: int | None = None,
+        num_passes: int = 1,
         clip_norm: float = 1.0,
-        llm_lr: float = 2e-5,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
-        self.lr, self.weight_decay = lr, weight_decay
-        self.warmup_ratio, self.warmup_from, self.final_ratio = warmup_ratio, warmup_from, final_ratio
-        self.num_steps, self.micro_batch_size, self.clip_norm = num_steps, micro_batch_size, clip_norm
-        self.llm_lr = llm_lr
+        self.optimizer, self.scheduler = optimizer or ADAMW, scheduler
+        self.num_steps, self.num_passes, self.clip_norm = num_steps, num_passes, clip_norm
         self.last_loss, self.last_lr = math.nan, math.nan
 
     @property
@@ -70,7 +99,7 @@ class MappingModule(pl.LightningModule):
             raise UserError(
                 f"data: no token of the batch is supervised (sample {batch.samples[0].id}); check the task's targets"
             )
-        parts = batch.split(self.micro_batch_size or len(batch))
+        parts = batch.split(math.ceil(len(batch) / self.num_passes))
         total = torch.zeros((), device=self.device)
         absent = self._absent(batch)
         for index, part in enumerate(parts):
@@ -85,7 +114,7 @@ class MappingModule(pl.LightningModule):
         if not math.isfinite(self.last_loss):
             raise UserError(
                 f"training: the loss is {self.last_loss} at step {self.trainer.global_step}; "
-                "lower trainer.lr or use llm.dtype=float32"
+                "lower optimizer.lr or use llm.dtype=float32"
             )
         for adapter in absent:  # its channel is nowhere in the global batch: not even its momentum moves it
             adapter.zero_grad(set_to_none=True)
@@ -96,7 +125,8 @@ class MappingModule(pl.LightningModule):
         self.last_lr = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        scheduler.step()  # type: ignore[union-attr]
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr]
 
     def _absent(self, batch: Batch) -> list[Adapter]:
         """Adapters of channels that no rank's share of the batch has media for."""
@@ -142,24 +172,15 @@ class MappingModule(pl.LightningModule):
         return self.model.loss_sum(batch)
 
     def configure_optimizers(self) -> Any:
-        decay = [p for p in self.adapter.parameters() if p.dim() > 1]
-        plain = [p for p in self.adapter.parameters() if p.dim() <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": decay, "weight_decay": self.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        if learning := self.model.llm_parameters():
-            groups.append({"params": learning, "weight_decay": 0.0, "lr": self.llm_lr})
-        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)}
-
-    def lr_factor(self, step: int) -> float:
-        warmup = max(1, round(self.warmup_ratio * self.num_steps))
-        if step < warmup:
-            return self.warmup_from + (1 - self.warmup_from) * step / warmup
-        done = min(1.0, (step - warmup) / max(1, self.num_steps - warmup))
-        return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+        with prefix_errors("optimizer"):
+            optimizer = make_optimizer(self.optimizer, self.model)
+        if not self.scheduler:
+            return optimizer
+        with prefix_errors("scheduler"):
+            keys, make = taken_apart(self.scheduler, SchedulerKeys)
+            scheduler = with_total(make, self.num_steps)(optimizer)
+        found = {name: value for name, value in dataclasses.asdict(keys).items() if value is not None}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **found}}
 
     # -- checkpoints hold what is trained ----------------------------------------------------------------------------
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ima.config.settings import Alignment, Training
+from ima.config.settings import Alignment, Evaluation, Flags, Loader
 from ima.core.errors import UserError, prefix_errors
 from ima.core.types import Sample
 from ima.data.collate import Collate, LivePercepts, Percepts
@@ -44,7 +45,8 @@ class Stream:
     channel: Channel
     percepts: Percepts
     store: FeatureStore | None
-    training: Training
+    loader: Loader
+    evaluation: Evaluation
     weight: float = 1.0
     limit: int | None = None
     eval_limit: int | None = None
@@ -71,12 +73,12 @@ class Stream:
 
     def tracks(self) -> dict[str, list[Sample]]:
         """Test track -> samples; tracks without samples are left out."""
-        splits, names = self.source.splits, self.training.tracks
+        splits, names = self.source.splits, self.evaluation.tracks
         if names is None:
             names = next((tracks for tracks in TEST_TRACKS if set(tracks) & set(splits)), ())
-        for name in self.training.tracks or ():
+        for name in self.evaluation.tracks or ():
             if name not in splits and not self.name:
-                raise UserError(f"trainer.tracks: {self.source.name} has no {name!r}; it has {', '.join(splits)}")
+                raise UserError(f"evaluation.tracks: {self.source.name} has no {name!r}; it has {', '.join(splits)}")
         return {name: samples for name in names if name in splits and (samples := self.all_samples(name))}
 
     def controls(self) -> dict[str, list[Sample]]:
@@ -90,7 +92,7 @@ class Stream:
     def collate(self, llm: FrozenLLM, percepts: Percepts | None = None, **options: Any) -> Collate:
         """percepts: others than its own."""
         mine = self.percepts if percepts is None else percepts
-        return Collate(self.task, llm, mine, channel=self.channel.name, max_tokens=self.training.max_tokens, **options)
+        return Collate(self.task, llm, mine, channel=self.channel.name, max_tokens=self.loader.max_tokens, **options)
 
 
 @dataclasses.dataclass
@@ -101,8 +103,12 @@ class Parts:
     channels: dict[str, Channel]
     streams: list[Stream]
     llm: FrozenLLM
-    training: Training
+    flags: Flags
+    loader: Loader
+    evaluation: Evaluation
     alignment: Alignment | None
+    optimizer: Mapping[str, Any] | None  # nodes of the config; an evaluation has none
+    scheduler: Mapping[str, Any] | None
     interventions: dict[str, Intervention]  # by the name in the config; after `resolve` those that act
 
     @property
@@ -162,12 +168,11 @@ class Parts:
 
     def module(self, num_steps: int = 1) -> MappingModule:
         """The network as Lightning trains it."""
-        t = self.training
-        share = None if t.micro_batch_size is None else max(1, t.micro_batch_size)
+        flags = self.flags
+        clip = flags.gradient_clip_val or 0.0
         return MappingModule(
-            self.model(), t.lr, t.weight_decay, t.warmup_ratio, t.warmup_from, t.final_ratio, num_steps, share,
-            t.clip_norm, t.llm_lr,
-        )  # fmt: skip
+            self.model(), self.optimizer, self.scheduler, num_steps, flags.accumulate_grad_batches, clip
+        )
 
 
 def spread(samples: list[Sample], num: int | None) -> list[Sample]:

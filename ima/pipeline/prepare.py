@@ -47,21 +47,21 @@ def check_splits(parts: Parts) -> None:
     """An entry may lack a split that others have; one that no entry has is a mistake (val alone is everyone's)."""
     there = sorted({split for stream in parts.streams for split in stream.source.splits})
     asked = [("alignment.split", measured_split(parts))] if measured_split(parts) != "val" else []
-    asked += [("trainer.tracks", track) for track in parts.training.tracks or ()]
+    asked += [("evaluation.tracks", track) for track in parts.evaluation.tracks or ()]
     for key, split in asked:
         if split not in there and parts.streams[0].name:
             raise UserError(f"{key}: no entry of the mixture has a split {split!r}; they have {', '.join(there)}")
 
 
 def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> PreparedSamples:
-    t, source = parts.training, stream.source
+    loader, source = parts.loader, stream.source
     split = measured_split(parts)
     if training and "train" not in source.splits:
         raise UserError(
             f"{stream.key}: {source.name} has no training split; measure a trained adapter on it with "
             f"{name_of('evaluate')} checkpoint=outputs/<run> data=..."
         )
-    val = stream.samples(split, t.eval_samples) if split in source.splits or not stream.name else []
+    val = stream.samples(split, parts.evaluation.num_samples) if split in source.splits or not stream.name else []
     prepared = PreparedSamples(stream.all_samples("train") if training else [], val, stream.tracks(), stream.controls())
     everything = [
         *prepared.train,
@@ -72,7 +72,7 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
     bad: dict[str, str] = {}
     if stream.store is not None:
         unique = list({sample.id: sample for sample in media}.values())
-        stream.store.ensure(unique, parts.llm.device, t.eval_batch_size, t.num_workers)
+        stream.store.ensure(unique, parts.llm.device, loader.eval_batch_size, loader.num_workers)
         bad = stream.store.bad
     elif getattr(source, "on_bad_medium", None) == "skip":
         bad = find_unreadable(parts, stream, media)
@@ -84,9 +84,9 @@ def find_unreadable(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> 
     unique = list({sample.medium_key: sample for sample in samples}.values())
     look = look_of(stream)
     bad: dict[str, str] = {}
-    t = parts.training
+    loader = parts.loader
     with progress(len(unique), f"look at {stream.source.name}", "medium") as advance:
-        for num, _, _ in read_media(stream.source, unique, look, t.eval_batch_size, t.num_workers, bad):
+        for num, _, _ in read_media(stream.source, unique, look, loader.eval_batch_size, loader.num_workers, bad):
             advance(num)
     return bad
 
@@ -142,7 +142,7 @@ def measured_split(parts: Parts) -> str:
 
 def fast(parts: Parts) -> AbstractContextManager[object]:
     """Blocks as single autograd nodes where they are of a kind that is understood; entered after interventions."""
-    return accelerate(parts.llm.model) if parts.training.fast and parts.llm.trains == "none" else nullcontext()
+    return accelerate(parts.llm.model) if parts.llm.fast and parts.llm.trains == "none" else nullcontext()
 
 
 def run_facts(parts: Parts, prepared: Sequence[PreparedSamples], plan: Plan) -> dict[str, Any]:

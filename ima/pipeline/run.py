@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ima.config.instantiation import training_of
+from ima.config.instantiation import flags_of
 from ima.core.commands import arguments, command_of
 from ima.core.distributed import hint_of_ranks, place_of
 from ima.core.errors import UserError
@@ -41,7 +41,7 @@ def fit(config: dict[str, Any]) -> int:
 
     Stages are trained one after the other, each one's folder below the run's; the last one is the run itself."""
     quiet()
-    place = place_of(training_of(config))
+    place = place_of(flags_of(config))
     main, hint = place.is_main, hint_of_ranks(place)
     top = Path(config["output_dir"]) / run_name(config)
     init = Path(config["init"]) if config.get("init") else None

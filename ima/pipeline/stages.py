@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ima.config.instantiation import build_settings
-from ima.config.settings import Stage, Training
+from ima.config.settings import Evaluation, Flags, Loader, OptimizerKeys, Stage
 from ima.core.errors import UserError, nearest
+
+SETTINGS = {"loader": Loader, "evaluation": Evaluation, "trainer": Flags, "optimizer": OptimizerKeys}
 
 
 def stage_configs(config: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
@@ -35,7 +37,9 @@ def apply_stage(config: Mapping[str, Any], training: bool = True) -> dict[str, A
     stage = build_settings(Stage, node, f"stage.{name}")
     if stage.train is not None:
         out["llm"] = {**config["llm"], "train": stage.train}
-    out["trainer"] = {**config["trainer"], **changes_of(stage)}
+    for group, values in changes_of(stage).items():
+        if group in config:  # an evaluation has no optimizer
+            out[group] = {**config[group], **values}
     if stage.entries is not None and training:
         for entry in stage.entries:
             if entry not in config["mixture"]:
@@ -44,9 +48,14 @@ def apply_stage(config: Mapping[str, Any], training: bool = True) -> dict[str, A
     return out
 
 
-def changes_of(stage: Stage) -> dict[str, Any]:
-    """What a stage sets of the trainer. A class of one's own may add further fields of `Training`."""
-    known = {field.name for field in dataclasses.fields(Training)}
+def changes_of(stage: Stage) -> dict[str, dict[str, Any]]:
+    """What a stage sets, by group. A class of one's own may add further fields of these groups."""
+    names = {field.name: group for group, kind in SETTINGS.items() for field in dataclasses.fields(kind)}
+    names |= {"lr": "optimizer", "weight_decay": "optimizer"}
     fields = dataclasses.fields(stage if dataclasses.is_dataclass(stage) else Stage)
-    values = {field.name: getattr(stage, field.name) for field in fields if field.name in known}
-    return {name: value for name, value in values.items() if value is not None}
+    out: dict[str, dict[str, Any]] = {}
+    for name in (field.name for field in fields):
+        group, value = names.get(name), getattr(stage, name)
+        if group is not None and value is not None:
+            out.setdefault(group, {})[name] = value
+    return out

@@ -42,15 +42,15 @@ def measures_of(
     parts: Parts, model: MultimodalModel, prepared: Sequence[PreparedSamples], recorder: Recorder, folder: Path
 ) -> list[Measure]:
     """In the order of the streams. Sums of a mixture's entry lie in a folder of its name."""
-    t, out = parts.training, []
+    loader, out = parts.loader, []
     for stream, one in zip(parts.streams, prepared, strict=True):
         facts = facts_of(stream)
         mine = recorder.of_entry(stream.name, facts) if stream.name else recorder
         evaluator = Evaluator(
-            model, stream.task, stream.source, stream.percepts, t.eval_batch_size, t.num_workers,
-            stream.channel.name, t.max_tokens,
+            model, stream.task, stream.source, stream.percepts, loader.eval_batch_size, loader.num_workers,
+            stream.channel.name, loader.max_tokens,
         )  # fmt: skip
-        scorer = GenerationScorer(evaluator, one.tracks, one.controls, t, mine)
+        scorer = GenerationScorer(evaluator, one.tracks, one.controls, parts.evaluation, mine)
         place = folder / "entries" / stream.name if stream.name else folder
         if stream.name and recorder.writer is not None:
             place.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from ima.runs.record import read_record
 
 # What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
 INHERITED = (
-    "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "trainer", "seed",
+    "encoder", "adapter", "llm", "task", "data", "mixture", "stage", "intervention", "alignment", "loader",
+    "trainer", "evaluation", "seed",
 )  # fmt: skip
 # What a run's model, samples and questions are made of, apart from what acted on it and what was measured.
 PARTS = tuple(name for name in INHERITED if name not in ("intervention", "alignment"))

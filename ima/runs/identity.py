@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
-from ima.core.moved_names import current_name, current_names
+from ima.core.moved_keys import current_config
+from ima.core.moved_names import current_name
 from ima.core.signatures import REQUIRED, Parameter, Source, read_module, resolve, signature
 from ima.core.trust import recorded_dtype
 
 IDENTITY = 2  # the version of the rule; results without the key were written before there was one
 PACKAGE = "ima"
-STACKED = ("intervention", "mixture", "stage")  # groups of which several choices are taken at once
+STACKED = ("intervention", "mixture", "stage", "callbacks")  # groups of which several choices are taken at once
 # Keys that no number depends on.
 MANAGEMENT = (
     "name",
@@ -36,8 +37,18 @@ MANAGEMENT = (
 )
 # What only changes how fast a run is and where, by group.
 SPEED_AND_PLACE: dict[str, tuple[str, ...]] = {
-    "trainer": ("num_workers", "accelerator", "devices", "num_nodes", "strategy", "fast", "save_every_num_steps"),
-    "stage": ("save_every_num_steps",),
+    "loader": ("num_workers",),
+    "llm": ("fast",),
+    "trainer": (
+        "accelerator", "devices", "num_nodes", "strategy", "profiler", "enable_progress_bar", "enable_model_summary",
+    ),
+    "callbacks": ("every_num_steps",),
+}  # fmt: skip
+# Groups whose class is often another package's: our dataclass of further keys, or of those flags that are read here.
+ADDED: dict[str, str] = {
+    "trainer": "ima.config.settings.Flags",
+    "optimizer": "ima.config.settings.OptimizerKeys",
+    "scheduler": "ima.config.settings.SchedulerKeys",
 }
 PATHS = ("checkpoint", "init")
 # Classes that were renamed while IDENTITY stayed: the name of today -> the name that hashes keep.
@@ -67,7 +78,7 @@ def canonical_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config that decide its result. Choices that stack are a list: their order may matter."""
     defaults = defaults_of(f"ima.config.roots.{'EvaluateConfig' if 'checkpoint' in config else 'TrainConfig'}")
     out: dict[str, Any] = {}
-    for name, value in current_names(config).items():
+    for name, value in current_config(config).items():
         if name in MANAGEMENT or value is None or value in ({}, []):
             continue
         if name in PATHS:
@@ -76,17 +87,17 @@ def canonical_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if name in STACKED and isinstance(value, Mapping):
             found: Any = [[key, canonical(node, left_out)] for key, node in value.items()]
         else:
-            found = canonical(value, left_out)
+            found = canonical(value, left_out, defaults_of(ADDED[name]) if name in ADDED else {})
         if spelled(found) != spelled(canonical(defaults.get(name))):
             out[name] = found
     return out
 
 
-def canonical(value: Any, left_out: Collection[str] = ()) -> Any:
+def canonical(value: Any, left_out: Collection[str] = (), added: Mapping[str, Any] | None = None) -> Any:
     """One spelling for equal values: 1 for 1.0, lists for tuples, nodes without the defaults of their constructors.
-    left_out: arguments of a node that do not count."""
+    left_out: arguments of a node that do not count. added: defaults of keys that its constructor does not have."""
     if isinstance(value, Mapping) and "_target_" in value:
-        return canonical_node(value, left_out)
+        return canonical_node(value, left_out, added or {})
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -96,9 +107,12 @@ def canonical(value: Any, left_out: Collection[str] = ()) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def canonical_node(node: Mapping[str, Any], left_out: Collection[str] = ()) -> dict[str, Any]:
+def canonical_node(
+    node: Mapping[str, Any], left_out: Collection[str] = (), added: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """{class, arguments that differ from their defaults}."""
-    defaults = {name: spelled(canonical(value)) for name, value in defaults_of(str(node["_target_"])).items()}
+    known = dict(added or {}) | defaults_of(str(node["_target_"]))
+    defaults = {name: spelled(canonical(value)) for name, value in known.items()}
     kept = {
         str(name): canonical(value)
         for name, value in node.items()

@@ -16,7 +16,7 @@ from typing import Any
 
 from ima.core.errors import UserError
 from ima.core.files import write_json
-from ima.core.moved_names import current_names
+from ima.core.moved_keys import current_config
 from ima.core.provenance import provenance
 from ima.runs.identity import IDENTITY, config_hash, identified
 
@@ -145,5 +145,5 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not isinstance(result, dict):
         raise UserError(f"{path}: not a JSON object but {json.dumps(result)[:20]}; was it written by ima?")
     if isinstance(result.get("config"), dict):
-        result["config"] = current_names(result["config"])
+        result["config"] = current_config(result["config"])
     return result

@@ -18,11 +18,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = Path("tests/artefacts")
-TINY = ["llm=tiny", "adapter.hidden=8", "adapter.grid=1", "trainer.accelerator=cpu", "trainer.batch_size=8",
-        "trainer.epochs=2", "task.max_new_tokens=4", "logger=none"]  # fmt: skip
+TINY = ["llm=tiny", "adapter.hidden=8", "adapter.grid=1", "trainer.accelerator=cpu", "loader.batch_size=8",
+        "trainer.max_epochs=2", "task.max_new_tokens=4", "logger=none"]  # fmt: skip
 SHAPES = ["data=shapes", "data.num_train=16", "data.num_test=6", "data.size=64"]
 NOISE = ["encoder=noise", "encoder.dim=8", "encoder.num_tokens=4"]
-PICTURES = ["encoder=random_efficientnet", "encoder.layer=1", "trainer.cache_dtype=float32"]
+PICTURES = ["encoder=random_efficientnet", "encoder.layer=1", "loader.cache_dtype=float32"]
 ENTRY = (
     "{_target_: ima.settings.Entry, data: {_target_: ima.data.shapes.Shapes, num_train: 16, num_test: 6, size: 64, "
     "seed: %d}, task: {_target_: ima.tasks.caption.CaptionTask, max_new_tokens: 4}}"
@@ -38,7 +38,7 @@ COMMANDS = {
     "evaluation": ["evaluate.py", *EVALUATION],
     "masks": ["-m", "ima.masks", "make", f"{PLACE}/run", "--num-examples", "8", "--roles", "percept", "text",
               "--out", f"{PLACE}/masks"],
-    "mixture": ["train.py", *TINY, *NOISE, MIXTURE, "trainer.epochs=1", OUT, "name=mixture"],
+    "mixture": ["train.py", *TINY, *NOISE, MIXTURE, "trainer.max_epochs=1", OUT, "name=mixture"],
     "sweep": ["sweep.py", *TINY, *NOISE, *SHAPES, "seed=0,1", "alignment=none", OUT, "name=sweep"],
 }  # fmt: skip
 # Made anew from the rest, or of no use without the process that wrote it.

@@ -6,7 +6,9 @@ does not change what these tests say. The real conf/ is checked in test_conf.py.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,10 +18,12 @@ from typing import Any
 import pytest
 
 from ima.cli.scripts import compose_sweep, dispatch, help_text, run_script
-from ima.config.compose import CONF, compose
-from ima.config.settings import Training
+from ima.config.compose import CONF, compose, plain
+from ima.config.settings import Flags
 from ima.config.synonyms import SYNONYMS
+from ima.config.values import at
 from ima.core.errors import UserError
+from ima.core.moved_keys import MOVED_KEYS
 from ima.core.signatures import signature
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +127,7 @@ MISTAKES = [
     ("encoder.extra.x.y=3", "encoder.extra"),
     ("sede=1", "seed"),
     ("max_epochs=3", "trainer.max_epochs"),
-    ("trainer.lr=fast", "a number"),
+    ("optimizer.lr=fast", "a number"),
     ("trainer.max_epochs=2.5", "whole number"),
     ("trainer.max_epochs=-1", ">= 0"),
     ("trainer.accelerator=gpuu", "gpu"),
@@ -181,9 +185,9 @@ MISTAKES = [
     ("adapter.width=3", "hidden"),
     ("adapter.hiden=3", "hidden"),
     ("--halp", "--help"),
-    ("--trainer.learning_rate=1", "trainer.lr"),
-    ("learning_rate=1", "trainer.lr"),
-    ("trainer.num_train_epochs=1", "trainer.epochs"),
+    ("--trainer.learning_rate=1", "optimizer.lr"),
+    ("learning_rate=1", "optimizer.lr"),
+    ("trainer.num_train_epochs=1", "trainer.max_epochs"),
     ("experiment.seed=1", "write seed=value"),
     ("experiment=unmarked", "# @package _global_"),
     ("experiment=itself", "include the file itself"),
@@ -206,17 +210,20 @@ def test_a_mistake_gives_one_line_that_names_what_is_allowed(
 
 
 def test_words_of_other_libraries_name_keys_that_are_there() -> None:
-    signatures = {
-        "trainer": signature("ima.config.settings.Training"),
-        "alignment": signature("ima.config.settings.Alignment"),
-        "llm": signature("ima.models.llm.load.hf"),
-        "": signature("ima.config.roots.TrainConfig"),
-    }
-    assert len(SYNONYMS) >= 25
+    """All of them by `compose`, and the answer names the key; so do the keys of before."""
+    config, root = plain(compose([], "train", CONF)), signature("ima.config.roots.TrainConfig").parameters
+    config["llm"] = {"_target_": "ima.models.llm.load.hf"}
+    assert len(SYNONYMS) >= 50 and len(MOVED_KEYS) >= 25
+    for key in [key for key, _ in SYNONYMS.values()] + list(MOVED_KEYS.values()):
+        place, _, name = key.rpartition(".")
+        node = functools.reduce(lambda node, part: node[part], place.split("."), config) if place else None
+        assert name in (at(place, node["_target_"]).parameters if node else root), key
     for word, (key, _) in SYNONYMS.items():
-        group, _, name = key.rpartition(".")
-        assert name in signatures[group].parameters, key
-        assert word not in signatures["trainer"].parameters and word not in signatures[""].parameters, word
+        with pytest.raises(UserError, match=rf"^{word}: no such key; (here it is|did you mean) {re.escape(key)}"):
+            compose([f"{word}=1"], "train", CONF)
+    for old, key in MOVED_KEYS.items():
+        with pytest.raises(UserError, match=rf"^{re.escape(old)}: no such key; here it is {re.escape(key)}"):
+            compose([f"{old}=1"], "train", CONF)
 
 
 def test_gpu_is_an_accelerator() -> None:
@@ -227,10 +234,10 @@ def test_gpu_is_an_accelerator() -> None:
     config = compose(["trainer.accelerator=gpu"], "train", CONF)
     assert config.trainer.accelerator == "gpu"
     if torch.cuda.is_available():
-        assert device_of(Training(accelerator="gpu")).type == "cuda"
+        assert device_of(Flags(accelerator="gpu")).type == "cuda"
     elif not torch.backends.mps.is_available():
         with pytest.raises(UserError, match="'gpu' is not there"):
-            device_of(Training(accelerator="gpu"))
+            device_of(Flags(accelerator="gpu"))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +278,7 @@ def test_the_suite_holds_at_least_25_mistakes() -> None:
 
 
 def test_values_arrive_as_the_types_that_were_asked_for() -> None:
-    config = compose(["trainer.lr=1", "trainer.tags=[1,b]", "encoder.layers=[1,2]", "name=12", "encoder.extra={a:1}"])
+    config = compose(["optimizer.lr=1", "trainer.tags=[1,b]", "encoder.layers=[1,2]", "name=12", "encoder.extra={a:1}"])
     assert config.trainer.lr == 1.0 and isinstance(config.trainer.lr, float)
     assert list(config.trainer.tags) == ["1", "b"]
     assert config.name == "12"
@@ -323,10 +330,10 @@ def test_names_tell_runs_apart_that_differ_and_only_those() -> None:
 
 
 def test_a_grid_becomes_checked_jobs() -> None:
-    config = compose_sweep(["adapter=pool,mlp", "seed=range(0,2)", "trainer.lr=0.1", "num_parallel=2"])
+    config = compose_sweep(["adapter=pool,mlp", "seed=range(0,2)", "optimizer.lr=0.1", "num_parallel=2"])
     assert config.num_parallel == 2
     assert [list(job.overrides) for job in config.jobs] == [
-        ["trainer.lr=0.1", f"adapter={adapter}", f"seed={seed}"] for adapter in ("pool", "mlp") for seed in (0, 1)
+        ["optimizer.lr=0.1", f"adapter={adapter}", f"seed={seed}"] for adapter in ("pool", "mlp") for seed in (0, 1)
     ]
     assert len({job.hash for job in config.jobs}) == 4
     assert config.name.startswith("sweep-")
@@ -376,7 +383,9 @@ def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path
 
     trained = OmegaConf.to_container(compose(["encoder.dim=32", "adapter=mlp", "seed=9"]))
     (tmp_path / "result.json").write_text(json.dumps({"config": trained}))
-    config = compose([f"checkpoint={tmp_path}", "intervention=skip", "trainer.lr=2", "encoder.size=large"], "evaluate")
+    config = compose(
+        [f"checkpoint={tmp_path}", "intervention=skip", "optimizer.lr=2", "encoder.size=large"], "evaluate"
+    )
     assert (config.encoder.dim, config.seed, config.adapter.hidden) == (32, 9, 32)
     assert list(config.intervention) == ["skip"] and config.trainer.lr == 2.0 and config.encoder.size == "large"
     assert config.choices.adapter == "mlp" and config.alignment["_target_"] == "cli_parts.Base"

@@ -60,7 +60,7 @@ def test_a_model_in_the_hub_cache_is_not_downloaded_again(tmp_path: Path, monkey
 
 def test_more_samples_and_larger_batches_need_more() -> None:
     small = needs(config_of("data=shapes", "data.num_train=100", "data.num_test=1"))
-    large = needs(config_of("data=shapes", "data.num_train=1000", "data.num_test=1", "trainer.batch_size=32"))
+    large = needs(config_of("data=shapes", "data.num_train=1000", "data.num_test=1", "loader.batch_size=32"))
     for name in ("activations", "feature cache"):
         assert (large[name] or 0) > (small[name] or 0) > 0
     assert small["LLM weights"] == large["LLM weights"]

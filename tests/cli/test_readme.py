@@ -22,7 +22,7 @@ from ima.runs.results import read_rows
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-SMALL = ["logger=none", "trainer.epochs=1", "data.num_train=8", "data.num_test=4", "data.size=32"]
+SMALL = ["logger=none", "trainer.max_epochs=1", "data.num_train=8", "data.num_test=4", "data.size=32"]
 
 
 def blocks() -> dict[str, str]:

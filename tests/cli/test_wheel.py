@@ -57,15 +57,15 @@ def test_commands_of_the_installed_package_name_what_was_typed(installed: Path, 
     assert shown.returncode == 0 and "ima train [group=choice]" in shown.stdout and "efficientnet_lite0" in shown.stdout
     refused = call(installed, tmp_path, "train", "seed=1,2")
     assert refused.returncode == 2 and refused.stderr.strip().endswith("ima train --multirun seed=1,2")
-    (tmp_path / "mine.py").write_text("from ima.config.settings import Training\nclass Own(Training):\n    pass\n")
-    printed = call(installed, tmp_path, "train", "trainer._target_=mine.Own", "--cfg")
+    (tmp_path / "mine.py").write_text("from ima.config.settings import Loader\nclass Own(Loader):\n    pass\n")
+    printed = call(installed, tmp_path, "train", "loader._target_=mine.Own", "--cfg")
     assert printed.returncode == 0, "a class of one's own in the working folder"
 
 
 @pytest.mark.processes
 def test_a_sweep_of_the_installed_package_trains_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     given = ["sweep", "experiment=smoke", "logger=none", "seed=0,", "name=s", "llm=tiny", "data.num_train=8",
-             "data.num_test=4", "trainer.epochs=1"]  # fmt: skip
+             "data.num_test=4", "trainer.max_epochs=1"]  # fmt: skip
     done = call(installed, tmp_path, *[text.replace("seed=0,", "seed=choice(0)") for text in given])
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/s/*/result.json")]

@@ -60,7 +60,7 @@ def test_where_every_point_is_refused_or_the_first_failure_stops_all_the_sweep_i
 
 
 def test_evaluations_follow_the_trainings_that_they_are_of() -> None:
-    given = ["seed=0,1", "trainer.epochs=3", "name=s", "output_dir=out",
+    given = ["seed=0,1", "trainer.max_epochs=3", "name=s", "output_dir=out",
              "evaluations=[{of:'seed=1',epochs:[1,3,9],overrides:['alignment=none']}]"]  # fmt: skip
     jobs = jobs_of(*given)
     trainings, measured = jobs[:2], jobs[2:]

@@ -1,4 +1,4 @@
-"""The `_target_` of trainer, alignment, stage and mixture entries: classes of one's own are made like all others."""
+"""The `_target_` of loader, alignment, stage and mixture entries: classes of one's own are made like all others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 
 from ima.config.compose import compose
-from ima.config.instantiation import alignment_of, training_of
-from ima.config.settings import Alignment, Entry, Stage, Training
+from ima.config.instantiation import alignment_of, flags_of, loader_of
+from ima.config.settings import Alignment, Entry, Loader, Stage
 from ima.core.errors import UserError
 from ima.pipeline.assemble import assemble, entries_of
 from ima.pipeline.stages import apply_stage, stage_configs
@@ -22,22 +22,22 @@ from ima.runs.identity import config_hash
 
 HERE = "test_settings_targets"
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
-        "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none", "seed=7",
+        "trainer.accelerator=cpu", "loader.batch_size=6", "task.max_new_tokens=4", "logger=none", "seed=7",
         "encoder=noise", "encoder.dim=8", "encoder.num_tokens=4"]  # fmt: skip
 SHAPES = "{_target_: ima.data.shapes.Shapes, num_train: 20, num_test: 6}"
 CAPTION = "{_target_: ima.tasks.caption.CaptionTask, max_new_tokens: 4}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Patient(Training):
-    """As Training, twice as long, by a key of its own."""
+class Patient(Loader):
+    """As Loader, with batches twice as large, by a key of its own."""
 
     patience: int = 2
 
     def __post_init__(self) -> None:
         if self.patience < 1:
             raise UserError(f"patience: {self.patience}; give 1 or more")
-        object.__setattr__(self, "epochs", self.epochs * self.patience)
+        object.__setattr__(self, "batch_size", self.batch_size * self.patience)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ClippedStage(Stage):
     """A stage that sets one more key of the trainer."""
 
     lr: float | None = 1e-4
-    clip_norm: float | None = None
+    gradient_clip_val: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,10 @@ class LastLayers(Alignment):
 
 
 class Own:
-    """Compatible without deriving: it has every attribute of Training."""
+    """Compatible without deriving: it has every attribute of Loader."""
 
-    def __init__(self, lr: float = 1e-3) -> None:
-        self.__dict__.update(dataclasses.asdict(Training(accelerator="cpu", lr=lr)))
+    def __init__(self, temperature: float = 1e-3) -> None:
+        self.__dict__.update(dataclasses.asdict(Loader(batch_size=3, temperature=temperature)))
 
 
 def config_of(*overrides: str) -> dict[str, Any]:
@@ -75,31 +75,29 @@ def config_of(*overrides: str) -> dict[str, Any]:
     return dict(plain)
 
 
-def test_a_trainer_of_ones_own_is_made_and_its_keys_are_checked() -> None:
+def test_a_loader_of_ones_own_is_made_and_its_keys_are_checked() -> None:
     config = config_of(
-        f"trainer._target_={HERE}.Patient", "trainer.patience=3", "trainer.epochs=2", "trainer.tracks=[T0]"
+        f"loader._target_={HERE}.Patient", "loader.patience=3", "loader.batch_size=2", "evaluation.tracks=[T0]"
     )
-    found = training_of(config)
-    assert isinstance(found, Patient) and found.epochs == 6 and found.tracks == ("T0",)
-    assert assemble(config).training == found
-    with pytest.raises(UserError, match=r"no 'patienze' in trainer; did you mean patience"):
-        config_of(f"trainer._target_={HERE}.Patient", "trainer.patienze=3")
-    with pytest.raises(UserError, match=r"trainer\.lr: 7\.0 is out of range"):
-        config_of(f"trainer._target_={HERE}.Patient", "trainer.lr=7.0")
+    found = loader_of(config)
+    assert isinstance(found, Patient) and found.batch_size == 6
+    assert assemble(config).loader == found and assemble(config).evaluation.tracks == ("T0",)
+    with pytest.raises(UserError, match=r"no 'patienze' in loader; did you mean patience"):
+        config_of(f"loader._target_={HERE}.Patient", "loader.patienze=3")
+    with pytest.raises(UserError, match=r"loader\.temperature: 0\.0 is out of range"):
+        config_of(f"loader._target_={HERE}.Patient", "loader.temperature=0.0")
 
 
 def test_what_it_refuses_is_one_line_with_its_key() -> None:
-    with pytest.raises(UserError, match=r"^trainer\.patience: 0; give 1 or more$"):
-        training_of(config_of(f"trainer._target_={HERE}.Patient", "trainer.patience=0"))
+    with pytest.raises(UserError, match=r"^loader\.patience: 0; give 1 or more$"):
+        loader_of(config_of(f"loader._target_={HERE}.Patient", "loader.patience=0"))
 
 
 def test_a_class_with_the_same_attributes_will_do_and_another_is_refused() -> None:
-    compatible = training_of({"trainer": {"_target_": f"{HERE}.Own", "lr": 0.5}})
-    assert isinstance(compatible, Own) and compatible.lr == 0.5 and compatible.epochs == Training().epochs
-    with pytest.raises(
-        UserError, match=r"^trainer\._target_: 'ima.config.settings.Stage' makes nothing with .*Training$"
-    ):
-        training_of({"trainer": {"_target_": "ima.config.settings.Stage"}})
+    compatible = loader_of({"loader": {"_target_": f"{HERE}.Own", "temperature": 0.5}})
+    assert isinstance(compatible, Own) and (compatible.temperature, compatible.batch_size) == (0.5, 3)
+    with pytest.raises(UserError, match=r"^loader\._target_: 'ima.config.settings.Stage' makes nothing with .*Loader$"):
+        loader_of({"loader": {"_target_": "ima.config.settings.Stage"}})
 
 
 def test_alignment_entries_and_stages_of_ones_own_are_made() -> None:
@@ -108,34 +106,32 @@ def test_alignment_entries_and_stages_of_ones_own_are_made() -> None:
     config = config_of(f"mixture={{few: {node}}}")
     assert isinstance(entries_of(config)["mixture.few."], FewEntry)
     assert len(assemble(config).streams[0].all_samples("train")) == 5
-    staged = config_of(f"stage={{one: {{_target_: {HERE}.ClippedStage, clip_norm: 0.25}}}}")
+    staged = config_of(f"stage={{one: {{_target_: {HERE}.ClippedStage, gradient_clip_val: 0.25}}}}")
     (_, only), = stage_configs(staged, "run")  # fmt: skip
-    found = training_of(apply_stage(only))
-    assert (found.lr, found.clip_norm, found.epochs) == (1e-4, 0.25, 6)
+    found = apply_stage(only)
+    assert (found["optimizer"]["lr"], flags_of(found).gradient_clip_val, flags_of(found).max_epochs) == (1e-4, 0.25, 6)
 
 
 def test_nodes_without_a_target_and_special_keys_are_what_they_were() -> None:
-    assert training_of({"trainer": {"epochs": 2}}) == Training(epochs=2)
-    assert (
-        training_of({"trainer": {"_target_": "ima.config.settings.Training", "_partial_": True, "epochs": 2}}).epochs
-        == 2
-    )
+    assert loader_of({"loader": {"batch_size": 2}}) == Loader(batch_size=2)
+    node = {"_target_": "ima.config.settings.Loader", "_partial_": True, "batch_size": 2}
+    assert loader_of({"loader": node}) == Loader(batch_size=2)
 
 
 def test_a_class_of_ones_own_is_another_run() -> None:
-    hashes = {config_hash(config_of(*more)) for more in ([], [f"trainer._target_={HERE}.Patient"])}
+    hashes = {config_hash(config_of(*more)) for more in ([], [f"loader._target_={HERE}.Patient"])}
     assert len(hashes) == 2
 
 
-def test_a_run_folder_names_no_trainer_that_nobody_named_here(tmp_path: Path) -> None:
+def test_a_run_folder_names_no_loader_that_nobody_named_here(tmp_path: Path) -> None:
     from ima.core.files import write_json
 
-    config = config_of(f"trainer._target_={HERE}.Patient")
+    config = config_of(f"loader._target_={HERE}.Patient")
     write_json(tmp_path / "result.json", {"status": "ok", "config": config, "metrics": {}, "facts": {}})
-    with pytest.raises(UserError, match=rf"trainer\._target_: '{HERE}.Patient' is named neither"):
+    with pytest.raises(UserError, match=rf"loader\._target_: '{HERE}.Patient' is named neither"):
         compose([f"checkpoint={tmp_path}"], "evaluate")
     trusted = compose([f"checkpoint={tmp_path}", f"trust=[{HERE}]"], "evaluate")
-    assert trusted.trainer._target_ == f"{HERE}.Patient"
+    assert trusted.loader._target_ == f"{HERE}.Patient"
 
 
 # -- draws -------------------------------------------------------------------------------------------------------------

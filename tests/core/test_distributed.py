@@ -8,12 +8,12 @@ import pytest
 from launcher import Launcher
 from test_training import NOISE, assert_same_run
 
-from ima.config.settings import Training
+from ima.config.settings import Flags
 from ima.core.distributed import Place, hint_of_ranks, num_devices, place_of, rank, ranks_from_outside
 from ima.core.errors import UserError
 from ima.pipeline.ranks import KnownRanks
 
-RUN = [*NOISE, "trainer.epochs=1"]
+RUN = [*NOISE, "trainer.max_epochs=1"]
 STRAY = {"RANK": "1", "SLURM_PROCID": "1", "LOCAL_RANK": "3", "WORLD_SIZE": "2", "NODE_RANK": "1"}
 SLURM = {"SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2", "SLURM_LOCALID": "2",
          "SLURM_NODEID": "0", "SLURM_JOB_ID": "12345", "SLURM_NODELIST": "no-such-host-[1-2]"}  # fmt: skip
@@ -21,8 +21,8 @@ MEET = {"MASTER_ADDR": "no-such-host", "MASTER_PORT": "1"}
 TORCHRUN = {**MEET, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
 
 
-def asking(devices: int | str = 1, num_nodes: int = 1) -> Training:
-    return Training(devices=devices, num_nodes=num_nodes, accelerator="cpu")
+def asking(devices: int | str = 1, num_nodes: int = 1) -> Flags:
+    return Flags(devices=devices, num_nodes=num_nodes, accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_places_on_several_machines() -> None:
         (asking("7,"), {}, "trainer.devices: '7,'"),
     ],
 )
-def test_what_contradicts_itself_is_one_line(trainer: Training, environment: dict[str, str], named: str) -> None:
+def test_what_contradicts_itself_is_one_line(trainer: Flags, environment: dict[str, str], named: str) -> None:
     with pytest.raises(UserError) as caught:
         place_of(trainer, environment)
     assert named in str(caught.value) and "\n" not in str(caught.value)

@@ -32,8 +32,8 @@ from ima.runs.identity import config_hash
 
 Json = dict[str, Any]
 TINY = ["llm=tiny", "data=shapes", "data.num_train=12", "data.num_test=4", "data.size=32", "adapter=linear",
-        "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=2", "logger=none", "encoder=noise",
-        "encoder.dim=8", "encoder.num_tokens=4", "trainer.epochs=1", "alignment=none"]  # fmt: skip
+        "trainer.accelerator=cpu", "loader.batch_size=6", "task.max_new_tokens=2", "logger=none", "encoder=noise",
+        "encoder.dim=8", "encoder.num_tokens=4", "trainer.max_epochs=1", "alignment=none"]  # fmt: skip
 
 
 class Pickled:
@@ -121,7 +121,7 @@ PLACES: dict[str, Callable[[Json, Json], None]] = {
     "stage": lambda config, bomb: config.update(stage={"one": {"_target_": "ima.config.settings.Stage", "lr": bomb}}),
     "intervention": lambda config, bomb: config.update(intervention={"skip": bomb}),
     "alignment": lambda config, bomb: config.update(alignment=bomb),
-    "trainer.tracks": lambda config, bomb: config["trainer"].update(tracks=[bomb]),
+    "evaluation.tracks": lambda config, bomb: config["evaluation"].update(tracks=[bomb]),
     "seed": lambda config, bomb: config.update(seed=bomb),
 }
 

@@ -95,11 +95,11 @@ class Sized(Means):
         self.preprocess = lambda image: plain(image.resize((4, 4)))
 
 
-RUN = ["llm=tiny", "data=coco", "trainer.epochs=1", "trainer.accelerator=cpu", "trainer.batch_size=4", "alignment=none",
+RUN = ["llm=tiny", "data=coco", "trainer.max_epochs=1", "trainer.accelerator=cpu", "loader.batch_size=4", "alignment=none",
        "adapter.hidden=16", "adapter.grid=1", "task.max_new_tokens=3", "logger=none"]  # fmt: skip
 KINDS = {
     "cached": ["encoder=random_efficientnet"],
-    "live": ["encoder=random_efficientnet", "trainer.cache_features=false", "trainer.num_workers=1"],
+    "live": ["encoder=random_efficientnet", "loader.cache_features=false", "loader.num_workers=1"],
     "noise": ["encoder=noise", "encoder.dim=8", "encoder.num_tokens=4"],
 }
 
@@ -133,7 +133,7 @@ def test_a_run_goes_on_without_bad_media_and_says_so(
 def test_evaluation_leaves_out_the_same(launcher: Launcher, folder: Path, tmp_path: Path) -> None:
     argv = [*RUN, *KINDS["noise"], f"data.folder={folder}", "data.on_bad_medium=skip", f"output_dir={tmp_path}"]
     assert launcher.run("train", [*argv, "name=run"]).code == 0
-    done = launcher.run("evaluate", [f"checkpoint={tmp_path / 'run'}", "trainer=default", "trainer.tracks=[val]",
+    done = launcher.run("evaluate", [f"checkpoint={tmp_path / 'run'}", "trainer=default", "evaluation.tracks=[val]",
                                      "trainer.accelerator=cpu", "name=again", f"output_dir={tmp_path}"])  # fmt: skip
     assert done.code == 0, done.stderr
     facts: dict[str, Any] = read_result(tmp_path / "again")["facts"]

@@ -259,7 +259,7 @@ def test_a_run_on_conversations_of_several_turns_ends_with_all_its_measurements(
     write(tmp_path, talk)
     argv = ["llm=tiny", "llm.chat=chatml", "data=llava_665k", "task=conversation", "encoder=noise", "encoder.dim=8",
             f"data.folder={tmp_path}", f"data.media={tmp_path}", "data.splits.train.annotations=talk.json",
-            "data.num_val=3", "encoder.num_tokens=4", "adapter.hidden=16", "adapter.grid=1", "trainer.epochs=1",
+            "data.num_val=3", "encoder.num_tokens=4", "adapter.hidden=16", "adapter.grid=1", "trainer.max_epochs=1",
             "trainer.accelerator=cpu", "task.max_new_tokens=4", "logger=none", f"output_dir={tmp_path}",
             "name=talk"]  # fmt: skip
     done = launcher.run("train", argv)

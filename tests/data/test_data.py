@@ -222,7 +222,7 @@ def test_ranks_share_every_global_batch(llm, world: int, num: int) -> None:  # t
 
 
 def test_a_batch_smaller_than_the_ranks_and_an_empty_split_are_refused(llm) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(UserError, match="trainer.batch_size: 2 .* 3 ranks"):
+    with pytest.raises(UserError, match="loader.batch_size: 2 .* 3 ranks"):
         loader(llm, 0, 3, size=2)
     with pytest.raises(UserError, match="train split is empty"):
         loader(llm, num=0)
@@ -360,7 +360,7 @@ def test_a_damaged_shard_costs_one_line_and_is_computed_again(tmp_path: Path, da
 
 def test_features_that_overflow_are_refused_naming_the_key(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, Grey(), Means(scale=1e6), "float16")
-    with pytest.raises(UserError, match="trainer.cache_dtype.*float32"):
+    with pytest.raises(UserError, match="loader.cache_dtype.*float32"):
         store.ensure(Grey().samples("train"))
     assert shards(tmp_path) == []
     FeatureStore(tmp_path, Grey(), Means(scale=1e6), "float32").ensure(Grey().samples("train"))

@@ -79,7 +79,7 @@ def test_the_check_before_training_finds_the_one_long_caption() -> None:
     fits, long = sample_of("s/fits", "x" * 50), sample_of("s/long", "x" * 51)  # 4 + 1 + 50 + EOS = 56
     parts, stream = stream_of(tiny(family="opt"))
     check_lengths(parts, stream, PreparedSamples([*samples, fits], [], {"T0": samples}, {}))
-    with pytest.raises(UserError, match="sample s/long: it needs 257 positions .*set trainer.max_tokens=56 or less"):
+    with pytest.raises(UserError, match="sample s/long: it needs 257 positions .*set loader.max_tokens=56 or less"):
         check_lengths(parts, stream, PreparedSamples([*samples, fits, long, *samples], [], {}, {}))
     parts, stream = stream_of(tiny(family="opt"), max_tokens=56)
     check_lengths(parts, stream, PreparedSamples([long], [long], {}, {}))

@@ -194,7 +194,7 @@ def test_features_that_are_not_finite_are_a_bad_medium_and_an_overflow_names_one
     with pytest.raises(MediumError, match="2.wav: features of it are not finite; data.on_bad_medium=skip"):
         stopping.ensure(samples)
     narrow: Any = FeatureStore(tmp_path / "c", Odd("skip"), Plain(1e9))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"trainer.cache_dtype: .* overflow float16; use float32 \(the first: of 0\)"):
+    with pytest.raises(UserError, match=r"loader.cache_dtype: .* overflow float16; use float32 \(the first: of 0\)"):
         narrow.ensure(samples)
 
 

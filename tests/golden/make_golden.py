@@ -46,7 +46,9 @@ class Calls:
     def of(self, value: Any) -> Any:
         """The value with each node inside replaced by a reference."""
         if isinstance(value, Mapping) and "_target_" in value:
-            arguments = {name: self.of(item) for name, item in arguments_of(value).items()}
+            own = str(value["_target_"]).startswith("ima.")  # defaults of other packages are theirs
+            given = {str(name): item for name, item in value.items() if not str(name).startswith("_")}
+            arguments = {name: self.of(item) for name, item in (arguments_of(value) if own else given).items()}
             node = {"class": bare_name(str(value["_target_"])), "arguments": arguments}
             key = "@" + hashlib.sha256(spelled(node).encode()).hexdigest()[:8]
             self.nodes[key] = node

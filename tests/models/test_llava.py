@@ -179,7 +179,14 @@ def test_training_starts_from_a_projector_and_says_so(launcher: Launcher, tmp_pa
     theirs = {f"{names[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in mlp.state_dict().items()}
     torch.save(theirs, tmp_path / "p.bin")
     base = [text for text in TINY if not text.startswith("adapter")]
-    argv = [*base, "adapter=mlp", f"init={tmp_path / 'p.bin'}", "trainer.epochs=1", f"output_dir={tmp_path}", "name=r"]
+    argv = [
+        *base,
+        "adapter=mlp",
+        f"init={tmp_path / 'p.bin'}",
+        "trainer.max_epochs=1",
+        f"output_dir={tmp_path}",
+        "name=r",
+    ]
     done = launcher.run("train", argv)
     assert done.code == 0, done.stderr
     assert json.loads((tmp_path / "r" / "result.json").read_text())["facts"]["init"].endswith("p.bin")

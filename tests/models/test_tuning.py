@@ -33,7 +33,7 @@ def seeded() -> Iterator[None]:
 
 def stepped(train: str) -> tuple[Any, FrozenLLM, dict[str, torch.Tensor]]:
     """The parts after three steps, and the LLM's state before."""
-    parts = assemble(config_of(*TINY, f"llm.train={train}", "trainer.llm_lr=1e-2"))
+    parts = assemble(config_of(*TINY, f"llm.train={train}", "optimizer.llm_lr=1e-2"))
     module, llm = parts.module(num_steps=3).train(), parts.llm
     before = {name: value.clone() for name, value in llm.state_dict().items()}
     optimizer = module.configure_optimizers()["optimizer"]
@@ -86,7 +86,7 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
         tiny(train="some")  # type: ignore[arg-type]
 
 
-TUNED = [*RUN, "trainer.llm_lr=1e-2"]
+TUNED = [*RUN, "optimizer.llm_lr=1e-2"]
 
 
 @pytest.mark.parametrize("train", ["lora", "all"])

@@ -32,7 +32,7 @@ from ima.pipeline.loggers.wandb_charts import BY_LAYER, PREDICTIONS
 from ima.runs.record import read_result
 from ima.runs.results import read_rows
 
-MIRRORED = [item for item in NOISE if item != "logger=none"] + ["trainer.epochs=2", "trainer.generate_samples=3"]
+MIRRORED = [item for item in NOISE if item != "logger=none"] + ["trainer.max_epochs=2", "evaluation.num_generated=3"]
 # Machines that are busy may take long to say goodbye to W&B; how long a run waits for that is not the question here.
 PATIENT = [*MIRRORED, "logger=offline", "logger.wait_seconds=100"]
 ONLINE = [*MIRRORED, "logger=wandb", "logger.wait_seconds=100"]
@@ -161,7 +161,7 @@ def test_scripts_work_with_the_network_refused(launcher: Launcher, tmp_path: Pat
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)])
     seen = {"REFUSED": str(refused), "IMA_CACHE": str(tmp_path / "cache")}
     argv = [*[item for item in CACHED if item != "logger=none"], f"output_dir={tmp_path}", "name=run"]
-    argv += ["trainer.epochs=1", "data.num_train=8", "data.num_test=2"]
+    argv += ["trainer.max_epochs=1", "data.num_train=8", "data.num_test=2"]
     command = [sys.executable, str(ROOT / "train.py"), *argv]
     train = subprocess.run(command, capture_output=True, text=True, env=environment | seen, cwd=tmp_path, timeout=300)
     assert train.returncode == 0 and train.stderr == "", train.stderr

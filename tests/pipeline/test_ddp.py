@@ -15,10 +15,10 @@ from test_training import NOISE, rows_of
 from ima.runs.record import read_result
 from ima.runs.results import read_rows
 
-# 21 samples in batches of 6: the last batch of an epoch is 2 samples of one rank and 1 of the other, which is 2
-# micro-batches and 1; val, T0 and T1 have 7 samples, 4 and 3 of them a rank.
-RUN = [*NOISE, "trainer.epochs=2", "trainer.micro_batch_size=1", "data.num_train=21", "data.num_test=7",
-       "trainer.eval_batch_size=3", "trainer.save_every_num_steps=3"]  # fmt: skip
+# 21 samples in batches of 6: the last batch of an epoch is 2 samples of one rank and 1 of the other, which are
+# passes of one sample and one without; val, T0 and T1 have 7 samples, 4 and 3 of them a rank.
+RUN = [*NOISE, "trainer.max_epochs=2", "trainer.accumulate_grad_batches=3", "data.num_train=21", "data.num_test=7",
+       "loader.eval_batch_size=3", "callbacks.checkpoint.every_num_steps=3"]  # fmt: skip
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 
 
@@ -89,7 +89,7 @@ def test_two_ranks_killed_in_an_epoch_resume_together(launcher: Launcher, alone:
 
 def test_a_rank_without_samples_of_its_own_waits_for_nobody(launcher: Launcher, tmp_path: Path) -> None:
     """One sample to measure, two ranks."""
-    argv = [*RUN, f"output_dir={tmp_path}", "data.num_test=1", "trainer.epochs=1"]
+    argv = [*RUN, f"output_dir={tmp_path}", "data.num_test=1", "trainer.max_epochs=1"]
     done = launcher.run("train", [*argv, "name=one"])
     assert done.code == 0, done.stderr
     two_ranks(launcher, [*argv, *TWO, "name=two"])

@@ -27,8 +27,8 @@ from ima.runs.record import read_result
 from ima.sweep.run import page
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "data.size=32", "adapter=linear",
-        "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none", "encoder=noise",
-        "encoder.dim=8", "encoder.num_tokens=4", "trainer.epochs=1"]  # fmt: skip
+        "trainer.accelerator=cpu", "loader.batch_size=6", "task.max_new_tokens=4", "logger=none", "encoder=noise",
+        "encoder.dim=8", "encoder.num_tokens=4", "trainer.max_epochs=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,9 @@ from ima.runs.record import read_result
 from ima.runs.results import read_rows
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
-        "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none",
+        "trainer.accelerator=cpu", "loader.batch_size=6", "task.max_new_tokens=4", "logger=none",
         "encoder=noise", "encoder.dim=8", "encoder.num_tokens=4"]  # fmt: skip
-RUN = [*TINY, "trainer.epochs=2", "trainer.save_every_num_steps=3", "trainer.generate_samples=3"]
+RUN = [*TINY, "trainer.max_epochs=2", "callbacks.checkpoint.every_num_steps=3", "evaluation.num_generated=3"]
 SHAPES = "{_target_: ima.data.shapes.Shapes, num_train: 20, num_test: 6}"
 CAPTION = "{_target_: ima.tasks.caption.CaptionTask, max_new_tokens: 4}"
 
@@ -72,9 +72,9 @@ def curve(folder: Path, score: str) -> list[float]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("micro", ["null", "4"])
-def test_a_mixture_of_one_entry_trains_bit_for_bit_as_the_run_of_one_task(tmp_path: Path, micro: str) -> None:
-    options = [*RUN, f"trainer.micro_batch_size={micro}"]
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_mixture_of_one_entry_trains_bit_for_bit_as_the_run_of_one_task(tmp_path: Path, passes: int) -> None:
+    options = [*RUN, f"trainer.accumulate_grad_batches={passes}"]
     alone, mixed = tmp_path / "alone", tmp_path / "mixed"
     first = train(config_of(*options), alone, "test")
     second = train(config_of(*options, f"mixture={{only: {entry()}}}"), mixed, "test")
@@ -274,7 +274,7 @@ THREE = (
     "mixture={pictures: " + entry() + ", sounds: " + entry(SOUNDS, encoder=noise("audio", 3), weight=2.0)
     + ", albums: " + entry(ALBUMS, limit=7) + "}"
 )  # fmt: skip
-MIXED = [*RUN, THREE, "trainer.temperature=2.0"]
+MIXED = [*RUN, THREE, "loader.temperature=2.0"]
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +395,7 @@ def test_a_mistake_in_an_entry_is_one_line_that_names_its_key(
     assert done.code == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-@pytest.mark.parametrize(("key", "wrong"), [("alignment.split", "nosuch"), ("trainer.tracks", "[T9]")])
+@pytest.mark.parametrize(("key", "wrong"), [("alignment.split", "nosuch"), ("evaluation.tracks", "[T9]")])
 def test_a_split_that_no_entry_has_is_refused_in_an_evaluation_too(
     key: str, wrong: str, tmp_path: Path, whole: Path, launcher: Launcher
 ) -> None:
@@ -421,7 +421,7 @@ def test_two_ranks_train_a_mixture_as_one_does(launcher: Launcher, tmp_path: Pat
 
     stages = "stage={first: {_target_: ima.config.settings.Stage, entries: [pictures, sounds], epochs: 1}, " \
              "second: {_target_: ima.config.settings.Stage}}"  # fmt: skip
-    argv = [*MIXED, stages, "trainer.batch_size=2", "trainer.eval_batch_size=3", "trainer.epochs=1", "alignment=none",
+    argv = [*MIXED, stages, "loader.batch_size=2", "loader.eval_batch_size=3", "trainer.max_epochs=1", "alignment=none",
             "mixture.albums.limit=8", f"output_dir={tmp_path}"]  # fmt: skip
     done = launcher.run("train", [*argv, "name=one"])
     assert done.code == 0, done.stderr

@@ -32,11 +32,11 @@ from ima.runs.record import read_result
 from ima.runs.results import read_rows
 
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "adapter.hidden=16", "adapter.grid=1",
-        "trainer.accelerator=cpu", "trainer.batch_size=6", "task.max_new_tokens=4", "logger=none"]  # fmt: skip
+        "trainer.accelerator=cpu", "loader.batch_size=6", "task.max_new_tokens=4", "logger=none"]  # fmt: skip
 NOISE = [*TINY, "encoder=noise", "encoder.dim=8", "encoder.num_tokens=4"]
 CACHED = [*TINY, "encoder=random_efficientnet"]
 # Four steps an epoch, three epochs; a checkpoint after every third step and at each epoch's end.
-RUN = [*NOISE, "trainer.epochs=3", "trainer.save_every_num_steps=3", "trainer.generate_samples=3"]
+RUN = [*NOISE, "trainer.max_epochs=3", "callbacks.checkpoint.every_num_steps=3", "evaluation.num_generated=3"]
 
 
 def config_of(*overrides: str) -> dict[str, Any]:
@@ -61,29 +61,30 @@ def one_thread() -> Iterator[None]:
 def plain_loop(config: dict[str, Any], num_steps: int) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """The slow twin: stock model, full logits, one sample at a time; (losses, learning rates, weights)."""
     parts = assemble(config)
-    t, llm, adapter = parts.training, parts.llm, parts.adapter
+    batch_size, llm, adapter = parts.loader.batch_size, parts.llm, parts.adapter
+    rate, schedule_of = config["optimizer"], config["scheduler"]
     samples = parts.source.samples("train")
     scale_adapter_output(parts, samples)
-    steps_per_epoch = math.ceil(len(samples) / t.batch_size)
-    total = steps_per_epoch * t.epochs
-    warmup = max(1, round(t.warmup_ratio * total))
+    steps_per_epoch = math.ceil(len(samples) / batch_size)
+    total = steps_per_epoch * config["trainer"]["max_epochs"]
+    warmup = max(1, round(schedule_of["warmup_ratio"] * total))
     groups = [
-        {"params": [p for p in adapter.parameters() if p.dim() > 1], "weight_decay": t.weight_decay},
+        {"params": [p for p in adapter.parameters() if p.dim() > 1], "weight_decay": rate["weight_decay"]},
         {"params": [p for p in adapter.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=t.lr)
+    optimizer = torch.optim.AdamW(groups, lr=rate["lr"])
     losses, rates = [], []
     collate = Collate(parts.task, llm, parts.percepts, training=True)
     for step in range(num_steps):
         epoch, position = divmod(step, steps_per_epoch)
-        chosen = schedule(len(samples), t.batch_size, config["seed"], epoch)[position]
+        chosen = schedule(len(samples), batch_size, config["seed"], epoch)[position]
         if step < warmup:
-            factor = t.warmup_from + (1 - t.warmup_from) * step / warmup
+            factor = schedule_of["warmup_from"] + (1 - schedule_of["warmup_from"]) * step / warmup
         else:
             falling = (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-            factor = t.final_ratio + (1 - t.final_ratio) * falling
+            factor = schedule_of["final_ratio"] + (1 - schedule_of["final_ratio"]) * falling
         for group in optimizer.param_groups:
-            group["lr"] = t.lr * factor
+            group["lr"] = rate["lr"] * factor
         summed, count = torch.zeros(()), 0
         for index in chosen.tolist():
             batch = collate([(samples[index], epoch)])
@@ -96,10 +97,10 @@ def plain_loop(config: dict[str, Any], num_steps: int) -> tuple[list[float], lis
         loss = summed / count
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(adapter.parameters(), t.clip_norm)
+        torch.nn.utils.clip_grad_norm_(adapter.parameters(), config["trainer"]["gradient_clip_val"])
         optimizer.step()
         losses.append(float(loss.detach()))
-        rates.append(t.lr * factor)
+        rates.append(rate["lr"] * factor)
     return losses, rates, adapter.state_dict()
 
 
@@ -108,10 +109,10 @@ def curve(folder: Path, score: str) -> list[float]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("micro", ["null", "1", "4"])
-def test_training_is_what_a_plain_loop_does_whatever_the_micro_batches(tmp_path: Path, micro: str) -> None:
-    config = config_of(*NOISE, "trainer.epochs=2", "alignment=none", f"trainer.micro_batch_size={micro}",
-                       "trainer.generate_every_num_epochs=0", "trainer.lr=1e-2")  # fmt: skip
+@pytest.mark.parametrize("passes", [1, 6, 2])
+def test_training_is_what_a_plain_loop_does_however_many_passes_make_a_step(tmp_path: Path, passes: int) -> None:
+    config = config_of(*NOISE, "trainer.max_epochs=2", "alignment=none", f"trainer.accumulate_grad_batches={passes}",
+                       "evaluation.generate_every_num_epochs=0", "optimizer.lr=1e-2")  # fmt: skip
     result = train(config, tmp_path, "test")
     losses, rates, weights = plain_loop(config, 8)
     assert curve(tmp_path, "train_loss") == pytest.approx(losses, rel=1e-5)
@@ -153,7 +154,7 @@ def test_a_changed_llm_is_noticed_at_the_end(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(StepRecorder, "on_train_batch_end", flip)
     with pytest.raises(AssertionError, match="frozen LLM changed"):
-        train(config_of(*NOISE, "trainer.epochs=1", "alignment=none", "data.num_train=6"), tmp_path, "test")
+        train(config_of(*NOISE, "trainer.max_epochs=1", "alignment=none", "data.num_train=6"), tmp_path, "test")
 
 
 # -- runs, whole and killed --------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ def test_a_run_killed_again_and_again_from_outside_at_random_still_arrives(
 def test_a_cached_run_killed_while_encoding_goes_on_with_the_same_features(
     launcher: Launcher, outputs: Path, tmp_path: Path
 ) -> None:
-    argv = [*CACHED, f"output_dir={outputs}", "trainer.epochs=1", "data.num_train=8", "data.num_test=2"]
+    argv = [*CACHED, f"output_dir={outputs}", "trainer.max_epochs=1", "data.num_train=8", "data.num_test=2"]
     clean = launcher.run("train", [*argv, "name=cached"], env={"IMA_CACHE": str(tmp_path / "a")})
     assert clean.code == 0, clean.stderr
     env = {"IMA_CACHE": str(tmp_path / "b")}
@@ -277,7 +278,7 @@ def test_a_cached_run_killed_while_encoding_goes_on_with_the_same_features(
     assert launcher.run("train", [*argv, "name=cached-k"], env=env).code == 0
     assert_same_run(outputs / "cached-k", outputs / "cached")
     # and live encoding, without a cache, is the same up to the rounding of the stored features
-    live = launcher.run("train", [*argv, "name=live", "trainer.cache_features=false"], env=env)
+    live = launcher.run("train", [*argv, "name=live", "loader.cache_features=false"], env=env)
     assert live.code == 0, live.stderr
     assert curve(outputs / "live", "train_loss") == pytest.approx(curve(outputs / "cached", "train_loss"), rel=1e-3)
 
@@ -335,7 +336,7 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     argv = [*RUN, f"output_dir={outputs}", "name=whole"]
     done = launcher.run("train", argv)
     assert done.code == 0 and "finished already" in done.stdout
-    refused = launcher.run("train", [*argv, "trainer.lr=1e-3"])
+    refused = launcher.run("train", [*argv, "optimizer.lr=1e-3"])
     assert refused.code == 2 and len(refused.stderr.splitlines()) == 1
     assert "another config" in refused.stderr and "overwrite=true" in refused.stderr
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -367,7 +368,7 @@ def test_a_last_measurement_that_fails_loses_no_training(launcher: Launcher, out
 
 
 def test_no_tracks_means_none(launcher: Launcher, tmp_path: Path) -> None:
-    argv = [*NOISE, "trainer.epochs=1", "trainer.tracks=[]", f"output_dir={tmp_path}", "name=bare"]
+    argv = [*NOISE, "trainer.max_epochs=1", "evaluation.tracks=[]", f"output_dir={tmp_path}", "name=bare"]
     done = launcher.run("train", argv)
     assert done.code == 0, done.stderr
     assert not any("noun_accuracy" in name for name in read_result(tmp_path / "bare")["metrics"])
@@ -396,7 +397,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(launcher: Launcher
 
 
 def test_a_second_writer_in_one_folder_is_refused(launcher: Launcher, outputs: Path) -> None:
-    argv = [*RUN, f"output_dir={outputs}", "name=shared", "trainer.epochs=50"]
+    argv = [*RUN, f"output_dir={outputs}", "name=shared", "trainer.max_epochs=50"]
     first = launcher.start("train", argv)
     end = time.monotonic() + 60
     while not (outputs / "shared" / "result.json").is_file() and time.monotonic() < end:

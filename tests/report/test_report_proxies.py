@@ -122,7 +122,7 @@ def test_the_page_of_a_sweep_names_jobs_by_what_varies_and_tells_both_correlatio
         encoder = "noise" if k == 5 else f"e{k}"
         folder = tmp_path / f"{k:012x}"
         folder.mkdir()
-        command = f"python train.py trainer.lr=0.1 encoder={encoder} encoder.layer=3 name=s/{k:012x} output_dir=out"
+        command = f"python train.py optimizer.lr=0.1 encoder={encoder} encoder.layer=3 name=s/{k:012x} output_dir=out"
         metrics = {"ima/mean": 0.1 * k, "T0/noun_accuracy": 0.1 * (k * 5 % 6)}
         result = {"status": "ok", "config": {"choices": {"encoder": encoder}}, "command": command, "metrics": metrics}
         (folder / "result.json").write_text(json.dumps(result))

@@ -145,7 +145,7 @@ def test_a_run_knows_all_that_it_writes(launcher: Launcher, tmp_path: Path, kind
     """Of one task with page and mirror, of a mixture with stages and a trained LLM."""
     stages = "stage={pretrain: {_target_: ima.config.settings.Stage, entries: [pictures], epochs: 1}, " \
              "instruct: {_target_: ima.config.settings.Stage, epochs: 1}}"  # fmt: skip
-    one = [*(text for text in NOISE if not text.startswith("logger")), "trainer.epochs=1", "logger=offline"]
+    one = [*(text for text in NOISE if not text.startswith("logger")), "trainer.max_epochs=1", "logger=offline"]
     argv = {"one": [*one, "alignment=full", "alignment.num_tsne_layers=0"], "several": [*MIXED, stages, "llm=tiny"]}
     more = ["llm.train=lora"] if kind == "several" else []
     done = launcher.run("train", [*argv[kind], *more, f"output_dir={tmp_path}", "name=run"], report=kind == "one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from ima.config.compose import CONF, choices_of
+from ima.config.settings import Flags
+from ima.core.moved_keys import MOVED_KEYS, current_config, nodes_of_today
 from ima.core.moved_names import current_name
 from ima.core.signatures import signature
-from ima.runs.identity import bare_name
+from ima.runs.identity import bare_name, canonical_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 sys.path.insert(0, str(FOLDER))
@@ -56,6 +59,46 @@ def test_the_jobs_of_a_sweep_are_those_of_before_and_its_ends_call_what_they_did
     assert [job["hash"] for job in jobs] == wanted
     for number in (0, len(jobs) - 1):
         same(make_golden.job_name(name, number), make_golden.config_of(jobs[number], jobs))
+
+
+BEFORE = json.loads((FOLDER / "trainer_before.json").read_text())
+
+
+def effective(config: dict[str, Any], group: str) -> Any:
+    """What a group says, without defaults and without what only makes a run faster."""
+    found = canonical_config({name: value for name, value in config.items() if name == group}).get(group)
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("name", [name for name in BEFORE["jobs"] if name.startswith("experiment=")])
+def test_training_has_other_keys_and_the_same_optimizer_schedule_batches_and_steps(name: str) -> None:
+    """`trainer_before.json`: the one class that all of training was, of every experiment and job, as it was called."""
+    before = BEFORE["settings"][BEFORE["jobs"][name]]
+    stages = {stage: {"_target_": "ima.config.settings.Stage", **node} for stage, node in before["stage"]}
+    old = {"trainer": {"_target_": "ima.settings.Training", **before["trainer"]}, "stage": stages}
+    was, now = current_config(old), make_golden.experiment_job(name.partition("=")[2])
+    for stage in was["stage"].values():  # passes of eight samples: twice as many of a batch that is twice as large
+        if stage.get("batch_size") == 256:
+            stage["accumulate_grad_batches"] = 32
+    for group in (*nodes_of_today(), "stage"):
+        assert effective(was, group) == effective(now, group), group
+    flags = {field.name for field in dataclasses.fields(Flags)} - {"log_every_n_steps"}
+    assert {name: was["trainer"].get(name) for name in flags} == {
+        name: now["trainer"].get(name, was["trainer"].get(name)) for name in flags
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in BEFORE["jobs"] if name.startswith("sweep=")])
+def test_jobs_of_sweeps_train_as_before(name: str) -> None:
+    before = BEFORE["settings"][BEFORE["jobs"][name]]["trainer"]
+    line = spread(LINES[name], LINES)
+    for old, key in MOVED_KEYS.items():
+        *path, last = key.split(".")
+        node = line.get(path[0])
+        if path[0] == "callbacks":
+            node = dict(line["callbacks"])[path[1]] if "callbacks" in line else None
+        if node is not None and last in node["arguments"] and old != "trainer.micro_batch_size":
+            assert node["arguments"][last] == before[old.partition(".")[2]], key
 
 
 def test_no_experiment_and_no_sweep_is_gone_or_unlisted() -> None:

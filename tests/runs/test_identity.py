@@ -41,12 +41,12 @@ def of(*argv: str) -> str:
         "overwrite=true",
         "logger=none",
         "trainer=cpu",
-        "trainer.num_workers=3",
+        "loader.num_workers=3",
         "trainer.devices=2",
-        "trainer.fast=false",
-        "trainer.lr=0.002",  # a default, spelled out
-        "trainer.weight_decay=2e-2",
-        "trainer.save_every_num_steps=7",
+        "llm.fast=false",
+        "optimizer.lr=0.002",  # a default, spelled out
+        "optimizer.weight_decay=2e-2",
+        "callbacks.checkpoint.every_num_steps=7",
         "llm.width=32",
         "llm.dtype=float32",
         "encoder.layer=-1",
@@ -64,9 +64,9 @@ def test_places_speed_and_spelled_out_defaults_change_no_hash(override: str) -> 
     "override",
     [
         "seed=1",
-        "trainer.lr=0.003",
-        "trainer.batch_size=8",
-        "trainer.cache_dtype=float32",
+        "optimizer.lr=0.003",
+        "loader.batch_size=8",
+        "loader.cache_dtype=float32",
         "llm.width=16",
         "llm.dtype=bfloat16",
         "llm=smollm2",
@@ -180,7 +180,7 @@ def result_of(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def test_a_finished_folder_from_before_is_recognised_by_its_config(tmp_path: Path) -> None:
-    write_json(tmp_path / "result.json", result_of(plain(*SMOKE, "trainer.num_workers=2")))
+    write_json(tmp_path / "result.json", result_of(plain(*SMOKE, "loader.num_workers=2")))
     before = (tmp_path / "result.json").read_bytes()
     assert is_finished(tmp_path, plain(*SMOKE))
     found = load_finished_or_clear(tmp_path, plain(*SMOKE))
@@ -206,12 +206,12 @@ def test_an_unfinished_folder_from_before_is_refused_in_a_line_and_left_alone(tm
 
 def test_an_unfinished_folder_of_today_is_resumed(tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", {"status": "failed"} | identity.identified(plain(*SMOKE)))
-    assert load_finished_or_clear(tmp_path, plain(*SMOKE, "trainer.num_workers=4")) is None
+    assert load_finished_or_clear(tmp_path, plain(*SMOKE, "loader.num_workers=4")) is None
 
 
 def test_a_sweep_is_named_by_its_jobs_and_not_by_how_they_are_written() -> None:
     from ima.cli.scripts import compose_sweep
 
-    first, second = (compose_sweep([*SMOKE, "seed=0,1", *more]).name for more in ([], ["trainer.lr=2e-3"]))
+    first, second = (compose_sweep([*SMOKE, "seed=0,1", *more]).name for more in ([], ["optimizer.lr=2e-3"]))
     assert first == second
     assert compose_sweep([*SMOKE, "seed=0,2"]).name != first

@@ -19,8 +19,8 @@ from ima.core.files import TEMPORARY
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.processes
 TINY = ["llm=tiny", "data=shapes", "data.num_train=20", "data.num_test=6", "data.size=32", "encoder=noise",
-        "encoder.dim=8", "encoder.num_tokens=4", "adapter=linear", "trainer.accelerator=cpu", "trainer.batch_size=6",
-        "task.max_new_tokens=4", "trainer.save_every_num_steps=3", "logger=none"]  # fmt: skip
+        "encoder.dim=8", "encoder.num_tokens=4", "adapter=linear", "trainer.accelerator=cpu", "loader.batch_size=6",
+        "task.max_new_tokens=4", "callbacks.checkpoint.every_num_steps=3", "logger=none"]  # fmt: skip
 
 
 def start(out: Path, *more: str, cwd: Path = ROOT, python_path: str = "") -> subprocess.Popen[str]:
@@ -70,7 +70,7 @@ def child_of(out: Path, folder: Path) -> int:
 def test_parent_and_child_killed_in_the_middle_leave_a_sweep_that_ends_as_one_that_was_not(tmp_path: Path) -> None:
     """Six jobs; kill -9 of both while the third trains; the same command again; a twin of that job alone."""
     out, twin = tmp_path / "out", tmp_path / "twin"
-    grid = ["seed=0,1,2,3,4,5", "trainer.epochs=2"]
+    grid = ["seed=0,1,2,3,4,5", "trainer.max_epochs=2"]
     sweep = start(out, *grid)
 
     def third_trains() -> bool:
@@ -99,7 +99,7 @@ def test_parent_and_child_killed_in_the_middle_leave_a_sweep_that_ends_as_one_th
     assert sorted(row["config.seed"] for row in rows) == list("012345") and {row["status"] for row in rows} == {"ok"}
     assert [path for path in out.rglob(".*")] == [], "something half written is left"
     seed = json.loads((folder / "result.json").read_text())["config"]["seed"]
-    whole = start(twin, f"params.seed=[{seed}]", "trainer.epochs=2")
+    whole = start(twin, f"params.seed=[{seed}]", "trainer.max_epochs=2")
     assert finish(whole) and whole.returncode == 0
     undisturbed = twin / "s" / folder.name
     weights = "adapter.safetensors"
@@ -122,7 +122,7 @@ def test_a_job_that_raises_one_out_of_memory_and_one_refused_are_a_failed_row_ea
         "    ima.runs.results.RowWriter.write = broken\n"
     )
     out = tmp_path / "out"
-    sweep = start(out, "seed=0,1,2,-3", "trainer.epochs=1", python_path=f"{faults}{os.pathsep}{ROOT}")
+    sweep = start(out, "seed=0,1,2,-3", "trainer.max_epochs=1", python_path=f"{faults}{os.pathsep}{ROOT}")
     said = finish(sweep)
     assert sweep.returncode == 1, said
     rows = {row["config.seed"] or "refused": (row["status"], row["reason"]) for row in table(out)}
@@ -138,7 +138,7 @@ def test_a_job_that_raises_one_out_of_memory_and_one_refused_are_a_failed_row_ea
 def test_evaluations_wait_for_their_training_and_share_its_page(tmp_path: Path) -> None:
     out = tmp_path / "out"
     follow = "evaluations=[{epochs:[1,2],overrides:['alignment=default']}]"
-    sweep = start(out, "seed=0", "trainer.epochs=2", follow)
+    sweep = start(out, "seed=0", "trainer.max_epochs=2", follow)
     said = finish(sweep)
     assert sweep.returncode == 0, said
     found = sorted(results(out), key=lambda result: str(result["facts"].get("evaluated")))

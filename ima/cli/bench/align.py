@@ -58,7 +58,7 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
     # what is done once (scales, reservoir) must be seen next to a pass of some length
     val = [sample for split in ("val", "T0", "T1") for sample in parts.samples(split)]
     parts.store.ensure(val)
-    evaluator = Evaluator(parts.model(), parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
+    evaluator = Evaluator(parts.model(), parts.task, parts.source, parts.percepts, parts.loader.eval_batch_size)
     everything = build_settings(Alignment, config["alignment"], "alignment")
     apart: dict[str, Any] = {"num_vocabulary_layers": 0, "num_tsne_layers": 0}
     seconds: dict[str, float] = {}
@@ -74,7 +74,7 @@ def passes(num_rounds: int) -> tuple[dict[str, Ratio], dict[str, Any]]:
     with accelerate(parts.llm.model):
         # A ratio of a few percent wants many short rounds, as the speed of the machine itself changes within seconds;
         # what a pass costs once weighs more in these than in long ones.
-        few = val[: parts.training.eval_batch_size]
+        few = val[: parts.loader.eval_batch_size]
         turns: dict[str, Callable[[], object]] = {
             "plain": lambda: evaluator.teacher_forced(few, None),
             "ima": lambda: evaluator.teacher_forced(few, Alignment()),

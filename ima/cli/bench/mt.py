@@ -93,7 +93,7 @@ def setup_of(name: str) -> Setup:
     if config["mixture"]:  # LLaVA takes pictures
         config["mixture"] = {key: node for key, node in config["mixture"].items() if key.startswith("image_")}
     parts = assemble(config)
-    size = batch_size or parts.training.batch_size
+    size = batch_size or parts.loader.batch_size
     batches = [stream.samples("train")[:size] for stream in parts.streams]
     for stream, batch in zip(parts.streams, batches, strict=True):
         assert stream.store is not None

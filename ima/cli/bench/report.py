@@ -64,7 +64,8 @@ def synthetic(index: int) -> dict[str, Any]:
         "adapter": {"_target_": f"ima.models.adapters.linear.{adapter}", "_partial_": True, "hidden": 1024},
         "llm": {"_target_": "ima.models.llm.load.smollm2", "dtype": "auto"},
         "task": {"prompt": "This is a picture of", "max_new_tokens": 12},
-        "trainer": {f"setting_{number}": number for number in range(24)} | {"lr": lr, "epochs": 8},
+        "trainer": {f"setting_{number}": number for number in range(24)} | {"max_epochs": 8},
+        "optimizer": {"lr": lr},
         "seed": draws.randrange(5),
         "choices": {"encoder": encoder, "adapter": adapter, "llm": "smollm2"},
     }
@@ -75,7 +76,7 @@ def synthetic(index: int) -> dict[str, Any]:
             value = skill * draws.uniform(0.8, 1.0) * (track != "blind")
             metrics |= {f"{track}/{score}": value, f"{track}/{score}/low": value - 0.05}
             metrics[f"{track}/{score}/high"] = value + 0.05
-    given = f"encoder={encoder} adapter={adapter} trainer.lr={lr} seed={config['seed']}"
+    given = f"encoder={encoder} adapter={adapter} optimizer.lr={lr} seed={config['seed']}"
     failed = {"status": "failed", "reason": "killed by SIGKILL (out of memory?)", "metrics": {}}
     return {
         "status": "ok", "config": config, "command": f"python train.py experiment=demo {given}", "metrics": metrics,

@@ -64,7 +64,7 @@ def main(num_rounds: int) -> None:
     }
     seconds = rounds(steps, num_rounds, "training steps")
 
-    evaluator = Evaluator(model, parts.task, parts.source, parts.percepts, parts.training.eval_batch_size)
+    evaluator = Evaluator(model, parts.task, parts.source, parts.percepts, parts.loader.eval_batch_size)
     passes = {
         "plain": lambda: evaluator.teacher_forced(val, None),
         "ima": lambda: evaluator.teacher_forced(val, Alignment()),

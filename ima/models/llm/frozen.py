@@ -32,6 +32,7 @@ MAX_PLAIN_LENGTH = 192  # in bf16 on two cores: 8 times faster at 38 positions, 
 class FrozenLLM(nn.Module):
     """`model`: any decoder-only LM of the site table, put into eval mode; `trains`: what of it learns (as a rule
     nothing, and there are no gradient buffers). `chat`: how conversations are laid out, None where text is plain.
+    `fast`: whether its blocks may be replaced by faster ones that compute the same (`ima.models.llm.acceleration`).
 
     width D of the embeddings, num_blocks L, embedding_norm: mean L2 norm of the vocabulary's embeddings as they enter
     the first block (the scale at which perceptual tokens should start).
@@ -48,6 +49,7 @@ class FrozenLLM(nn.Module):
         lora_alpha: float = 32.0,
         chat: str | None = None,
         seed: int = 0,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         if bos not in ("auto", "always", "never"):
@@ -55,7 +57,7 @@ class FrozenLLM(nn.Module):
         if trains not in ("none", "lora", "all"):
             raise UserError(f"llm.train: {trains!r} is not one of none, lora, all")
         self.model = model.eval()
-        self.trains = trains
+        self.trains, self.fast = trains, fast
         make_trainable(self.model, trains, lora_rank, lora_alpha, seed)
         self.tokenizer, self.pieces = tokenizer, PieceTokenizer(tokenizer)
         self.name = name

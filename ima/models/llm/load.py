@@ -72,6 +72,7 @@ def smollm2(
     lora_rank: int = 16,
     lora_alpha: float = 32.0,
     chat: str | None = None,
+    fast: bool = True,
 ) -> FrozenLLM:
     """SmolLM2-135M-Instruct from its package (Apache-2.0). `pretrained=false`: random weights of `seed`."""
 
@@ -79,7 +80,7 @@ def smollm2(
     if not pretrained:
         reinitialise(model, seed)
     name = "smollm2" if pretrained else f"smollm2-random{seed}"
-    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
+    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed, fast)
 
 
 def gemma3_270m(
@@ -91,6 +92,7 @@ def gemma3_270m(
     lora_rank: int = 16,
     lora_alpha: float = 32.0,
     chat: str | None = None,
+    fast: bool = True,
 ) -> FrozenLLM:
     """Gemma-3-270M from a package that is installed by those who accept its terms. `pretrained=false`: random weights
     of `seed`."""
@@ -99,7 +101,7 @@ def gemma3_270m(
     if not pretrained:
         reinitialise(model, seed)
     name = "gemma3-270m" if pretrained else f"gemma3-270m-random{seed}"
-    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
+    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed, fast)
 
 
 def hf(
@@ -113,6 +115,7 @@ def hf(
     lora_rank: int = 16,
     lora_alpha: float = 32.0,
     chat: str | None = None,
+    fast: bool = True,
 ) -> FrozenLLM:
     """A causal LM from a local folder or the hub; of one that also sees, its language part. `pretrained=false`: random
     weights of `seed`, only its config and tokenizer are needed. Raises UserError where it cannot be had.
@@ -142,7 +145,7 @@ def hf(
             "or give a local folder with config.json, tokenizer and weights"
         ) from error
     name = Path(path).name if pretrained else f"{Path(path).name}-random{seed}"
-    return FrozenLLM(language_part(model), tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed)
+    return FrozenLLM(language_part(model), tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed, fast)
 
 
 def read_config(path: str, revision: str | None) -> Any:
@@ -206,6 +209,7 @@ def tiny(
     lora_rank: int = 4,
     lora_alpha: float = 8.0,
     chat: str | None = None,
+    fast: bool = True,
 ) -> FrozenLLM:
     """A random model of a few thousand weights: nothing to learn about, but everything runs in seconds."""
 
@@ -213,4 +217,4 @@ def tiny(
         raise UserError(f"llm.family: {family!r} is not one of {', '.join(FAMILY_NAMES)}")
     tokenizer = tiny_tokenizer(TOKENS.get(chat or "", ()))
     model = tiny_model(family, width, num_blocks, seed, len(tokenizer)).to(pick_dtype(dtype))
-    return FrozenLLM(model, tokenizer, "auto", f"tiny-{family}", train, lora_rank, lora_alpha, chat, seed)
+    return FrozenLLM(model, tokenizer, "auto", f"tiny-{family}", train, lora_rank, lora_alpha, chat, seed, fast)

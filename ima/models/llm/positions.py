@@ -35,7 +35,7 @@ def too_long(name: str, sample: str, text: int, percepts: int, new: int, limit: 
     parts = f"{text} of text, {percepts} of percepts" + (f", {new} to generate" if new else "")
     room = limit - percepts - new
     cure = (
-        f"set trainer.max_tokens={room} or less (longer texts are cut) or remove the sample"
+        f"set loader.max_tokens={room} or less (longer texts are cut) or remove the sample"
         if room > 1
         else "fewer perceptual tokens (adapter, encoder), media or new tokens are needed, or another LLM"
     )

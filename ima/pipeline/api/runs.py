@@ -81,7 +81,7 @@ class Run:
         if parts.llm.trains != "none":
             load_llm(adapter, parts.llm)
             parts.llm.merge()
-        place = torch.device(device) if device else device_of(parts.training)
+        place = torch.device(device) if device else device_of(parts.flags)
         model = parts.model(live=True).to(place).eval()
         return LoadedModel(folder.name, model, parts.streams)
 

@@ -4,7 +4,7 @@ What it is: when nothing of the LLM is trained, only the gradient of its input e
 stock model then runs as one node that keeps no gradients of weights, joins queries, keys and values into one product,
 computes padded positions once and takes attention of short sequences as plain products (`nodes`, `weights`).
 
-When it acts: with `trainer.fast=true` (the default) and `llm.train=none`, on the CPU, in fp32 or bf16, for families
+When it acts: with `llm.fast=true` (the default) and `llm.train=none`, on the CPU, in fp32 or bf16, for families
 whose record says `accelerated` (`ima.models.llm.families`), after `self_check` has compared a block with its stock
 twin. A call that needs more runs the stock forward: a KV cache, attention weights, a hook that changes values, a hook
 that looks while gradients are wanted, long sequences (`blocks.MAX_SCORE_BYTES`). On a GPU nothing of it acts.
