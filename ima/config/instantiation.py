@@ -1,8 +1,8 @@
 """Nodes of a checked config made into what their `_target_` names; a person's mistakes become lines that name the key.
 
-Parts (an encoder, a task, ...) are made with everything inside them. Settings (loader, evaluation, alignment, an entry
-of a mixture, a stage) are made from plain values: lists become tuples, and nodes inside an entry stay nodes, to be made in
-their turn.
+Parts (an encoder, a task, ...) are made with everything inside them. Settings (loader, evaluation, alignment, an
+entry of a mixture, a stage) are made from plain values: lists become tuples, and nodes inside an entry stay nodes, to
+be made in their turn.
 """
 
 from __future__ import annotations

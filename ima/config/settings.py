@@ -15,7 +15,7 @@ VariantName = Literal["nosink", "nomassive", "scaled", "centred", "update"]
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Flags of `lightning.Trainer` that are read here too; and what is allowed of some where its annotations are wide."""
+    """Flags of `lightning.Trainer` that are read here too, with what is allowed of them where it says less."""
 
     RANGES: ClassVar[dict[str, Range]] = {
         "max_epochs": (1, None),

@@ -127,7 +127,7 @@ MISTAKES = [
     ("encoder.extra.x.y=3", "encoder.extra"),
     ("sede=1", "seed"),
     ("max_epochs=3", "trainer.max_epochs"),
-    ("optimizer.lr=fast", "a number"),
+    ("trainer.lr=fast", "a number"),
     ("trainer.max_epochs=2.5", "whole number"),
     ("trainer.max_epochs=-1", ">= 0"),
     ("trainer.accelerator=gpuu", "gpu"),
@@ -278,7 +278,7 @@ def test_the_suite_holds_at_least_25_mistakes() -> None:
 
 
 def test_values_arrive_as_the_types_that_were_asked_for() -> None:
-    config = compose(["optimizer.lr=1", "trainer.tags=[1,b]", "encoder.layers=[1,2]", "name=12", "encoder.extra={a:1}"])
+    config = compose(["trainer.lr=1", "trainer.tags=[1,b]", "encoder.layers=[1,2]", "name=12", "encoder.extra={a:1}"])
     assert config.trainer.lr == 1.0 and isinstance(config.trainer.lr, float)
     assert list(config.trainer.tags) == ["1", "b"]
     assert config.name == "12"
@@ -330,10 +330,10 @@ def test_names_tell_runs_apart_that_differ_and_only_those() -> None:
 
 
 def test_a_grid_becomes_checked_jobs() -> None:
-    config = compose_sweep(["adapter=pool,mlp", "seed=range(0,2)", "optimizer.lr=0.1", "num_parallel=2"])
+    config = compose_sweep(["adapter=pool,mlp", "seed=range(0,2)", "trainer.lr=0.1", "num_parallel=2"])
     assert config.num_parallel == 2
     assert [list(job.overrides) for job in config.jobs] == [
-        ["optimizer.lr=0.1", f"adapter={adapter}", f"seed={seed}"] for adapter in ("pool", "mlp") for seed in (0, 1)
+        ["trainer.lr=0.1", f"adapter={adapter}", f"seed={seed}"] for adapter in ("pool", "mlp") for seed in (0, 1)
     ]
     assert len({job.hash for job in config.jobs}) == 4
     assert config.name.startswith("sweep-")
@@ -383,9 +383,7 @@ def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path
 
     trained = OmegaConf.to_container(compose(["encoder.dim=32", "adapter=mlp", "seed=9"]))
     (tmp_path / "result.json").write_text(json.dumps({"config": trained}))
-    config = compose(
-        [f"checkpoint={tmp_path}", "intervention=skip", "optimizer.lr=2", "encoder.size=large"], "evaluate"
-    )
+    config = compose([f"checkpoint={tmp_path}", "intervention=skip", "trainer.lr=2", "encoder.size=large"], "evaluate")
     assert (config.encoder.dim, config.seed, config.adapter.hidden) == (32, 9, 32)
     assert list(config.intervention) == ["skip"] and config.trainer.lr == 2.0 and config.encoder.size == "large"
     assert config.choices.adapter == "mlp" and config.alignment["_target_"] == "cli_parts.Base"

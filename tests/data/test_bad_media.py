@@ -95,8 +95,8 @@ class Sized(Means):
         self.preprocess = lambda image: plain(image.resize((4, 4)))
 
 
-RUN = ["llm=tiny", "data=coco", "trainer.max_epochs=1", "trainer.accelerator=cpu", "loader.batch_size=4", "alignment=none",
-       "adapter.hidden=16", "adapter.grid=1", "task.max_new_tokens=3", "logger=none"]  # fmt: skip
+RUN = ["llm=tiny", "data=coco", "trainer.max_epochs=1", "trainer.accelerator=cpu", "loader.batch_size=4",
+       "alignment=none", "adapter.hidden=16", "adapter.grid=1", "task.max_new_tokens=3", "logger=none"]  # fmt: skip
 KINDS = {
     "cached": ["encoder=random_efficientnet"],
     "live": ["encoder=random_efficientnet", "loader.cache_features=false", "loader.num_workers=1"],

@@ -311,7 +311,8 @@ def test_the_printed_table_has_a_cell_for_every_column(tmp_path: Path) -> None:
 def test_a_real_sweep_of_a_tiny_training(tmp_path: Path) -> None:
     """A true training through train.py: table, page and exit code, then a second call that skips it."""
     small = ["llm=tiny", "data=shapes", "encoder=noise", "encoder.num_tokens=4", "encoder.dim=8", "logger=none",
-             "trainer.max_epochs=1", "data.num_train=16", "data.num_test=4", "data.size=32", "adapter=linear"]  # fmt: skip
+             "trainer.max_epochs=1", "data.num_train=16", "data.num_test=4", "data.size=32",
+             "adapter=linear"]  # fmt: skip
     command = [sys.executable, "sweep.py", *small, "params.seed=[3]", "name=tiny", f"output_dir='{tmp_path}/a b'"]
     environment = {**os.environ, "IMA_CACHE": str(tmp_path / "cache")}
     first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
