@@ -109,12 +109,12 @@ def alignment(run: str, epoch: int, layers: int, rng: random.Random, skill: floa
         gap = 0.06 * grown * math.exp(-(((depth - 0.75) / 0.2) ** 2))
         pooled += base / (layers + 1)
         for variant, shift in (("raw", 0.0), ("nosink", -0.12)):
-            for score, value in (("sim", base), ("sim_matched", base + gap), ("sim_gap", gap)):
+            for score, value in (("sim", base), ("sim_matched", base + gap), ("gap_read", gap)):
                 for role in ("T", "T.answer"):
                     rows.append(
                         Row(
                             score=score,
-                            value=value + (shift if score != "sim_gap" else 0),
+                            value=value + (shift if score != "gap_read" else 0),
                             role_a="P",
                             role_b=role,
                             layer_a=layer,

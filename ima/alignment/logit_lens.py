@@ -70,6 +70,7 @@ class Lens:
 
     layers: tuple[int, ...]
     ids: list[str]
+    clusters: list[str]
     values: dict[tuple[str, int, str], Tensor]
     shown: list[dict[str, Any]]
 
@@ -77,7 +78,7 @@ class Lens:
 @torch.no_grad()
 def look(tokens: Tokens, llm: FrozenLLM, layers: Sequence[int]) -> Lens:
     """One pass over the examples, all layers of one at a time: the cosine of consecutive layers needs both."""
-    lens, head = Lens(tuple(sorted(layers)), tokens.ids, {}, []), Head(llm)
+    lens, head = Lens(tuple(sorted(layers)), tokens.ids, tokens.clusters_of(tokens.ids), {}, []), Head(llm)
     states = {(layer, role): tokens.of(layer, role) for layer in lens.layers for role in ("P", "T")}
 
     def put(score: str, layer: int, role: str, index: int, value: float) -> None:
@@ -147,7 +148,7 @@ def vocabulary_rows(lens: Lens, base: Base) -> Iterator[Row]:
     fields = base | {"site": Site.RESID_POST.value, "variant": "raw"}
     previous = dict(zip(lens.layers[1:], lens.layers, strict=False))
     for (score, layer, role), value_E in lens.values.items():
-        value, se, n = mean_with_error(value_E, lens.ids)
+        value, se, n = mean_with_error(value_E, lens.clusters)
         role_a, role_b = ("P", "T") if role == "PT" else (role, role)
         layers = {"layer_a": layer, "layer_b": layer}
         if score == "vocabulary_cosine":
@@ -157,9 +158,9 @@ def vocabulary_rows(lens: Lens, base: Base) -> Iterator[Row]:
         yield make(score, value, fields, se=se, n=n, role_a=role_a, role_b=role_b, **layers)
 
 
-def translation_rows(value_E: dict[str, Tensor], ids: Sequence[str], base: Base) -> Iterator[Row]:
+def translation_rows(value_E: dict[str, Tensor], clusters: Sequence[str], base: Base) -> Iterator[Row]:
     """translation: cosine with the nearest vocabulary embedding."""
     for role, values in value_E.items():
-        value, se, n = mean_with_error(values, ids)
+        value, se, n = mean_with_error(values, clusters)
         fields = {"site": Site.RESID_POST.value, "variant": "raw", "layer_a": 0, "layer_b": 0}
         yield make("translation", value, base | fields, se=se, n=n, role_a=role, role_b=role)

@@ -7,13 +7,18 @@ after the pass, from a fixed, seeded subset of examples, the reservoir.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ima.alignment.cone_file import write_sums
+from ima.alignment.groups import Beside, Groups
+from ima.alignment.headline import headline_rows
+from ima.alignment.kept_means import KeptMeans, TextBank
 from ima.alignment.logit_lens import Lens, look, translation, translation_rows, vocabulary_rows
 from ima.alignment.reference_pass import Scales
 from ima.alignment.reservoir import Reservoir, Tokens
@@ -31,6 +36,7 @@ from ima.core.types import Row, Site
 from ima.models.llm.frozen import FrozenLLM
 
 NUM_RESERVOIR_LAYERS = 9
+MIN_CLUSTERS = 20
 
 
 def evenly(layers: Sequence[int], num: int) -> tuple[int, ...]:
@@ -43,17 +49,37 @@ def evenly(layers: Sequence[int], num: int) -> tuple[int, ...]:
 
 
 class Measurement:
-    """Raises UserError for a reservoir at layers or sites that are not looked at."""
+    """bank: of the texts alone, where media are paired with texts that have not read them; clusters: of each sample.
 
-    def __init__(self, alignment: Alignment, llm: FrozenLLM, sample_ids: Sequence[str]) -> None:
-        self.alignment, self.llm = alignment, llm
+    Raises UserError for a reservoir at layers or sites that are not looked at."""
+
+    def __init__(
+        self,
+        alignment: Alignment,
+        llm: FrozenLLM,
+        sample_ids: Sequence[str],
+        clusters: Mapping[str, str] | None = None,
+        bank: TextBank | None = None,
+        beside: Beside | None = None,
+    ) -> None:
+        self.alignment, self.llm, self.bank = alignment, llm, bank
+        self.clusters = clusters or {}
+        self.num_clusters = len({self.clusters.get(name, name) for name in sample_ids})
+        self.paired: KeptMeans | None = None
+        if bank is not None:
+            self.paired = KeptMeans(bank.pairing.ids, bank.layers, bank.dims)
+        self.groups: Groups | None = None
+        if bank is not None and beside is not None and alignment.groups:
+            self.groups = Groups(alignment.groups, llm, bank, self.clusters, beside)
         self.plan = Plan(tuple(alignment.variants))
         self.sites = tuple(Site(site) for site in alignment.sites)
         num_layers = llm.num_blocks + 1
         self.scales: Scales | None = None
         if self.plan.needs_scales:
             self.scales = Scales(lowest(sample_ids, alignment.num_scale_samples, alignment.seed, "scales"))
-        self.stats = AlignmentStats(num_layers, alignment.consecutive, self.plan, self.scales, alignment.examples)
+        self.stats = AlignmentStats(
+            num_layers, alignment.consecutive, self.plan, self.scales, alignment.examples, self.clusters
+        )
         self.reservoir: Reservoir | None = None
         if alignment.num_reservoir:
             self.reservoir = Reservoir(alignment.num_reservoir, self._reservoir_layers(num_layers), alignment.seed)
@@ -73,6 +99,9 @@ class Measurement:
         sinks: list[Sink] = [self.stats]
         if self.reservoir is not None:
             sinks.append(self.reservoir)
+        if self.paired is not None:
+            sinks.append(self.paired)
+        sinks += self.groups.sinks if self.groups is not None else []
         return Tap(self.llm, sinks, self.sites, self.alignment.layers)
 
     def first_tap(self) -> Tap | None:
@@ -84,13 +113,33 @@ class Measurement:
         self.stats.reduce()
         if self.reservoir is not None:
             self.reservoir.reduce()
+        if self.paired is not None:
+            self.paired.reduce()
+        if self.groups is not None:
+            self.groups.reduce()
 
     def rows(self, base: Base, seconds: dict[str, float]) -> tuple[list[Row], Lens | None]:
         """Everything, and what the lens showed; the time each part took is added to `seconds`."""
+        rows, lens = self._rows(base, seconds)
+        return [self._with_error(row) for row in rows], lens
+
+    def _with_error(self, row: Row) -> Row:
+        """Errors are by cluster; of fewer than 20 they mean nothing."""
+        few = self.num_clusters < MIN_CLUSTERS and row.se is not None
+        return dataclasses.replace(row, se=math.nan) if few else row
+
+    def _rows(self, base: Base, seconds: dict[str, float]) -> tuple[list[Row], Lens | None]:
         rows = list(alignment_rows(self.stats, base))
+        if self.bank is not None and self.paired is not None:
+            start = time.perf_counter()
+            media = self.paired.means(self.bank.pairing.ids)
+            rows += headline_rows(self.bank, media, base)
+            spent(seconds, "pairs", start)
+            if self.groups is not None:
+                rows += self.groups.rows(self.stats, media, base, seconds)
         if self.reservoir is None:
             return rows, None
-        tokens, lens = Tokens(self.reservoir, self.scales), None
+        tokens, lens = Tokens(self.reservoir, self.scales, self.clusters), None
         alignment = self.alignment
         with progress(3, "reservoir", "part") as advance:
             start = time.perf_counter()
@@ -101,7 +150,7 @@ class Measurement:
                 lens = look(tokens, self.llm, evenly(tokens.layers, alignment.num_vocabulary_layers))
                 rows += vocabulary_rows(lens, base)
                 if 0 in tokens.layers:
-                    rows += translation_rows(translation(tokens, self.llm), tokens.ids, base)
+                    rows += translation_rows(translation(tokens, self.llm), tokens.clusters_of(tokens.ids), base)
             advance(1)
             start = spent(seconds, "vocabulary", start)
             if alignment.num_tsne_layers and tokens.kept:

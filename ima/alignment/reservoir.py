@@ -8,7 +8,7 @@ outputs at chosen layers, on the CPU in the dtype of the model, which is exact. 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -107,14 +107,17 @@ class Reservoir:
 class Tokens:
     """The kept tokens as scores want them: fp32, by layer, role and variant. Examples are in the order of the draw."""
 
-    def __init__(self, reservoir: Reservoir, scales: Scales | None = None) -> None:
+    def __init__(
+        self, reservoir: Reservoir, scales: Scales | None = None, clusters: Mapping[str, str] | None = None
+    ) -> None:
         self.reservoir, self.layers, self.scales = reservoir, reservoir.layers, scales
+        self.clusters = clusters or {}
         self.kept = list(reservoir.kept.values())
         self._made: tuple[int, dict[tuple[str, str], list[Tensor]]] = (-1, {})
 
     def alone(self) -> Tokens:
         """The same for another thread."""
-        return Tokens(self.reservoir, self.scales)
+        return Tokens(self.reservoir, self.scales, self.clusters)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,6 +127,10 @@ class Tokens:
     @property
     def ids(self) -> list[str]:
         return [kept.sample_id for kept in self.kept]
+
+    def clusters_of(self, ids: Sequence[str]) -> list[str]:
+        """What the errors of examples are grouped by."""
+        return [self.clusters.get(name, name) for name in ids]
 
     def of(self, layer: int, role: str, variant: str = "raw") -> list[Tensor]:
         """Per example its tokens [n, D], perhaps none. Those of the last layer asked for are kept; of a variant that

@@ -1,10 +1,12 @@
 """Scores of the reservoir as rows: those that cannot be computed from running sums.
 
 medsim, maxsim, minsim, meansim, maxmeansim   of token pairs: `_matched` within one example, `_across` of two
-cka, cka_debiased, mutual_knn, procrustes     of the mean tokens of P and T, example by example
-retrieval                                     does P's mean find its own text among all; by chance it is 1 / n
+cka_read, cka_debiased_read, mutual_knn_read, procrustes_read: of the mean tokens of P and T, example by example
+retrieval_read                                does P's mean find its own text among all; by chance it is 1 / n
 mir_fid, mir                                  Modality Integration Rate: a layer's part, and log10 of the sum
-Each per layer of the reservoir; `<score>_mean` is the mean over its layers from 1 on, which the note lists.
+`_read`: T of the same pass has read P through attention, so these are above chance for an untrained adapter too; what
+pairs media with text that has not read them is in `headline`. Each per layer of the reservoir; `<score>_mean` is the
+mean over its layers from 1 on, which the note lists.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from ima.core.types import Row, Site
 
 Value = tuple[float, float, int]
 GEOMETRY = {
-    "cka": geometry.cka,
-    "cka_debiased": geometry.cka_debiased,
-    "mutual_knn": geometry.mutual_neighbours,
+    "cka_read": geometry.cka,
+    "cka_debiased_read": geometry.cka_debiased,
+    "mutual_knn_read": geometry.mutual_neighbours,
 }
 PAIR_VARIANTS = ("raw", "nosink", "nomassive", "scaled")
 RETRIEVAL_VARIANTS = (*PAIR_VARIANTS, "centred")
@@ -53,7 +55,7 @@ def reservoir_rows(tokens: Tokens, base: Base) -> Iterator[Row]:
     queue.wait()
     pairs = {variant: {layer: layers[layer].pairs[variant] for layer in tokens.layers} for variant in pair_variants}
     retrieved = {
-        variant: {layer: {"retrieval": layers[layer].retrieved[variant]} for layer in tokens.layers}
+        variant: {layer: {"retrieval_read": layers[layer].retrieved[variant]} for layer in tokens.layers}
         for variant in retrieval_variants
     }
     means = {layer: layers[layer].means for layer in tokens.layers}
@@ -93,17 +95,20 @@ class Layer:
 
 def pairs_at(tokens: Tokens, layer: int, variant: str) -> dict[str, Value]:
     scores = pair_scores(tokens.of(layer, "P", variant), tokens.of(layer, "T", variant))
-    named = ((SCORES[name], within_and_across(value_EE, tokens.ids)) for name, value_EE in scores.items())
+    named = (
+        (SCORES[name], within_and_across(value_EE, tokens.clusters_of(tokens.ids))) for name, value_EE in scores.items()
+    )
     return {f"{score}_{kind}": value for score, found in named for kind, value in found.items()}
 
 
 def geometry_at(tokens: Tokens, layer: int) -> dict[str, Value]:
     p_ED, t_ED, ids = tokens.means(layer)
     if not ids:
-        return {score: (math.nan, math.nan, 0) for score in (*GEOMETRY, "procrustes")}
-    found = {score: (*of.with_error(p_ED, t_ED, ids), len(ids)) for score, of in GEOMETRY.items()}
+        return {score: (math.nan, math.nan, 0) for score in (*GEOMETRY, "procrustes_read")}
+    clusters = tokens.clusters_of(ids)
+    found = {score: (*of.with_error(p_ED, t_ED, clusters), len(ids)) for score, of in GEOMETRY.items()}
     # A singular value decomposition for each group left out would cost more than all the rest.
-    return found | {"procrustes": (geometry.procrustes(p_ED, t_ED), math.nan, len(ids))}
+    return found | {"procrustes_read": (geometry.procrustes(p_ED, t_ED), math.nan, len(ids))}
 
 
 def retrieval_at(tokens: Tokens, layer: int, variant: str) -> Value:
@@ -114,7 +119,8 @@ def retrieval_at(tokens: Tokens, layer: int, variant: str) -> Value:
     if variant == "centred":  # rounding is relative to the means before the centre was subtracted
         _, every_ED, every = tokens.means(layer)
         raw_ED = every_ED[[every.index(name) for name in ids]]
-    return mean_with_error(geometry.retrieval(p_ED, t_ED, geometry.same_texts(raw_ED, tokens.dtype)), ids)
+    hit_E = geometry.retrieval(p_ED, t_ED, geometry.same_texts(raw_ED, tokens.dtype))
+    return mean_with_error(hit_E, tokens.clusters_of(ids))
 
 
 def mir_at(tokens: Tokens, layer: int) -> Value:

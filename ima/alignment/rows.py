@@ -1,6 +1,7 @@
 """Scores of the streamed statistics as rows.
 
-sim, sim_matched, sim_gap   per layer and site; ima, ima_matched, ima_gap are their means over layers 1..L
+sim, sim_matched, gap_read  per layer and site; ima, ima_matched, ima_gap_read are their means over layers 1..L.
+                            `_read`: T has read P through attention; above 0 for an untrained adapter too
 sim_p0, ima_p0              P from layer 0
 cone                        P with P and T with T of other examples of the same dataset; P with T across: `cones`
 norm_q25, _q50, _q75        quartiles of token norms; consecutive: a token with itself some layers on
@@ -83,7 +84,8 @@ def site_rows(stats: SiteStats, site: Site, base: Base, curves: dict[tuple[Site,
             yield from layer_rows(score, curve, start, base | names)
             if headline and stats.num_layers > 1:
                 value, se = curve.mean(1)
-                yield make(score.replace("sim", "ima"), value, base, se=se, n=curve.n, **names)
+                pooled = "ima_gap_read" if score == "gap_read" else score.replace("sim", "ima")
+                yield make(pooled, value, base, se=se, n=curve.n, **names)
         if headline and first == 0 and stats.num_layers > 1 and names["variant"] not in (*MATCHED_ONLY, "update"):
             curve = similarity(stats, view_a, view_b, layer_a=0, sides=sides)["sim"]
             yield from layer_rows("sim_p0", curve, 0, base | names, fixed=0)

@@ -116,7 +116,7 @@ def positive(count: Tensor) -> Tensor:
 def similarity(
     stats: SiteStats, view_a: str, view_b: str, layer_a: int | None = None, sides: Sides | None = None
 ) -> dict[str, Curve]:
-    """sim (all pairs), sim_matched (a = b) and sim_gap = matched - mean over a != b, for layers 0..L. Of centred views
+    """sim (all pairs), sim_matched (a = b) and gap_read = matched - mean over a != b, for layers 0..L. Of centred views
     there is only sim_matched.
 
     layer_a: None for the same layer, or the fixed layer that `view_a` is taken from (then only `sim` is defined,
@@ -145,7 +145,7 @@ def similarity(
         if not matched_only:
             others = count_a * count_b - matched_n  # a pair needs two examples
             gap = matched - (product - matched_sum) / positive(others)
-            curves["sim_gap"] = Curve.of(gap, either_LG, n_L)
+            curves["gap_read"] = Curve.of(gap, either_LG, n_L)
     return curves
 
 
@@ -176,12 +176,12 @@ def norm_quantiles(stats: SiteStats, view: str) -> Tensor:
     return quantiles_of(hist_LH, QUANTILES)
 
 
-def mean_with_error(value_E: Tensor, ids: Sequence[str]) -> tuple[float, float, int]:
-    """Mean over the examples whose value is not NaN, its jackknife error, and how many they are."""
+def mean_with_error(value_E: Tensor, clusters: Sequence[str]) -> tuple[float, float, int]:
+    """Mean over the examples whose value is not NaN, its jackknife error over their clusters, and how many they are."""
     known_E = ~value_E.isnan()
     if not bool(known_E.any()):
         return math.nan, math.nan, 0
-    groups = torch.tensor([group_of(name) for name in ids])[known_E]
+    groups = torch.tensor([group_of(name) for name in clusters])[known_E]
     onehot_EG = torch.nn.functional.one_hot(groups, NUM_GROUPS).double()
     sums_G, counts_G = value_E[known_E].double() @ onehot_EG, onehot_EG.sum(0)
     used_G = counts_G > 0

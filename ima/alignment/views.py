@@ -85,9 +85,10 @@ def view_masks(roles_BS: Tensor) -> Tensor:
     return torch.stack([percept, text, answer, prompt, percept & ~sink, text & ~sink], dim=1)
 
 
-def group_of(sample_id: str) -> int:
-    """Jackknife group of a sample: a hash, so that it is the same in every run, order and rank."""
-    return hashlib.sha256(sample_id.encode()).digest()[0] % NUM_GROUPS
+def group_of(cluster: str) -> int:
+    """Jackknife group of a cluster (a stamp, an image, a speaker; where nothing is told, the sample itself): a hash, so
+    that it is the same in every run, order and rank, and that views of one thing are left out together."""
+    return hashlib.sha256(cluster.encode()).digest()[0] % NUM_GROUPS
 
 
 def draw_of(sample_id: str, seed: int, what: str) -> str:

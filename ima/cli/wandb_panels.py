@@ -22,7 +22,7 @@ from ima.runs.record import read_record
 
 HEADLINES = ("noun_accuracy", "accuracy", "f1", "cider_d")  # where a run does not say its own
 MAX_PANELS = 12  # of one section
-LAYERS = {"sim": "IMA by layer, a line per epoch", "sim_gap": "Gap by layer: own text minus other texts"}
+LAYERS = {"sim": "IMA by layer, a line per epoch", "retrieval": "Retrieval of the own text by layer"}
 FLOPS, SECONDS, SPARSITY = "plan/flops_prefill_left", "plan/seconds_left", "mask/sparsity"
 LEFT = {FLOPS: "FLOPs left", SECONDS: "seconds left", SPARSITY: "sparsity"}
 
@@ -72,7 +72,7 @@ def is_task(name: str, headlines: Iterable[str]) -> bool:
 def usual() -> Logged:
     """What a training of one task logs, where there is no run to look at."""
     pooled = {"role_a": "P", "role_b": "T", "variant": "raw"}
-    names = {scalar_name(Row("run", score, 0.5, **pooled)) for score in ("ima", "ima_gap", "ima_matched")}
+    names = {scalar_name(Row("run", score, 0.5, **pooled)) for score in ("ima", "ima_gap_read", "ima_matched")}
     points = {name for name in names if name} | {"train/loss", "train/lr", "val/loss", "ima_layer/L00"}
     tasks = {f"{track}/{HEADLINES[0]}" for track in ("T0", "T1")}
     return Logged(points | tasks, points | tasks, set(LAYERS), tasks, True)
@@ -109,7 +109,8 @@ def panels(found: Logged) -> dict[str, list[Any]]:
         "Alignment": [
             *by_layer,
             *curves("IMA by epoch", "epoch", r"(.+/)?ima/mean"),
-            *curves("matched and gap by epoch", "epoch", r"(.+/)?ima_(matched|gap)/mean"),
+            *curves("matched and gap by epoch", "epoch", r"(.+/)?ima_(matched|gap_read)/mean"),
+            *curves("retrieval of the own text by epoch", "epoch", r"(.+/)?retrieval/(mean|chance|growth|growth_null)"),
             *(layers if any("ima_layer/" in name for name in found.points) else []),
         ],
         "Tasks": [wr.BarPlot(title=name, metrics=[name]) for name in tasks],

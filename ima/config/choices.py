@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from ima.core.errors import UserError
+from ima.config.settings import GroupName
+from ima.core.errors import UserError, nearest
 from ima.core.trust import CONF
 
 
@@ -25,6 +26,22 @@ def default_choices(root: str, conf: Path) -> dict[str, Any]:
     entries = read_yaml(conf / f"{root}.yaml").get("defaults", [])
     pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
     return {name.removeprefix("optional "): choice for name, choice in pairs}
+
+
+def measured(items: list[Any], allowed: list[str]) -> tuple[str, list[str]]:
+    """(choice, groups) of `alignment=[full,maps,null]`: groups of measures combine, over one choice (by default
+    `default`). `null` is a group's name here."""
+    names = ["null" if item is None else str(item) for item in items]
+    groups = get_args(GroupName)
+    bases = [name for name in names if name not in groups]
+    for name in bases:
+        if name not in allowed:
+            raise UserError(f"alignment: no choice {name!r}; {nearest(name, [*allowed, *groups])}")
+    if len(bases) > 1 or len(set(names)) < len(names):
+        raise UserError(
+            f"alignment: {', '.join(names)}: groups combine with one choice; groups are {', '.join(groups)}"
+        )
+    return (bases or ["default"])[0], [name for name in names if name in groups]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

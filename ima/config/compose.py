@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ima.config.choices import check_package, choices_of, default_choices, default_groups, yaml_message
+from ima.config.choices import check_package, choices_of, default_choices, default_groups, measured, yaml_message
 from ima.config.roots import OF_LMM, ROOTS, check_together, groups_of
 from ima.config.validate import show
 from ima.config.values import CHOICES_ONLY, MISSING, check_node, put
@@ -55,6 +55,11 @@ def compose(
         name = override.key_or_group
         if name in groups and override.value() is None and default_choices(root, conf)[name] is None:
             chosen.pop(name, None)  # nothing, as the root file has it
+            continue
+        if name == "alignment" and isinstance(override.value(), list):
+            base, added = measured(override.value(), choices_of(name, conf))
+            chosen[name] = base
+            values.append(("alignment.groups", added))
             continue
         if name in groups and not (name in STACKED and isinstance(override.value(), dict)):
             chosen[name] = choose(name, override.value(), conf)

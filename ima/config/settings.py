@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 Range = tuple[float | None, float | None]
 SiteName = Literal["resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post"]
+GroupName = Literal["maps", "null", "sinks", "connector", "probes"]
 VariantName = Literal["nosink", "nomassive", "scaled", "centred", "update"]
 
 
@@ -166,11 +167,15 @@ class Alignment:
     The reservoir (0: none) keeps the states of `num_reservoir` seeded examples at `reservoir_layers` (None: nine,
     evenly spread) for what does not factorise; the logit lens looks at `num_vocabulary_layers` of these layers, t-SNE
     at `num_tsne_layers`. `examples`: also write each example's own alignment.
+
+    `num_paired` (0: none): of at most so many examples, whole units, mean tokens are kept and paired with those of
+    their texts alone: retrieval by layer and its growth. `groups`: what is measured beyond that (GROUPS).
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
         "every_num_epochs": (1, None),
         "num_scale_samples": (2, None),
+        "num_paired": (0, None),
         "num_reservoir": (0, None),
         "num_vocabulary_layers": (0, None),
         "num_tsne_layers": (0, None),
@@ -183,6 +188,8 @@ class Alignment:
     consecutive: bool = True
     variants: tuple[VariantName, ...] = ("nosink",)
     num_scale_samples: int = 32
+    num_paired: int = 512
+    groups: tuple[GroupName, ...] = ()
     num_reservoir: int = 0
     reservoir_layers: tuple[int, ...] | None = None
     num_vocabulary_layers: int = 0

@@ -15,17 +15,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ima.alignment.kept_means import TextBank, text_bank
 from ima.alignment.measurement import Measurement
+from ima.alignment.pairing import Pairing, TextKey
+from ima.alignment.tap import Tap
 from ima.config.settings import Alignment
 from ima.core.distributed import num_ranks, rank
 from ima.core.metric_names import LIMITS, limit_score
 from ima.core.progress import progress
-from ima.core.types import Row, Sample
+from ima.core.types import Row, Sample, Site
 from ima.data.collate import Collate, NoPercepts, Percepts
 from ima.data.loader import eval_loader
 from ima.data.source import Source
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
+from ima.pipeline.beside import beside_of, cluster_of
 from ima.tasks.base import Metric, Prediction, Task
 
 
@@ -64,6 +68,7 @@ class Evaluator:
         self.channel, self.max_tokens = channel, max_tokens
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seconds: dict[str, float] = {}
+        self._bank: tuple[object, TextBank] | None = None
 
     @property
     def settings(self) -> Generation:
@@ -74,8 +79,16 @@ class Evaluator:
     ) -> tuple[float, Measurement | None]:
         """Mean loss per labelled token, and what the tap's sinks hold (None where nothing is asked)."""
         module, llm = self.module, self.module.llm
-        suite = Measurement(alignment, llm, [sample.id for sample in samples]) if alignment is not None else None
-        if suite is not None:
+        suite = None
+        if alignment is not None:
+            by_id = {sample.id: sample for sample in samples}
+            clusters = {name: cluster_of(sample) for name, sample in by_id.items()}
+            bank = self._texts(samples, alignment)
+            beside = None
+            if bank is not None and alignment.groups:
+                kept = [by_id[name] for name in bank.pairing.ids]
+                beside = beside_of(kept, self.percepts, module, self.channel, self.batch_size)
+            suite = Measurement(alignment, llm, [sample.id for sample in samples], clusters, bank, beside)
             self._scales(samples, suite)
         start = time.perf_counter()
         loader = self._loader(samples, self._collate(self.percepts))
@@ -112,6 +125,42 @@ class Evaluator:
         """This rank's share of the samples on the module's device; with their answers, or the prompt alone."""
         for batch in self._loader(samples, self._collate(self.percepts, answers)):
             yield batch.to(self.module.device)
+
+    def _texts(self, samples: Sequence[Sample], alignment: Alignment) -> TextBank | None:
+        """T.text: the states of the texts alone. Of a frozen LLM they are computed once and kept."""
+        if not alignment.num_paired or Site.RESID_POST not in alignment.sites:
+            return None
+        key = [sample.id for sample in samples], alignment.num_paired, alignment.layers, alignment.seed
+        if self._bank is None or self._bank[0] != key or self.module.llm.trains != "none":
+            start = time.perf_counter()
+            texts = [self._shown_text(sample) for sample in samples]
+            clusters = [cluster_of(sample) for sample in samples]
+            pairing = Pairing.of(key[0], clusters, texts, alignment.num_paired, alignment.seed)
+            by_id = {sample.id: sample for sample in samples}
+            shown = [by_id[pairing.ids[index]] for index in pairing.representatives]
+            bank = text_bank(self.module.llm, pairing, alignment.layers, lambda tap: self._show(shown, tap))
+            self._bank = key, bank
+            self._spent("texts", start)
+        return self._bank[1]
+
+    @torch.no_grad()
+    def _show(self, samples: Sequence[Sample], tap: Tap) -> None:
+        """A pass over the texts of these samples alone; every rank makes it over all of them."""
+        collate = self._collate(NoPercepts())
+        with tap, progress(len(samples), "measure texts alone", "text") as advance:
+            for start in range(0, len(samples), self.batch_size):
+                part = samples[start : start + self.batch_size]
+                batch = collate([(sample, 0) for sample in part]).to(self.module.device)
+                x_BSD, roles_BS, _ = self.module.splice(batch)
+                ids = [sample.id for sample in part]
+                with tap.batch(roles_BS, ids):
+                    self.module.llm(x_BSD, roles_BS, ids)
+                advance(len(part))
+
+    def _shown_text(self, sample: Sample) -> TextKey:
+        """Token ids of a sample's text with its answer and without its media, and their roles."""
+        ids, roles, _ = self._collate(NoPercepts()).text(sample, 0)
+        return tuple(ids), tuple(roles)
 
     @torch.no_grad()
     def _scales(self, samples: Sequence[Sample], suite: Measurement) -> None:

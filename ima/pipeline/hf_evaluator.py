@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ima.alignment.pairing import TextKey
 from ima.core.errors import UserError
 from ima.core.types import Role, Sample
 from ima.data.collate import NoPercepts, Percepts
@@ -145,6 +146,10 @@ class LmmEvaluator(Evaluator):
     def _asked_blind(self, sample: Sample) -> tuple[int, ...]:
         texts, _, _, _ = self._collate(NoPercepts(), answers=False).row(sample, 0)
         return tuple(texts["input_ids"])
+
+    def _shown_text(self, sample: Sample) -> TextKey:
+        texts, roles, _, _ = self._collate(NoPercepts()).row(sample, 0)
+        return tuple(texts["input_ids"]), tuple(roles)
 
     def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
         return LmmCollate(task or self.task, self.source, self.lmm, answers, isinstance(percepts, NoPercepts))

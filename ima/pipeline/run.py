@@ -11,7 +11,7 @@ import functools
 import logging
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ima.config.instantiation import flags_of
 from ima.core.commands import arguments, command_of
 from ima.core.distributed import hint_of_ranks, place_of
 from ima.core.errors import UserError
-from ima.core.metric_names import IMA_MEAN, VAL_LOSS, limits_of
+from ima.core.metric_names import GROWTH, GROWTH_NULL, IMA_MEAN, RETRIEVAL, RETRIEVAL_CHANCE, VAL_LOSS, limits_of
 from ima.models.llava import is_foreign
 from ima.pipeline.evaluate import measure, measure_whole
 from ima.pipeline.fit import train
@@ -130,17 +130,31 @@ def summarise(folder: Path, record: RunRecord) -> None:
     if several:
         print_table(record)
     for name in () if several else sorted(metrics):
-        if name.endswith(f"/{headline}") or name in (IMA_MEAN, VAL_LOSS):
+        if name.endswith(f"/{headline}") or name in (IMA_MEAN, RETRIEVAL, GROWTH, VAL_LOSS):
             low, high = (metrics.get(limit) for limit in limits_of(name))
             interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
             value = metrics[name]
-            print(f"{name:24s} {'nan' if value is None else f'{value:.3f}'}{interval}")
+            says = f"  {say(metrics)}" if (say := SAYS.get(name)) and value is not None else ""
+            print(f"{name:24s} {'nan' if value is None else f'{value:.3f}'}{interval}{says}")
     print(f"page: {write_report([folder])}")
     if told := wandb.close(folder):
         record.more["wandb"] = told
         record.write(folder)
         if told.get("url"):
             print(f"W&B: {told['url']}")
+
+
+def against(metrics: Mapping[str, float | None], name: str) -> str:
+    value = metrics.get(name)
+    return "?" if value is None else f"{value:.3f}"
+
+
+# What a number can say, beside it on the terminal.
+SAYS: dict[str, Callable[[Mapping[str, float | None]], str]] = {
+    IMA_MEAN: lambda _: "how close media and texts lie; noise reaches the same",
+    RETRIEVAL: lambda metrics: f"media that find their own text; chance {against(metrics, RETRIEVAL_CHANCE)}",
+    GROWTH: lambda metrics: f"what the LLM adds to the adapter; by chance {against(metrics, GROWTH_NULL)}",
+}
 
 
 def quiet() -> None:

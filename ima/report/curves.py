@@ -15,7 +15,8 @@ from typing import Any
 from ima.core.metric_names import BLOCK_OUTPUTS, CONTROL_TRACKS, LIMITS, limit_score
 
 Row = dict[str, Any]
-TEXT_ROLES = ("T", "T.answer", "T.prompt")
+TEXT_ROLES = ("T", "T.answer", "T.prompt", "T.text")
+MEDIA = {"image": "picture", "video": "clip", "audio": "sound"}
 TRACKS = ("T0", "T1", "T2", "test", "val")
 EVALUATED = -1  # stands for the epoch where a run has none: one evaluation of a checkpoint
 EPOCH_KEY = "epoch (0 = untrained adapter)"
@@ -130,6 +131,16 @@ def by_entry(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def modality_of(rows: Sequence[Row]) -> str:
     """Of the media of one entry; "" where no row tells."""
     return next((str(row["modality_a"]) for row in rows if row["modality_a"] not in (None, "text")), "")
+
+
+def medium_word(rows: Sequence[Row]) -> str:
+    """What the run's media are called: picture, clip, sound, or medium."""
+    return MEDIA.get(modality_of(rows), "medium")
+
+
+def media_word(rows: Sequence[Row]) -> str:
+    word = medium_word(rows)
+    return "media" if word == "medium" else f"{word}s"
 
 
 def text_role(rows: Iterable[Row], score: str) -> str | None:

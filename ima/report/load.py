@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
+from ima.core.metric_names import current_row
 from ima.report.labels import name_jobs
 from ima.report.run import Run
 from ima.runs.record import RunRecord, read_record
@@ -82,7 +83,7 @@ def load_run(folder: Path, name: str | None = None, details: bool = True) -> Run
 def read_details(run: Run) -> None:
     try:
         for row in read_rows(run.folder / "rows.jsonl"):
-            run.rows.append(row)
+            run.rows.append(current_row(row))
     except (UserError, UnicodeDecodeError) as error:
         run.notes.append(f"rows.jsonl was read up to a broken line: {error}")
     run.samples, broken = read_samples(run.folder / "samples.jsonl")

@@ -22,7 +22,7 @@ Array = np.ndarray
 SCORES = ("noun_accuracy", "accuracy", "f1", "chair_i", "cider_d", "cider")
 TRACKS = ("T0", "T1", "test", "val")
 LOSS = VAL_LOSS
-GAP = "ima_gap/mean"
+GAP = "ima_gap_read/mean"
 COLUMNS = (IMA_MEAN, "ima/mean/nosink", GAP)
 NUM_DRAWS, NUM_PERMUTATIONS, MANY = 2000, 5000, 200  # a tenth of the draws where there are many points
 

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ima.core.metric_names import current_metric
+
 
 @dataclasses.dataclass
 class Run:
@@ -26,7 +28,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, float | None]:
         """Flat name -> number, None where it was not measured (JSON has no NaN)."""
-        return {str(name): number(value) for name, value in self.result["metrics"].items()}
+        return {current_metric(str(name)): number(value) for name, value in self.result["metrics"].items()}
 
     @property
     def reason(self) -> str:

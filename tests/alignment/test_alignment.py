@@ -96,7 +96,7 @@ def test_streamed_similarity_equals_the_double_loop(states, pair):
     curves = similarity(stats, *pair)
     for layer in range(5):
         expected = brute_similarity(states, *pair, layer, layer)
-        found = [float(curves[name].value_L[layer]) for name in ("sim", "sim_matched", "sim_gap")]
+        found = [float(curves[name].value_L[layer]) for name in ("sim", "sim_matched", "gap_read")]
         assert found == pytest.approx(expected, abs=1e-5)
     fixed = similarity(stats, *pair, layer_a=0)["sim"]
     for layer in range(5):

@@ -22,7 +22,7 @@ CURVES = {
     "sim": lambda stats: similarity(stats, "P", "T")["sim"],
     "sim_p0": lambda stats: similarity(stats, "P", "T", layer_a=0)["sim"],
     "sim_matched": lambda stats: similarity(stats, "P", "T")["sim_matched"],
-    "sim_gap": lambda stats: similarity(stats, "P", "T")["sim_gap"],
+    "gap_read": lambda stats: similarity(stats, "P", "T")["gap_read"],
     "cone": lambda stats: cone(stats, "P"),
     "consecutive": lambda stats: consecutive(stats, 1, "P"),
 }
@@ -72,7 +72,7 @@ def groups_with(score: str, site: Site, layer: int) -> list[int]:
             "sim": p or t,
             "sim_p0": bool(first_S[:2].any()) or t,
             "sim_matched": p and t,
-            "sim_gap": p or t,
+            "gap_read": p or t,
             "cone": p,
             "consecutive": p and bool(later_S[:2].any()),
         }[score]

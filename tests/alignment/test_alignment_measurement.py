@@ -64,9 +64,10 @@ def test_every_score_is_there_once_with_a_finite_value_or_a_reason(whole):
     measurement, rows, _, seconds = whole
     single = [row for row in rows if not row.score.startswith("tsne")]
     assert max(Counter(map(key, single)).values()) == 1
-    wanted = {"sim", "sim_gap", "ima", "ima_p0", "cone", "consecutive", "norm_q50", "ima_inside", "ima_outside"}
-    wanted |= {"medsim_matched", "maxsim_across", "maxmeansim_matched_mean", "cka", "mutual_knn", "procrustes"}
-    wanted |= {"retrieval", "mir", "mir_fid", "kl", "js", "entropy", "vocabulary_cosine", "translation", "tsne_x"}
+    wanted = {"sim", "gap_read", "ima", "ima_p0", "cone", "consecutive", "norm_q50", "ima_inside", "ima_outside"}
+    wanted |= {"medsim_matched", "maxsim_across", "maxmeansim_matched_mean", "cka_read", "mutual_knn_read"}
+    wanted |= {"retrieval_read", "procrustes_read", "mir", "mir_fid", "kl", "js", "entropy", "vocabulary_cosine"}
+    wanted |= {"translation", "tsne_x"}
     assert wanted <= {row.score for row in rows}
     bare = {key(row) for row in rows if not math.isfinite(row.value) and not row.note}
     assert not bare
@@ -133,7 +134,7 @@ def test_the_result_has_the_pooled_scores_of_block_outputs_whatever_sites_are_lo
     expected = {row["variant"]: row["value"] for row in rows if row["site"] == "resid_post"}
     assert len({row["value"] for row in rows if row["variant"] == "raw"}) > 1, "sites differ"
     assert recorder.metrics["ima/mean"] == expected["raw"] and recorder.metrics["ima/mean/scaled"] == expected["scaled"]
-    assert {"mir", "cka_mean", "ima_outside/mean", "medsim_matched_mean/nosink"} <= recorder.metrics.keys()
+    assert {"mir", "cka_read_mean", "ima_outside/mean", "medsim_matched_mean/nosink"} <= recorder.metrics.keys()
     facts = read_sums(tmp_path).facts
     assert (facts["epoch"], facts["dataset"], facts["llm_blocks"]) == (3, "made", evaluator.module.llm.num_blocks)
 

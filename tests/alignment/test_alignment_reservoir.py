@@ -228,7 +228,7 @@ def test_undefined_values_are_nan_with_a_reason(made):
     one = Tokens(reservoir_of(made[1:2]), scales_of(made))
     rows = list(reservoir_rows(one, {"run": "r"}))
     empty = {row.score for row in rows if row.value != row.value}
-    assert {"cka", "mutual_knn", "procrustes", "retrieval", "medsim_across"} <= empty
+    assert {"cka_read", "mutual_knn_read", "procrustes_read", "retrieval_read", "medsim_across"} <= empty
     assert all(row.note for row in rows)
     assert all(row.value == row.value for row in rows if (row.score, row.variant) == ("medsim_matched", "raw"))
     none = Tokens(Reservoir(4, LAYERS))

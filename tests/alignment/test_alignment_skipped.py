@@ -220,7 +220,7 @@ class ByHand:
         (p, has_p), (t, has_t) = self.units(name, "P", variant), self.units(name, role, variant)
         cosines, both, same = p @ t.T, has_p[:, None] & has_t, torch.eye(len(IDS), dtype=torch.bool)
         every, matched, across = (cosines[both & which].mean() for which in (same | ~same, same, ~same))
-        return {"sim": float(every), "sim_matched": float(matched), "sim_gap": float(matched - across)}
+        return {"sim": float(every), "sim_matched": float(matched), "gap_read": float(matched - across)}
 
     def cone(self, name: tuple[int, Site], role: str, variant: str) -> float:
         units, has = self.units(name, role, variant)
@@ -254,7 +254,7 @@ def test_rows_of_every_site_under_every_intervention_are_those_of_a_double_loop(
         what, role = (row.score, site.value, row.variant, row.role_a, row.role_b, layer), row.role_b or row.role_a
         there = (layer, site) in recorder.shown
         assert row.value == row.value or row.note, what
-        if row.score in ("sim", "sim_matched", "sim_gap"):
+        if row.score in ("sim", "sim_matched", "gap_read"):
             value = hand.sim((layer, site), role, row.variant)[row.score] if there else math.nan
         elif row.score == "cone":
             value = hand.cone((layer, site), role, row.variant) if there else math.nan

@@ -99,7 +99,7 @@ def test_each_variant_equals_the_double_loop(made, variant, split):
         every = average(cosine(x, y) for x in a.values() for y in b.values())
         others = average(cosine(a[x], b[y]) for x in a for y in b if x != y)
         assert float(curves["sim"].value_L[layer]) == pytest.approx(every, abs=1e-5, nan_ok=True)
-        assert float(curves["sim_gap"].value_L[layer]) == pytest.approx(matched - others, abs=1e-5, nan_ok=True)
+        assert float(curves["gap_read"].value_L[layer]) == pytest.approx(matched - others, abs=1e-5, nan_ok=True)
         assert int(curves["sim"].n_L[layer]) == min(len(a), len(b))
 
 
@@ -139,7 +139,7 @@ def test_one_example_has_neither_cone_nor_gap_nor_centre(made):
     feed(scales, made[1:2], 1)
     feed(stats, made[1:2], 1)
     rows = list(alignment_rows(stats, {"run": "r"}))
-    empty = [row for row in rows if row.score in ("cone", "sim_gap") or row.variant == "centred"]
+    empty = [row for row in rows if row.score in ("cone", "gap_read") or row.variant == "centred"]
     assert empty and all(row.value != row.value and row.note for row in empty)
     assert all(row.value == row.value for row in rows if row.score == "sim" and row.variant == "scaled")
 

@@ -27,11 +27,11 @@ NAMES = ("full_variants", "full_sites", "full_cones", "full_norms", "full_vocabu
          "full_geometry", "full_tsne")  # fmt: skip
 LABELS = {"raw": "raw", "no sink": "nosink", "no massive tokens": "nomassive", "scaled dimensions": "scaled",
           "centred": "centred", "no massive": "nomassive"}  # fmt: skip
-SCORES = {"all pairs": "sim", "own text only": "sim_matched", "own text minus all pairs": "sim_gap",
+SCORES = {"all pairs": "sim", "own text only": "sim_matched", "own text minus all pairs": "gap_read",
           "P as it enters (layer 0)": "sim_p0"}  # fmt: skip
 PAIRS = {"max": "maxsim", "mean of max": "maxmeansim", "median": "medsim", "mean": "meansim", "min": "minsim"}
-GEOMETRY = {"CKA": "cka", "CKA, debiased": "cka_debiased", "mutual kNN": "mutual_knn", "Procrustes": "procrustes",
-            "MIR part": "mir_fid"}  # fmt: skip
+GEOMETRY = {"CKA": "cka_read", "CKA, debiased": "cka_debiased_read", "mutual kNN": "mutual_knn_read",
+            "Procrustes": "procrustes_read", "MIR part": "mir_fid"}  # fmt: skip
 
 
 def full_measurement() -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def full_measurement() -> list[dict[str, Any]]:
     for site in SITES:
         for layer in range(0 if site == "resid_post" else 1, LAYERS + 1):
             for variant in ("raw", "nosink", "nomassive", "scaled", *(["update"] if site == "resid_post" else [])):
-                for score in ("sim", "sim_matched", "sim_gap"):
+                for score in ("sim", "sim_matched", "gap_read"):
                     put(score, layer, layer, variant=variant, site=site)
                 put("sim", layer, layer, ("P", "T.prompt"), variant=variant, site=site)
                 for role, names in (("P", {"modality_b": "image"}), ("T", {"modality_a": "text"})):
@@ -64,7 +64,7 @@ def full_measurement() -> list[dict[str, Any]]:
             for score in PAIRS.values():
                 put(f"{score}_matched", layer, layer, variant=variant)
                 put(f"{score}_across", layer, layer, variant=variant)
-            put("retrieval", layer, layer, variant=variant)
+            put("retrieval_read", layer, layer, variant=variant)
         for score in (*GEOMETRY.values(), "kl", "js"):
             put(score, layer, layer)
         for role in ("P", "T"):
@@ -119,7 +119,7 @@ def fields_of(name: str, panel: str, label: str) -> dict[str, Any]:
         kind = {"own text": "matched", "other texts": "across"}[place]
         return {**cross, "score": f"{PAIRS[label]}_{kind}", "variant": LABELS[variant]}
     if panel.startswith("retrieval"):
-        return {**cross, "score": "retrieval", "variant": LABELS[label]}
+        return {**cross, "score": "retrieval_read", "variant": LABELS[label]}
     return {**cross, "score": GEOMETRY[label], "variant": "raw"}
 
 
@@ -145,7 +145,7 @@ def test_csv_of_a_figure_is_the_rows(measured: Path, name: str) -> None:
         "full_norms": {"norm_q50"},
         "full_vocabulary": {"kl", "js", "entropy", "vocabulary_cosine"},
         "full_token_pairs": {f"{score}_{kind}" for score in PAIRS.values() for kind in ("matched", "across")},
-        "full_geometry": {*GEOMETRY.values(), "retrieval"},
+        "full_geometry": {*GEOMETRY.values(), "retrieval_read"},
     }
     assert used == expected[name]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,14 +28,22 @@ class BatchRoles:
     inside_B: Tensor
 
     @classmethod
-    def of(cls, roles_BS: Tensor, sample_ids: Sequence[str], num_views: int, scales: Scales | None) -> BatchRoles:
+    def of(
+        cls,
+        roles_BS: Tensor,
+        sample_ids: Sequence[str],
+        num_views: int,
+        scales: Scales | None,
+        clusters: Mapping[str, str] | None = None,
+    ) -> BatchRoles:
+        """clusters: of each sample; by default each is its own."""
         mask_BRS = view_masks(roles_BS)
         any_sink = not torch.equal(mask_BRS[:, :2], mask_BRS[:, len(ROLE_VIEWS) :])
         mask_BRS = mask_BRS[:, :num_views]
         count_BR = mask_BRS.sum(-1)
         weight_BRS = mask_BRS.float() / count_BR.clamp_min(1)[..., None]
         device = roles_BS.device
-        groups = [group_of(sample_id) for sample_id in sample_ids]
+        groups = [group_of((clusters or {}).get(sample_id, sample_id)) for sample_id in sample_ids]
         inside = [scales is not None and sample_id in scales.sample_ids for sample_id in sample_ids]
         onehot_GB = torch.nn.functional.one_hot(torch.tensor(groups, device=device), NUM_GROUPS).T.float()
         has_BR = (count_BR > 0).float()

@@ -9,7 +9,7 @@ changes it here first.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -116,8 +116,14 @@ class PlainStats:
     """Takes what `AlignmentStats` takes. Partial results are combined with `SiteStats.add_`."""
 
     def __init__(
-        self, num_layers: int, consecutive: bool = True, plan: Plan | None = None, scales: Scales | None = None
+        self,
+        num_layers: int,
+        consecutive: bool = True,
+        plan: Plan | None = None,
+        scales: Scales | None = None,
+        clusters: Mapping[str, str] | None = None,
     ) -> None:
+        self.clusters = clusters or {}
         self.num_layers, self.consecutive, self.plan, self.scales = num_layers, consecutive, plan or Plan(), scales
         self.sites: dict[Site, SiteStats] = {}
 
@@ -142,5 +148,6 @@ class PlainStats:
                 h_SD = {layer: x_BSD[b].double() for layer, (x_BSD, _) in states.items()}
                 seen_S = {layer: seen_BS[b] for layer, (_, seen_BS) in states.items()}
                 inside = self.scales is not None and sample_id in self.scales.sample_ids
-                Example(self._roles_BS[b], h_SD, seen_S, scales, inside).add_to(self.sites[site], group_of(sample_id))
+                group = group_of(self.clusters.get(sample_id, sample_id))
+                Example(self._roles_BS[b], h_SD, seen_S, scales, inside).add_to(self.sites[site], group)
         self._states = {}

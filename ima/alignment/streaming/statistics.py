@@ -10,7 +10,7 @@ a view consists of those tokens, and an example without any is as one without th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ from ima.models.llm.sites import version_of
 class AlignmentStats:
     """A tap's sink that feeds one `SiteStats` per site. The width of a site is taken from its first state. `scales`: of
     the earlier pass, where a variant of the plan needs them. `examples`: if wanted, the mean over layers 1..L of each
-    example's own matched cosine at the block outputs, one number for each pair of the plan. Nothing else here grows
-    with the number of examples."""
+    example's own matched cosine at the block outputs, one number for each pair of the plan. `clusters`: of each
+    sample, for the jackknife groups. Nothing else here grows with the number of examples."""
 
     def __init__(
         self,
@@ -40,7 +40,9 @@ class AlignmentStats:
         plan: Plan | None = None,
         scales: Scales | None = None,
         examples: bool = False,
+        clusters: Mapping[str, str] | None = None,
     ) -> None:
+        self.clusters = clusters
         self.num_layers, self.consecutive, self.plan, self.scales = num_layers, consecutive, plan or Plan(), scales
         self.examples: dict[str, list[float]] | None = {} if examples else None
         assert scales is not None or not self.plan.needs_scales, "these variants need scales of an earlier pass"
@@ -60,7 +62,7 @@ class AlignmentStats:
     def begin(self, roles_BS: Tensor, sample_ids: Sequence[str]) -> None:
         self._queue.clear()
         self._sample_ids = list(sample_ids)
-        self._roles = BatchRoles.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales)
+        self._roles = BatchRoles.of(roles_BS, sample_ids, self.plan.num_by_role, self.scales, self.clusters)
         self._clear()
         self.num_examples += len(sample_ids)
 

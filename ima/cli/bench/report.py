@@ -70,7 +70,7 @@ def synthetic(index: int) -> dict[str, Any]:
         "choices": {"encoder": encoder, "adapter": adapter, "llm": "smollm2"},
     }
     metrics: dict[str, float] = {"ima/mean": 0.4 + 0.4 * skill + draws.gauss(0, 0.05), "val/loss": 1.5 - skill}
-    metrics |= {"ima/mean/nosink": metrics["ima/mean"] - 0.1, "ima_gap/mean": 0.01 * skill}
+    metrics |= {"ima/mean/nosink": metrics["ima/mean"] - 0.1, "ima_gap_read/mean": 0.01 * skill}
     for track in ("T0", "T1", "blind"):
         for score in ("noun_accuracy", "category_accuracy", "noun_precision", "noun_recall", "noun_f1", "cider_d"):
             value = skill * draws.uniform(0.8, 1.0) * (track != "blind")

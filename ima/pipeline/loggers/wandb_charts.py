@@ -19,7 +19,8 @@ from ima.core.types import ROW_FIELDS, Row
 # score -> (roles of the two sides, title)
 CHARTS = {
     "sim": (("P", "T"), "Implicit alignment by layer (mean cosine, P with T)"),
-    "sim_gap": (("P", "T"), "Own text minus other texts by layer"),
+    "retrieval": (("P", "T.text"), "Retrieval of the own text (text alone) by layer"),
+    "gap_read": (("P", "T"), "Own text minus other texts by layer (text that has read the medium)"),
     "norm_q50": (("P", None), "Median norm of perceptual tokens by layer"),
     "consecutive": (("P", "P"), "Perceptual tokens from layer to layer (cosine)"),
 }
@@ -33,9 +34,13 @@ ADAPTER = ("adapter.safetensors", "adapter.json", "adapter.llm.safetensors", "re
 Measured = tuple[int, int]  # (step, epoch)
 
 
+def variant_of(score: str) -> str:
+    return "centred" if score == "retrieval" else "raw"
+
+
 def charted(row: Row) -> bool:
     roles = CHARTS[row.score][0] if row.score in CHARTS else None
-    fits = roles == (row.role_a, row.role_b) and row.variant == "raw" and row.site in BLOCK_OUTPUTS
+    fits = roles == (row.role_a, row.role_b) and row.variant == variant_of(row.score) and row.site in BLOCK_OUTPUTS
     near = row.score != "consecutive" or row.layer_b == (row.layer_a or 0) + 1
     return fits and near and row.layer_a is not None and row.split != "train" and row.track is None
 

@@ -162,7 +162,7 @@ class Session:
             self.run.define_metric("trainer/global_step", hidden=True)
         if name not in self.defined:
             axis = "trainer/global_step" if name.startswith("train/") else self.axis
-            self.run.define_metric(name, step_metric=axis, hidden="ima_layer/" in name)
+            self.run.define_metric(name, step_metric=axis, hidden="_layer/" in name)
         self.defined.add(name)
 
     def finish(self, ended: Mapping[str, Any], wait: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ima.core.metric_names import layer_name, metric_name
+from ima.core.metric_names import TEXT_ALONE, layer_name, metric_name
 from ima.core.types import ROW_FIELDS, Row
 
 Point = tuple[int | None, int | None, dict[str, float]]  # epoch, step, chart -> value
@@ -71,6 +71,7 @@ def number(value: int | None) -> int:
 def scalar_name(row: Row, mixture: bool = False) -> str | None:
     """Name of the chart that a row belongs to, its metric's or its layer's; None for rows that only the table holds."""
     is_scalar = row.split == "train" or row.track is not None or row.score == "val_loss"
-    if not is_scalar and (row.variant != "raw" or not row.score.startswith(("ima", "sim"))):
+    of_paper = row.variant == "raw" and row.score.startswith(("ima", "sim"))
+    if not (is_scalar or of_paper or row.role_b == TEXT_ALONE):
         return None
     return layer_name(row, mixture) or metric_name(row, mixture)

@@ -29,10 +29,14 @@ def epoch_lines(ax: Axes, curves: dict[int, Curve], theme: Theme) -> None:
     legend(ax, title=series.epoch_key(shown), columns=MAX_LINES)
 
 
-def layer_figure(run_rows: Sequence[series.Row], name: str, title: str, caption: str, score: str, label: str) -> Figure:
+def layer_figure(
+    run_rows: Sequence[series.Row], name: str, title: str, caption: str, score: str, label: str, variant: str = "raw",
+    level: tuple[float, str] | None = None,
+) -> Figure:  # fmt: skip
+    """level: height and name of a line that values are read against."""
     curves = {
         epoch: found
-        for epoch, found in series.by_layer(run_rows, score).items()
+        for epoch, found in series.by_layer(run_rows, score, variant).items()
         if any(math.isfinite(y) for y in found.y)
     }
     if not curves:
@@ -41,7 +45,13 @@ def layer_figure(run_rows: Sequence[series.Row], name: str, title: str, caption:
     def draw(figure: Canvas, theme: Theme) -> None:
         ax = figure.add_subplot()
         epoch_lines(ax, curves, theme)
-        if score == "sim_gap":
+        if level is not None:
+            ax.axhline(level[0], color=theme["muted"], linestyle=":", linewidth=1.2)
+            ax.annotate(
+                level[1], (1, level[0]), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+                textcoords="offset points", horizontalalignment="right", fontsize=8, color=theme["muted"],
+            )  # fmt: skip
+        if score == "gap_read":
             ax.axhline(0, color=theme["muted"], linewidth=0.8)
         ax.set(xlabel="layer (0 = what enters the first block)", ylabel=label)
 
@@ -49,6 +59,24 @@ def layer_figure(run_rows: Sequence[series.Row], name: str, title: str, caption:
     if len(curves) > MAX_LINES:
         caption += f" {MAX_LINES} of {len(curves)} epochs are drawn; the CSV has all."
     return Figure(name, title, caption, draw, table)
+
+
+def retrieval(rows: Sequence[series.Row]) -> Figure:
+    """What raw IMA cannot tell from noise: whether a medium finds the text that belongs to it."""
+    word = series.medium_word(rows)
+    chance = chance_of(rows)
+    level = None if chance is None else (chance, f"chance {chance:.3f}")
+    return layer_figure(
+        rows, "retrieval_by_layer", f"Does a {word} find its own text?",
+        f"Share of {series.media_word(rows)} whose nearest text is their own, layer by layer. The texts were read by"
+        " the LLM alone, so they know nothing of the media; both sides are centred and without sinks. At layer 0 the"
+        " adapter has done it all; what rises after it the LLM adds. Epoch 0: the untrained adapter.",
+        "retrieval", "share that finds its own text", "centred", level,
+    )  # fmt: skip
+
+
+def chance_of(rows: Sequence[series.Row]) -> float | None:
+    return next((row["value"] for row in rows if row["score"] == "retrieval_chance" and row["value"]), None)
 
 
 def heat_map(rows: Sequence[series.Row]) -> Figure:
@@ -92,15 +120,16 @@ def heat_map(rows: Sequence[series.Row]) -> Figure:
 
 def variants(rows: Sequence[series.Row]) -> Figure:
     title, name = "What the similarity is made of", "ima_variants"
+    word, words = series.medium_word(rows), series.media_word(rows)
     caption = (
-        "Last epoch. Raw: all pairs of picture and text. Own text: a picture against its own text only. No"
-        " sinks: without the first position and BOS. Layer-0 pictures: perceptual tokens as they enter the LLM."
+        f"Last epoch. Raw: all pairs of {word} and text. Own text: a {word} against its own text only. No"
+        f" sinks: without the first position and BOS. Layer-0 {words}: perceptual tokens as they enter the LLM."
     )
     wanted = (
         ("raw, all pairs", "sim", "raw"),
         ("own text", "sim_matched", "raw"),
         ("no sinks", "sim", "nosink"),
-        ("layer-0 pictures", "sim_p0", "raw"),
+        (f"layer-0 {words}", "sim_p0", "raw"),
     )
     curves: list[tuple[str, Curve]] = []
     for label, score, variant in wanted:
@@ -125,7 +154,11 @@ def variants(rows: Sequence[series.Row]) -> Figure:
 def ima_by_epoch(rows: Sequence[series.Row]) -> Figure:
     title, name = "IMA score by epoch", "ima_by_epoch"
     caption = "The similarity pooled over all layers: one number per epoch, with its 95 % interval."
-    wanted = (("IMA", "ima", "raw"), ("no sinks", "ima", "nosink"), ("layer-0 pictures", "ima_p0", "raw"))
+    wanted = (
+        ("IMA", "ima", "raw"),
+        ("no sinks", "ima", "nosink"),
+        (f"layer-0 {series.media_word(rows)}", "ima_p0", "raw"),
+    )
     curves = [
         (label, found) for label, score, variant in wanted if (found := series.by_epoch(rows, score, variant)).points
     ]

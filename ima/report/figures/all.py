@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ima.report import curves as series
-from ima.report.figures.alignment import consecutive, heat_map, ima_by_epoch, layer_figure, norms, variants
+from ima.report.figures.alignment import consecutive, heat_map, ima_by_epoch, layer_figure, norms, retrieval, variants
 from ima.report.figures.compare import comparison_figures
 from ima.report.figures.drawing import Figure
 from ima.report.figures.full import cones, full_rows, site_norms, sites, vocabulary
@@ -32,17 +32,21 @@ def figures_of(run: Run) -> list[Figure]:
         full = [named(figure, entry) for entry, own in groups.items() for figure in full_figures(own)]
         return [first, rest[0], training(run.rows), *rest[1:], *task_parts(run.rows), *full]
     rows = series.alignment_rows(next(iter(groups.values())))
+    word = series.medium_word(rows)
     return [
         layer_figure(rows, "ima_by_layer", "Implicit alignment by layer",
-                     "Mean cosine between the pictures' and the texts' mean tokens, over all pairs, at the output"
-                     " of each block; bands: 95 % interval, first and last epoch. Compare within one LLM, not across.",
+                     f"Mean cosine between the {series.media_word(rows)}' and the texts' mean tokens, over all pairs,"
+                     " at the output of each block; bands: 95 % interval, first and last epoch. It says how close the"
+                     " two lie, not whether they mean the same: noise reaches the same values. Compare within one LLM.",
                      "sim", "mean cosine, P against T"),
+        retrieval(rows),
         heat_map(rows),
         training(run.rows),
         ima_by_epoch(rows),
-        layer_figure(rows, "ima_gap", "What the alignment knows of the picture",
+        layer_figure(rows, "ima_gap", f"What the alignment knows of the {word}",
                      "Similarity with the own text minus similarity with other texts. Zero: the two modalities may be"
-                     " close, but no picture is closer to its own caption.", "sim_gap", "own text minus other texts"),
+                     f" close, but no {word} is closer to its own text. The text has read the {word} in this pass, so"
+                     " that an untrained adapter is above zero too.", "gap_read", "own text minus other texts"),
         variants(rows),
         norms(rows),
         consecutive(rows),

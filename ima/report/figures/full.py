@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from ima.core.metric_names import TEXT_ALONE
 from ima.report import curves as series
 from ima.report.curves import Curve, Row
 from ima.report.figures.drawing import Figure
@@ -36,6 +37,7 @@ def full_rows(rows: Sequence[Row]) -> list[Row]:
         row if row["epoch"] is not None else {**row, "epoch": series.EVALUATED}
         for row in series.where(rows, split=("val", "validation", None), track=(None, "val"))
     ]
+    kept = [row for row in kept if row["role_b"] != TEXT_ALONE]
     if all(row["site"] in (None, "resid_post") and row["variant"] in DEFAULT_VARIANTS for row in kept):
         return []
     datasets = Counter((row["dataset_a"], row["modality_a"]) for row in kept if row["score"] == "sim")
@@ -62,7 +64,7 @@ def variants(rows: Sequence[Row]) -> list[Figure]:
         Panel(title, [Stroke(label, similarity(rows, score, variant), colour, dash)
                       for variant, (label, colour, dash) in VARIANTS.items()])
         for title, score in (("all pairs", "sim"), ("own text only", "sim_matched"),
-                             ("own text minus all pairs", "sim_gap"), ("P as it enters (layer 0)", "sim_p0"))
+                             ("own text minus all pairs", "gap_read"), ("P as it enters (layer 0)", "sim_p0"))
     ]  # fmt: skip
     return multiples(
         "full_variants",

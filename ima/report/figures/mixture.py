@@ -12,6 +12,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ima.report import curves as series
 from ima.report.curves import Row
+from ima.report.figures.alignment import chance_of
 from ima.report.figures.drawing import Figure, legend, table_of, thinned
 from ima.report.figures.full import latest
 from ima.report.figures.maps import Groups, finite, heat_map, titles
@@ -32,11 +33,12 @@ def mixture_figures(groups: Groups, headlines: Mapping[str, str]) -> list[Figure
                "Mean cosine between the media's and the texts' mean tokens, over all pairs, at the output of each"
                " block, entry by entry; bands: 95 % interval, first and last epoch. Compare within one LLM only.",
                "sim", "mean cosine, P against T"),
+        retrieval(aligned),
         heat_map(aligned),
         by_epoch(aligned),
         layers(aligned, "ima_gap", "What the alignment knows of the medium",
                "Similarity with the own text minus similarity with other texts. Zero: the two modalities may be close,"
-               " but no medium is closer to its own text.", "sim_gap", "own minus other texts"),
+               " but no medium is closer to its own text.", "gap_read", "own minus other texts"),
         variants(aligned),
         norms(aligned),
         consecutive(aligned),
@@ -56,8 +58,22 @@ def colour_of(epoch: int, trained: Sequence[int]) -> str:
     return f"e{round(share * (NUM_EPOCH_COLOURS - 1))}"
 
 
-def layers(aligned: Groups, name: str, title: str, caption: str, score: str, ylabel: str) -> Figure:
-    curves = {entry: finite(series.by_layer(rows, score)) for entry, rows in aligned.items()}
+def retrieval(aligned: Groups) -> Figure:
+    chances = {entry: (chance, "chance") for entry, rows in aligned.items() if (chance := chance_of(rows)) is not None}
+    return layers(
+        aligned, "retrieval_by_layer", "Does a medium find its own text?",
+        "Share of media whose nearest text is their own, layer by layer, entry by entry; the texts were read by the LLM"
+        " alone. Both sides are centred and without sinks. Epoch 0: the untrained adapter.",
+        "retrieval", "share that finds its own text", "centred", chances,
+    )  # fmt: skip
+
+
+def layers(
+    aligned: Groups, name: str, title: str, caption: str, score: str, ylabel: str, variant: str = "raw",
+    levels: Mapping[str, tuple[float, str]] | None = None,
+) -> Figure:  # fmt: skip
+    levels = levels or {}
+    curves = {entry: finite(series.by_layer(rows, score, variant)) for entry, rows in aligned.items()}
     epochs = sorted({epoch for found in curves.values() for epoch in found})
     shown = thinned(epochs)
     trained = [epoch for epoch in shown if epoch != 0]
@@ -66,7 +82,7 @@ def layers(aligned: Groups, name: str, title: str, caption: str, score: str, yla
             Stroke(series.epoch_name(epoch), curves[entry][epoch],
                    colour_of(epoch, trained), DASHES[epoch == 0], band=epoch in (shown[0], shown[-1]))
             for epoch in shown if epoch in curves[entry]
-        ], level=(0.0, "zero") if score == "sim_gap" else None)
+        ], level=(0.0, "zero") if score == "gap_read" else levels.get(entry))
         for entry, label in titles(aligned).items()
     ]  # fmt: skip
     key = series.epoch_key(epochs)

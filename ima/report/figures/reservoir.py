@@ -48,21 +48,21 @@ def geometry(rows: Sequence[Row]) -> list[Figure]:
         return Stroke(label, similarity(rows, score, "raw"), colour, dash)
 
     retrieval = [
-        Stroke(label, similarity(rows, "retrieval", variant), colour, dash)
+        Stroke(label, similarity(rows, "retrieval_read", variant), colour, dash)
         for variant, (label, colour, dash) in VARIANTS.items()
         if variant != "nosink"
     ]
-    counts = {row["n"] for row in series.where(rows, score="retrieval", site="resid_post") if row["n"]}
+    counts = {row["n"] for row in series.where(rows, score="retrieval_read", site="resid_post") if row["n"]}
     chance = (1 / counts.pop(), "retrieval by chance") if len(counts) == 1 else None
     mir = stroke("mir_fid", "MIR part", "c4", DASHES[0])
     panels = [
         Panel("shape and neighbours (1: alike)", [
-            stroke("cka", "CKA", "c5", DASHES[0]),
-            stroke("cka_debiased", "CKA, debiased", "c7", DASHES[1]),
-            stroke("mutual_knn", "mutual kNN", "c6", DASHES[3]),
+            stroke("cka_read", "CKA", "c5", DASHES[0]),
+            stroke("cka_debiased_read", "CKA, debiased", "c7", DASHES[1]),
+            stroke("mutual_knn_read", "mutual kNN", "c6", DASHES[3]),
         ], ylabel="similarity"),
         Panel("retrieval of the own text", retrieval, level=chance, ylabel="share right"),
-        Panel("Procrustes distance", [stroke("procrustes", "Procrustes", "c1", DASHES[1])], ylabel="distance"),
+        Panel("Procrustes distance", [stroke("procrustes_read", "Procrustes", "c1", DASHES[1])], ylabel="distance"),
         Panel("modality integration (MIR)", [mir], log=all(not y <= 0 for y in mir.curve.y), ylabel="distance (log)"),
     ]  # fmt: skip
     return multiples(

@@ -20,7 +20,7 @@ from ima.report.mixture import entry_section, variant_section
 from ima.report.page import tables
 from ima.report.page.decoded import decoded_section
 from ima.report.page.samples import sample_section
-from ima.report.page.words import HEADLINES, MAX_HEADLINES, seconds_text, value_text
+from ima.report.page.words import AGAINST, HEADLINES, MAX_HEADLINES, seconds_text, value_text
 from ima.report.proxies import proxy_section
 from ima.report.run import Run
 
@@ -147,6 +147,9 @@ def headlines(run: Run) -> str:
     for name, title, meaning in present:
         value, limits = run.metrics[name], tables.interval_text(run, name)
         limit_line = f'<p class="limits">95 % interval {limits}</p>' if limits else ""
+        if against := AGAINST.get(name):
+            other = run.metrics.get(against[0])
+            limit_line = f'<p class="limits">{against[1]} {value_text(other)}</p>' if other is not None else ""
         if value is None:
             limit_line = f'<p class="limits">not a number: {escape(reason_of(run, name))}</p>'
         cards += (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ima.core.metric_names import GROWTH, GROWTH_NULL, RETRIEVAL, RETRIEVAL_CHANCE
+
 HEADLINES = (
     ("T0/noun_accuracy", "T0 noun accuracy",
      "Objects seen in training, in new scenes: share of captions that name the right object and no wrong one."),
@@ -24,8 +26,15 @@ HEADLINES = (
      "The same questions without the medium: what the LLM gets by guessing. Accuracy below this means nothing."),
     ("prior/accuracy", "prior accuracy",
      "The most frequent training answer to the same question: what answering by heart would get."),
-    ("ima/mean", "IMA score",
-     "Mean cosine of media's and texts' mean tokens over all blocks of the frozen LLM. Compare within one LLM only."),
+    ("ima/mean", "raw IMA",
+     "Mean cosine of media's and texts' mean tokens over all blocks: how close the two lie, within one LLM. It cannot"
+     " say whether they mean the same: noise reaches the same values."),
+    ("retrieval/mean", "text retrieval",
+     "Share of media whose nearest text, read by the LLM alone, is their own; mean over the blocks. At chance: no"
+     " alignment. Above: what the LLM's states hold of the media is what the words mean."),
+    ("retrieval/growth", "growth of retrieval",
+     "Best block minus what enters the first: what the LLM adds to what the adapter already translates. A best block is"
+     " above zero by chance, so read it against that."),
     ("T0/macro_accuracy", "T0 macro accuracy", "Mean of the accuracies of the question types, each counting the same."),
     ("T0/f1_adversarial", "T0 F1, adversarial",
      "F1 of yes where the absent things are those that usually come with what is there: habit does not help."),
@@ -38,7 +47,9 @@ HEADLINES = (
     ("val/loss", "validation loss", "Cross-entropy on held-out answer tokens, in nats per token; lower is better."),
     ("train/loss", "training loss", "Cross-entropy on the answer tokens at the end of training, in nats per token."),
 )  # fmt: skip
-MAX_HEADLINES = 8
+MAX_HEADLINES = 9
+# Metrics that are read against another one, and what that is called.
+AGAINST = {RETRIEVAL: (RETRIEVAL_CHANCE, "chance"), GROWTH: (GROWTH_NULL, "by chance")}
 
 
 def value_text(value: Any) -> str:

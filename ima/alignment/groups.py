@@ -1,0 +1,113 @@
+"""The groups of measures that a config adds (`alignment=[maps,null,sinks]`): what they stream, and their rows.
+
+maps       which layer of P fits which layer of T       null        pairing scores against permuted units
+sinks      massive activations, and IMA without them     connector   what the adapter keeps of its encoder
+probes     what a linear map reads off the states
+All of them are made of the mean tokens that the headline keeps, so they cost little more than their arithmetic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from ima.alignment.calibration import NUM_PROCRUSTES_LAYERS, null_rows
+from ima.alignment.connector import connector_rows
+from ima.alignment.kept_means import KeptMeans, Means, TextBank
+from ima.alignment.layer_maps import map_rows
+from ima.alignment.probes import probe_rows
+from ima.alignment.rows import Base
+from ima.alignment.scores import norm_quantiles
+from ima.alignment.sink_shares import SinkShares
+from ima.alignment.streaming.statistics import AlignmentStats
+from ima.alignment.tap import Sink
+from ima.core.progress import progress
+from ima.core.types import Row, Site
+from ima.models.llm.frozen import FrozenLLM
+
+NEED_FEATURES = ("null", "connector", "probes")
+# What a group costs, said before it starts.
+COSTS = {
+    "maps": "one small product for each pair of layers",
+    "null": "200 permutations of each score and layer; Procrustes a decomposition each, so at nine layers",
+    "sinks": "one more reading of each state in the pass",
+    "connector": "a few decompositions of examples x examples",
+    "probes": "ridge regressions at every layer, out of fold",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What is known of the examples of a pairing beside their states. features_EN: mean tokens of the encoder; None
+    where there are none. labels: noun, category -> of each example, "" for none."""
+
+    features_EN: Tensor | None
+    labels: dict[str, list[str]]
+
+
+class Groups:
+    """The chosen groups of one measurement."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        llm: FrozenLLM,
+        bank: TextBank,
+        clusters: Mapping[str, str],
+        beside: Beside,
+    ) -> None:
+        self.names, self.llm, self.bank, self.beside = list(names), llm, bank, beside
+        self.shares = SinkShares(bank.dims, llm.num_blocks + 1, llm.width, clusters) if "sinks" in names else None
+        self.prompts: KeptMeans | None = None
+        if "probes" in names:
+            self.prompts = KeptMeans(bank.pairing.ids, bank.layers, bank.dims, "prompt")
+
+    @property
+    def sinks(self) -> list[Sink]:
+        return [sink for sink in (self.shares, self.prompts) if sink is not None]
+
+    def reduce(self) -> None:
+        for sink in (self.shares, self.prompts):
+            if sink is not None:
+                sink.reduce()
+
+    def rows(self, stats: AlignmentStats, media: Means, base: Base, seconds: dict[str, float]) -> list[Row]:
+        """Each group's rows; its time is added to `seconds`."""
+        makers: dict[str, Callable[[], Iterator[Row]]] = {
+            "maps": lambda: map_rows(self.bank, media, stats.sites[Site.RESID_POST], base),
+            "null": lambda: null_rows(self.bank, media, base, self._some_layers(), self.beside.features_EN),
+            "sinks": lambda: self.shares.rows(base) if self.shares is not None else iter(()),
+            "connector": lambda: self._connector(stats, media, base),
+            "probes": lambda: self._probes(media, base),
+        }
+        out: list[Row] = []
+        with progress(len(self.names), "groups", "group") as advance:
+            for name in self.names:
+                print(f"alignment group {name}: {COSTS[name]}", flush=True)
+                start = time.perf_counter()
+                out += makers[name]()
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+                advance(1)
+        return out
+
+    def _some_layers(self) -> list[int]:
+        layers = self.bank.layers
+        if len(layers) <= NUM_PROCRUSTES_LAYERS:
+            return layers
+        steps = NUM_PROCRUSTES_LAYERS - 1
+        return [layers[round(index * (len(layers) - 1) / steps)] for index in range(NUM_PROCRUSTES_LAYERS)]
+
+    def _connector(self, stats: AlignmentStats, media: Means, base: Base) -> Iterator[Row]:
+        if 0 not in self.bank.layers:
+            return iter(())
+        norm = float(norm_quantiles(stats.sites[Site.RESID_POST], "P")[1][0])
+        first = media.all_ELD[:, self.bank.layers.index(0)]
+        norms = norm, self.llm.embedding_norm
+        return connector_rows(first, self.beside.features_EN, self.bank.pairing.clusters, norms, base)
+
+    def _probes(self, media: Means, base: Base) -> Iterator[Row]:
+        prompts = self.prompts.means(self.bank.pairing.ids) if self.prompts is not None else None
+        return probe_rows(self.bank, self.beside.labels, media, prompts, self.beside.features_EN, base)
