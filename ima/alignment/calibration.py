@@ -114,9 +114,11 @@ def null_rows(
                 at = named | {"layer_a": layer, "layer_b": layer, "n": len(units)}
                 yield Row(score=score, value=found.value, **at)
                 yield Row(score=f"{score}_null", value=found.mean, se=found.sd, note="se: deviation of the null", **at)
-                yield Row(score=f"{score}_z", value=found.z, **at)
+                same = None if found.z == found.z else "the null does not vary"
+                yield Row(score=f"{score}_z", value=found.z, note=same, **at)
                 yield Row(score=f"{score}_p", value=found.p(), **at)
                 inner += [found] if layer > 0 else []
             z, p = best_layer(inner)
-            yield Row(score=f"{score}_z_best", value=z, n=pairing.num_units, **named)
-            yield Row(score=f"{score}_p_best", value=p, n=pairing.num_units, **named)
+            none = None if z == z else "no layer from 1 on has a z"
+            yield Row(score=f"{score}_z_best", value=z, n=pairing.num_units, note=none, **named)
+            yield Row(score=f"{score}_p_best", value=p, n=pairing.num_units, note=none, **named)
