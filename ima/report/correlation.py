@@ -29,6 +29,7 @@ from ima.runs.results import read_rows
 Array = np.ndarray
 NUM_DRAWS = 2000
 NUM_PERMUTATIONS = 5000
+FEW = 100  # points of which all pairs are compared at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +59,28 @@ def pearson(x: Array, y: Array) -> float:
 
 
 def spearman(x: Array, y: Array) -> float:
-    from scipy.stats import rankdata
+    return pearson(ranks(x), ranks(y))
 
-    return pearson(rankdata(x), rankdata(y))
+
+def ranks(x: Array) -> Array:
+    """Of equal values the mean rank. All pairs are compared while there are few: thousands of draws call this."""
+    if len(x) > FEW:
+        from scipy.stats import rankdata
+
+        return np.asarray(rankdata(x))
+    return np.asarray(((x[:, None] > x).sum(1) + (x[:, None] >= x).sum(1) + 1) / 2)
 
 
 def kendall(x: Array, y: Array) -> float:
     """tau-b."""
-    from scipy.stats import kendalltau
-
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
-    return float(kendalltau(x, y).statistic)
+    if len(x) > FEW:
+        from scipy.stats import kendalltau
+
+        return float(kendalltau(x, y).statistic)
+    over, above = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+    return float((over * above).sum() / math.sqrt(float(np.abs(over).sum()) * float(np.abs(above).sum())))
 
 
 KINDS: dict[str, Callable[[Array, Array], float]] = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
@@ -131,13 +142,11 @@ def detect(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation
 
 def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
     """How often a positive example's score is above a negative one's, ties half; NaN without both kinds."""
-    from scipy.stats import mannwhitneyu
-
-    high = [value for value, yes in zip(score, positive, strict=True) if yes]
-    low = [value for value, yes in zip(score, positive, strict=True) if not yes]
+    yes = np.array(positive, dtype=bool)
+    high, low = int(yes.sum()), int((~yes).sum())
     if not high or not low:
         return math.nan
-    return float(mannwhitneyu(high, low).statistic) / (len(high) * len(low))
+    return float(ranks(np.array(score, dtype=float))[yes].sum() - high * (high + 1) / 2) / (high * low)
 
 
 # -- columns of runs -------------------------------------------------------------------------------------------------

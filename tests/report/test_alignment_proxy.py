@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from ima.cli.correlate import main
-from ima.report.correlation import auroc, correlate
+from ima.report.correlation import auroc, correlate, kendall, ranks
 
 
 def linked(n, seed=0, noise=1.0):
@@ -26,6 +28,14 @@ def test_values_are_those_of_scipy():
         each = found[name]
         assert each.value == pytest.approx(of(x, y).statistic) and each.n == 15
         assert each.low < each.value < each.high
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=120))
+@settings(max_examples=60, deadline=None)
+def test_ranks_and_tau_of_many_ties_are_those_of_scipy(points):
+    x, y = (np.array(side, dtype=float) for side in zip(*points, strict=True))
+    assert np.array_equal(ranks(x), stats.rankdata(x))
+    assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, nan_ok=True)
 
 
 def test_the_permutation_p_is_exact_for_few_points_and_small_only_for_a_relation():
