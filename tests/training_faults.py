@@ -31,6 +31,10 @@ def pull_the_plug() -> None:
     raise RuntimeError("the plug was pulled")
 
 
+def pull_the_plug_at_the_end(*_: object) -> None:
+    pull_the_plug()
+
+
 def fail_at_step_6() -> None:
     before("ima.pipeline.callbacks.StepRecorder.on_train_batch_end", 6, pull_the_plug)
 

@@ -21,7 +21,7 @@ from ima.config.settings import Alignment, Evaluation
 from ima.core.metric_names import TRAIN_LOSS
 from ima.core.progress import progress
 from ima.core.types import Row, Sample
-from ima.pipeline.checkpoint import save_adapter, save_llm
+from ima.pipeline.checkpoint import LLM_SUM, save_adapter, save_llm
 from ima.pipeline.evaluator import Evaluator, metric_rows
 from ima.pipeline.parts import spread
 from ima.pipeline.recorder import Base, Recorder
@@ -207,6 +207,11 @@ class StepRecorder(Callback):
         self.recorder.write(self.rows)
         self.rows = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows the file has; what a resumed run finds there must be these."""
+        writer = self.recorder.writer
+        return {"num_rows": writer.num_rows} if writer is not None else {}
+
 
 class Checkpointer(Callback):
     """`checkpoints/last.safetensors` every so many steps and at the end of each epoch (everything that resuming needs),
@@ -232,9 +237,10 @@ class Checkpointer(Callback):
             trainer.save_checkpoint(self.last)
         if epoch_done and trainer.is_global_zero:
             epoch = trainer.current_epoch + 1
-            save_adapter(self.folder, pl_module.adapter, self.facts | {"epoch": epoch}, f"epoch-{epoch:03d}")
+            facts, stem = self.facts | {"epoch": epoch}, f"epoch-{epoch:03d}"
             if pl_module.llm.trains == "lora":  # all of an LLM would fill the disk
-                save_llm(self.folder, pl_module.llm, f"epoch-{epoch:03d}")
+                facts[LLM_SUM] = save_llm(self.folder, pl_module.llm, stem)
+            save_adapter(self.folder, pl_module.adapter, facts, stem)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """After an epoch's last step: as if the next epoch were about to begin. From Lightning's own state of that

@@ -19,8 +19,11 @@ from ima.core.files import write_json
 from ima.core.tensor_file import check_sum, checksum_of, write_tensors
 from ima.models.llava import foreign_adapter, is_foreign
 from ima.models.llm.tuning import load_tensors, trained_tensors
+from ima.runs.record import RESULT
 
 FORMAT = "ima-checkpoint-1"
+# Facts of a run: the checksums of the weights that it wrote.
+ADAPTER_SUM, LLM_SUM = "adapter_checksum", "llm_checksum"
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -61,9 +64,11 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     write_checked(path, tensors, {"format": FORMAT, "structure": json.dumps(structure)})
 
 
-def write_checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """With a checksum in the header, which reading compares."""
-    write_tensors(path, tensors, metadata | {"checksum": checksum_of(tensors, metadata)})
+def write_checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """With a checksum in the header, which reading compares; returns it."""
+    checksum = checksum_of(tensors, metadata)
+    write_tensors(path, tensors, metadata | {"checksum": checksum})
+    return checksum
 
 
 def read_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -120,11 +125,36 @@ class SafetensorsIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def save_adapter(folder: Path, adapter: nn.Module, facts: dict[str, Any], stem: str = "adapter") -> None:
-    """`<stem>.safetensors` and `<stem>.json`."""
+def save_adapter(folder: Path, adapter: nn.Module, facts: dict[str, Any], stem: str = "adapter") -> str:
+    """`<stem>.safetensors` and `<stem>.json`, which tells the checksum of the first; returns it."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}
-    write_checked(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
-    write_json(folder / f"{stem}.json", facts)
+    checksum = write_checked(folder / f"{stem}.safetensors", tensors, {"format": "pt"})
+    write_json(folder / f"{stem}.json", facts | {ADAPTER_SUM: checksum})
+    return checksum
+
+
+def check_owner(path: Path, key: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Raises UserError where the JSON beside an adapter, or the record of its run, tells of another file of this name.
+    Files of before tell nothing and pass. key: what they tell it by."""
+    stem = path.stem.removesuffix(".llm")
+    for teller in (path.with_name(f"{stem}.json"), path.with_name(RESULT) if stem == "adapter" else None):
+        told = told_by(teller, key) if teller is not None and teller.is_file() else None
+        if told is not None and told != (metadata.get("checksum") or checksum_of(tensors, metadata)):
+            raise UserError(
+                f"{path}: not the file that {teller} is about, another stands in its place; put the run's own back, "
+                f"or keep this one with its own {stem}.json in a folder of its own"
+            )
+
+
+def told_by(path: Path, key: str) -> str | None:
+    """What a JSON file tells by `key`, at the top or among its facts; None where it tells nothing."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    facts = told.get("facts", told) if isinstance(told, dict) else None
+    value = facts.get(key) if isinstance(facts, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def load_adapter(path: Path, adapter: nn.Module) -> None:
@@ -132,7 +162,11 @@ def load_adapter(path: Path, adapter: nn.Module) -> None:
     shape that does not fit."""
     if not path.exists():
         raise UserError(f"checkpoint: {path} does not exist")
-    tensors = foreign_adapter(path) if is_foreign(path) else read_checked(path)[0]
+    if is_foreign(path):
+        tensors = foreign_adapter(path)
+    else:
+        tensors, metadata = read_checked(path)
+        check_owner(path, ADAPTER_SUM, tensors, metadata)
     prefix = "/state_dict/adapter."
     if any(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -152,10 +186,10 @@ def llm_file(adapter: Path) -> Path:
     return adapter.with_name(f"{adapter.stem}.llm.safetensors")
 
 
-def save_llm(folder: Path, llm: nn.Module, stem: str = "adapter") -> None:
-    """`<stem>.llm.safetensors`: what of the LLM was trained."""
+def save_llm(folder: Path, llm: nn.Module, stem: str = "adapter") -> str:
+    """`<stem>.llm.safetensors`: what of the LLM was trained. Returns its checksum."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in trained_tensors(llm).items()}
-    write_checked(llm_file(folder / f"{stem}.safetensors"), tensors, {"format": "pt"})
+    return write_checked(llm_file(folder / f"{stem}.safetensors"), tensors, {"format": "pt"})
 
 
 def load_llm(path: Path, llm: nn.Module) -> None:
@@ -163,7 +197,8 @@ def load_llm(path: Path, llm: nn.Module) -> None:
     prefix = "/state_dict/llm."
     beside = llm_file(path)
     file = beside if beside.is_file() else path
-    tensors = read_checked(file)[0]
+    tensors, metadata = read_checked(file)
+    check_owner(file, LLM_SUM, tensors, metadata)
     if file == path:
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if not tensors:

@@ -6,6 +6,7 @@ encode, bring the fresh adapter to scale, train and measure, write.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ima.interventions.stack import stack
 from ima.models.llm.tuning import trained_names, weight_sum
 from ima.pipeline.assemble import assemble, device_of
 from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Export, StepRecorder
-from ima.pipeline.checkpoint import SafetensorsIO, load_checkpoint, save_adapter, save_llm
+from ima.pipeline.checkpoint import ADAPTER_SUM, LLM_SUM, SafetensorsIO, load_checkpoint, save_adapter, save_llm
 from ima.pipeline.init_adapters import init_adapters
 from ima.pipeline.parts import Parts
 from ima.pipeline.prepare import fast, make_ready, print_plan, resolve_plan, run_facts
@@ -110,6 +111,8 @@ def train(
     earlier = read_record(folder).facts if resume else {}
     with RunInProgress(config, folder, command, place.is_main, earlier) as run:
         pl.seed_everything(config["seed"], workers=True, verbose=False)
+        if config["trainer"].get("deterministic"):  # before the first product on a GPU
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         with run.timed("load"):
             parts = load_parts(config, earlier)
             num_epochs, frozen_before = num_epochs_of(parts), frozen_sum(parts, place)
@@ -162,11 +165,11 @@ def kept_facts(earlier: dict[str, Any]) -> dict[str, Any]:
     return {"start_norm": earlier["start_norm"]} if "start_norm" in earlier else {}
 
 
-def reached(checkpoint: Path) -> tuple[int, int]:
-    """(steps made, last epoch measured) of a checkpoint."""
+def reached(checkpoint: Path) -> tuple[int, int, int | None]:
+    """(steps made, last epoch measured, rows written) of a checkpoint; those of before tell no rows."""
     state = load_checkpoint(checkpoint)
-    measured = [value["measured"] for value in state["callbacks"].values() if "measured" in value]
-    return state["global_step"], max(measured, default=-1)
+    told = {name: value for each in state["callbacks"].values() for name, value in each.items()}
+    return state["global_step"], told.get("measured", -1), told.get("num_rows")
 
 
 def callbacks_of(
@@ -177,9 +180,9 @@ def callbacks_of(
 
     def export() -> None:
         """What was trained, before it is measured for the last time: the same command goes on with that measurement."""
-        save_adapter(run.folder, parts.adapter, facts | {"config": run.record.config})
         if parts.llm.trains != "none":
-            save_llm(run.folder, parts.llm)
+            facts[LLM_SUM] = save_llm(run.folder, parts.llm)
+        facts[ADAPTER_SUM] = save_adapter(run.folder, parts.adapter, facts | {"config": run.record.config})
 
     borders = EpochMeasure([part for measure in measures for part in measure.parts], num_epochs)
     steps = StepRecorder(recorder, parts.flags.log_every_n_steps or 1)
@@ -200,7 +203,7 @@ def trainer_of(
     node = OWN | {key: value for key, value in config["trainer"].items() if value is not None}
     node |= {"accelerator": device.type, "strategy": flags.strategy if place.num > 1 else "auto"}
     if place.num == 1:
-        node["devices"] = 1
+        node["devices"] = [device.index] if device.type == "cuda" else 1
     node.setdefault("deterministic", device.type == "cpu")
     with prefix_errors("trainer"):
         make = made({**node, "gradient_clip_val": None, "accumulate_grad_batches": 1}, _partial_=True, _convert_="all")

@@ -74,21 +74,22 @@ class RunInProgress:
         self.save()
 
     def open_recorder(
-        self, facts: dict[str, Any], resumed: tuple[int, int] | None = None, job_type: str | None = None
+        self, facts: dict[str, Any], resumed: tuple[int, int, int | None] | None = None, job_type: str | None = None
     ) -> Recorder:
         """The recorder of `rows.jsonl`, mirrored by the logger of the config. facts: fields of every row.
 
-        resumed: the step and the epoch up to which rows of before are kept; None for a run that begins. job_type: what
+        resumed: the step and the epoch up to which rows of before are kept, and how many these are; None for a run that
+        begins. job_type: what
         the logger calls the run, where the config does not say it.
         """
         path = self.folder / "rows.jsonl"
+        if resumed is None and self.is_main:
+            write_atomic(path, "")
         writer = RowWriter(path) if self.is_main else None
         recorder = Recorder(self.folder.name, writer, facts)
         if writer is None:
             return recorder
-        if resumed is None:
-            write_atomic(path, "")
-        else:
+        if resumed is not None:
             drop_unfinished(writer, *resumed)
         node = self.record.config.get("logger")
         if node:

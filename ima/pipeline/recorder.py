@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ima.core.errors import UserError
 from ima.core.metric_names import error_of, metric_name
 from ima.core.types import Row
 from ima.runs.results import RowWriter
@@ -46,12 +47,19 @@ class Recorder:
         return {"run": self.run} | self.facts | fields
 
 
-def drop_unfinished(writer: RowWriter, step: int, measured: int) -> int:
-    """Rows that a resumed run will write again: training steps after `step`, epochs after `measured`."""
+def drop_unfinished(writer: RowWriter, step: int, measured: int, num_rows: int | None = None) -> int:
+    """Rows that a resumed run will write again: training steps after `step`, epochs after `measured`. num_rows: how
+    many the run had written by then; raises UserError where others are left."""
 
     def unwanted(row: dict[str, Any]) -> bool:
         if row["split"] == "train":
             return (row["step"] or 0) > step
         return row["epoch"] is None or row["epoch"] > measured
 
-    return writer.drop(unwanted)
+    num = writer.drop(unwanted)
+    if num_rows is not None and writer.num_rows != num_rows:
+        raise UserError(
+            f"{writer.path}: {writer.num_rows} rows up to step {step}, the run had written {num_rows}; was the file "
+            "changed? Put it back, or overwrite=true trains the run anew"
+        )
+    return num

@@ -25,6 +25,7 @@ class RowWriter:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         mend_tail(path)
+        self.num_rows = path.read_bytes().count(b"\n") if path.exists() else 0
 
     def write(self, rows: Iterable[Row]) -> None:
         text = "".join(json.dumps(to_json(row)) + "\n" for row in rows)
@@ -32,6 +33,7 @@ class RowWriter:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(text)
                 sync(file)
+            self.num_rows += text.count("\n")
 
     def drop(self, unwanted: Callable[[dict[str, Any]], bool]) -> int:
         """Rewrite the file without the rows that `unwanted` picks; returns how many went."""
@@ -39,6 +41,7 @@ class RowWriter:
         kept = [row for row in rows if not unwanted(row)]
         if len(kept) < len(rows):
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.num_rows = len(kept)
         return len(rows) - len(kept)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from test_corpora import source_of
 
 from ima.core.errors import UserError
+from ima.data.corpora.reading import read_table
 
 COCO, GQA = "dataset_coco.json", "train_balanced_questions.json"
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
@@ -324,3 +326,15 @@ def test_whole_corpora_have_no_fault(tmp_path: Path) -> None:
         corpora_files.CORPORA[name](tmp_path / name)
         source = source_of(name, tmp_path / name)
         assert all(source.medium(sample) for split in source.splits for sample in source.samples(split))
+
+
+def test_a_table_whose_last_line_has_no_end_is_read_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for end, num in (("\n", 0), ("\r\n", 0), ("", 1), (',"a dog, barking"\n', 0), (',"a dog, barking"', 0)):
+        path.write_text("name,caption,more\n1,a dog,x\n2,a do" + end, newline="")
+        if not end.startswith(","):
+            path.write_text("name,caption\n1,a dog\n2,a do" + end, newline="")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert len(list(read_table(path, ("name",)))) == 2
+        assert len(said) == num and all("last row" in str(warning.message) for warning in said)

@@ -183,3 +183,21 @@ def test_bytes_that_are_no_picture_are_named_by_their_row(tmp_path: Path) -> Non
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
     with pytest.raises(MediumError, match=r"train.parquet: train\[0\]: not a readable picture"):
         first_medium(caption_source(tmp_path / "train.parquet"))
+
+
+def test_an_archive_that_was_cut_is_refused_wherever_the_cut_is(tmp_path: Path) -> None:
+    def tar_source() -> Any:
+        return HubCaptions(str(tmp_path), "image", "png", "json.caption")
+
+    tar(tmp_path, "train")
+    path = tmp_path / "train-0.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as file:
+        starts = [member.offset for member in file.getmembers()]
+    assert len(starts) >= 4
+    path.write_bytes(whole[: whole.rfind(b"\0" * 1024) + 1024])  # without the filling after the end
+    assert tar_source().samples("train")
+    for start in (starts[1], starts[2], starts[-1], starts[2] + 512, starts[2] + 700):
+        path.write_bytes(whole[:start])
+        with pytest.raises(UserError, match=r"train-0.tar: its end is missing, it was cut off"):
+            tar_source()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from safetensors.torch import save_file
 import ima.core.files
 from ima.core.errors import UserError
 from ima.models.adapters.linear import LinearAdapter, MlpAdapter
+from ima.models.llm.load import tiny
 from ima.pipeline.checkpoint import (
     SafetensorsIO,
     load_adapter,
     load_checkpoint,
+    load_llm,
     pack,
     save_adapter,
     save_checkpoint,
+    save_llm,
     unpack,
 )
 
@@ -125,7 +130,7 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["fsync", "save_file"])
+@pytest.mark.parametrize("where", ["fsync", "save_file", "limit"])
 def test_a_full_disk_leaves_the_old_file_whole_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -140,10 +145,12 @@ def test_a_full_disk_leaves_the_old_file_whole_and_no_temporary(
 
         def save(_tensors: Any, path: Any, _metadata: Any = None) -> None:
             Path(path).write_bytes(old[:20])
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
+            number = 27 if where == "limit" else 28
+            raise SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
 
         monkeypatch.setattr("safetensors.torch.save_file", save)
-    with pytest.raises(UserError, match="no space left"):
+    says = "larger than files may be here" if where == "limit" else "no space left"
+    with pytest.raises(UserError, match=says):
         save_checkpoint({"x": torch.arange(1000)}, path)
     assert path.read_bytes() == old
     assert [item.name for item in tmp_path.iterdir()] == ["c.safetensors"]
@@ -154,12 +161,41 @@ def test_an_adapter_comes_back_from_its_export_and_from_a_runs_checkpoint(tmp_pa
     save_adapter(tmp_path, adapter, {"epoch": 1})
     load_adapter(tmp_path / "adapter.safetensors", other)
     assert same(dict(other.state_dict()), dict(adapter.state_dict()))
-    assert json.loads((tmp_path / "adapter.json").read_text()) == {"epoch": 1}
+    assert json.loads((tmp_path / "adapter.json").read_text())["epoch"] == 1
     checkpoint = {"state_dict": {f"adapter.{key}": value for key, value in adapter.state_dict().items()}, "epoch": 3}
     save_checkpoint(checkpoint, tmp_path / "last.safetensors")
     another = MlpAdapter(4, 6)
     load_adapter(tmp_path / "last.safetensors", another)
     assert same(dict(another.state_dict()), dict(adapter.state_dict()))
+
+
+@pytest.mark.parametrize("teller", ["adapter.json", "result.json", "epoch-001.json"])
+def test_an_adapter_of_the_same_shape_from_another_run_is_refused(tmp_path: Path, teller: str) -> None:
+    own, stem = tmp_path / "own", "epoch-001" if teller.startswith("epoch") else "adapter"
+    checksum = save_adapter(own, MlpAdapter(4, 6), {}, stem)
+    if teller == "result.json":
+        (own / "adapter.json").unlink()
+        (own / teller).write_text(json.dumps({"facts": {"adapter_checksum": checksum}}))
+    load_adapter(own / f"{stem}.safetensors", MlpAdapter(4, 6))
+    save_adapter(tmp_path / "other", MlpAdapter(4, 6), {}, stem)
+    shutil.copy(tmp_path / "other" / f"{stem}.safetensors", own)
+    into = MlpAdapter(4, 6)
+    before = {key: value.clone() for key, value in into.state_dict().items()}
+    with pytest.raises(UserError, match=rf"{stem}.safetensors: not the file that .*{teller} is about"):
+        load_adapter(own / f"{stem}.safetensors", into)
+    assert same(dict(into.state_dict()), before)
+    (own / teller).write_text("no JSON")  # what tells nothing refuses nothing
+    load_adapter(own / f"{stem}.safetensors", into)
+
+
+def test_trained_weights_of_an_llm_from_another_run_are_refused(tmp_path: Path) -> None:
+    llm = tiny(train="lora")
+    (tmp_path / "adapter.json").write_text(json.dumps({"llm_checksum": save_llm(tmp_path, llm)}))
+    load_llm(tmp_path / "adapter.safetensors", llm)
+    next(parameter for parameter in llm.parameters() if parameter.requires_grad).data.add_(1)
+    save_llm(tmp_path, llm)
+    with pytest.raises(UserError, match=r"adapter.llm.safetensors: not the file that .*adapter.json is about"):
+        load_llm(tmp_path / "adapter.safetensors", llm)
 
 
 def test_weights_of_another_adapter_are_refused_naming_the_key_or_shape(tmp_path: Path) -> None:

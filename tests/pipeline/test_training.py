@@ -14,17 +14,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import training_faults
 from launcher import Launcher
 from omegaconf import OmegaConf
 from stamps import draw_stamps
 
 from ima.config.compose import compose
+from ima.core.errors import UserError
 from ima.core.types import ROW_FIELDS, ROW_SCHEMA
 from ima.data.collate import Collate
 from ima.data.loader import schedule
 from ima.models.llm.tuning import weight_sum
 from ima.pipeline.assemble import assemble
-from ima.pipeline.checkpoint import load_adapter
+from ima.pipeline.checkpoint import load_adapter, read_checked
 from ima.pipeline.fit import train
 from ima.pipeline.init_adapters import scale_adapter_output
 from ima.pipeline.run import quiet
@@ -121,8 +123,27 @@ def test_training_is_what_a_plain_loop_does_however_many_passes_make_a_step(tmp_
     assert losses[-1] < losses[0], "nothing was learnt"
     found = assemble(config).adapter
     load_adapter(tmp_path / "adapter.safetensors", found)
+    told = json.loads((tmp_path / "adapter.json").read_text())["adapter_checksum"]
+    assert read_checked(tmp_path / "adapter.safetensors")[1]["checksum"] == told == result.facts["adapter_checksum"]
     for name, value in found.state_dict().items():
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_rows_that_were_changed_before_a_resume_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(*NOISE, "trainer.max_epochs=2", "callbacks.checkpoint.every_num_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("ima.pipeline.callbacks.EpochMeasure.on_train_end", training_faults.pull_the_plug_at_the_end)
+        with pytest.raises(RuntimeError, match="plug"):
+            train(config, tmp_path, "test")
+    path = tmp_path / "rows.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) > 4
+    for changed in ([], lines[:-1], lines[1:], lines + lines, [*lines, lines[3]]):
+        path.write_text("".join(changed))
+        with pytest.raises(UserError, match=rf"rows.jsonl: {len(changed)} rows up to step \d+, the run had written"):
+            train(config, tmp_path, "test")
+    path.write_text("".join(lines))
+    assert train(config, tmp_path, "test").is_ok
 
 
 @pytest.mark.usefixtures("one_thread")

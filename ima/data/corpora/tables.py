@@ -6,6 +6,7 @@ Hidden here: the builders' names, their many exceptions, how the features of a t
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ima.core.errors import UserError, nearest
 from ima.data.corpora.reading import Record
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".tar": "webdataset"}
+END_OF_TAR = bytes(1024)
 NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 
 
@@ -45,7 +47,18 @@ def local_files(path: Path, splits: dict[str, str] | None) -> dict[str, list[Pat
                 raise UserError(f"path: {file} is of no known kind; allowed: {', '.join(FORMATS)}")
             if not file.stat().st_size:
                 raise UserError(f"{file}: empty file")
+            if file.suffix == ".tar" and tarfile.is_tarfile(file):
+                check_end(file)
     return files
+
+
+def check_end(tar: Path) -> None:
+    """Raises UserError for an archive without its end, two blocks of zeros. Between two members a cut leaves no other
+    trace, and what came after it would be missing without a word."""
+    with tar.open("rb") as file:
+        file.seek(max(0, tar.stat().st_size - len(END_OF_TAR)))
+        if file.read() != END_OF_TAR:
+            raise UserError(f"{tar}: its end is missing, it was cut off; fetch or write the archive again")
 
 
 def load_local(files: dict[str, list[Path]]) -> dict[str, Any]:
