@@ -6,12 +6,11 @@ folder, every config value as config.<dotted key>, every metric under its own na
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ima.core.csv_text import csv_text
 from ima.core.files import replace_atomic, write_atomic
 from ima.report.load import flatten, load_runs, text
 from ima.report.run import Run
@@ -51,11 +50,8 @@ def table_row(run: Run) -> dict[str, Any]:
 
 def csv_table(rows: Sequence[dict[str, Any]]) -> str:
     """CSV with a header; empty cells where there is no value."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]) if rows else list(FIRST), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    names = list(rows[0]) if rows else list(FIRST)
+    return csv_text(names, [[row[name] for name in names] for row in rows])
 
 
 def write_csv(rows: Sequence[dict[str, Any]], path: str | Path) -> Path:

@@ -6,11 +6,10 @@ its page and comparisons of runs show the same columns.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ima.core.csv_text import csv_text
 from ima.core.metric_names import IMA_MEAN, LIMITS, TRACKS_WITHOUT_MEDIA, VAL_LOSS, error_of, limits_of
 
 HALLUCINATION = ("f1", "yes_ratio", "chair_s", "chair_i")  # what tells of it, where a task has it
@@ -56,9 +55,5 @@ def cell(value: Any) -> str:
 
 def csv_of(lines: Sequence[Line]) -> str:
     """All columns, whether an entry has them or not."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     columns = columns_of(lines)
-    writer.writerow(columns)
-    writer.writerows([[cell(line.get(column)) for column in columns] for line in lines])
-    return buffer.getvalue()
+    return csv_text(columns, [[cell(line.get(column)) for column in columns] for line in lines])

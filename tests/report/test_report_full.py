@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from report_runs import make_run
 
+from ima.core.csv_text import csv_text
 from ima.report.figures.all import figures_of, full_figures
 from ima.report.figures.cones import compared_cones
-from ima.report.figures.drawing import Figure, csv_text
+from ima.report.figures.drawing import Figure
 from ima.report.load import load_run, load_runs
 from ima.report.page.page import page
 

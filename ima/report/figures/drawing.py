@@ -6,10 +6,7 @@ file three times: SVG and PNG on white, and a CSV of exactly what is drawn.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from ima.core.csv_text import csv_text
 from ima.core.files import write_atomic
 from ima.report.curves import Curve
 from ima.report.figures.style import Theme, plain_svg, render, themed_svg
@@ -64,14 +62,6 @@ class Figure:
         write_atomic(folder / f"{self.name}.svg", plain_svg(svg, self.name))
         write_atomic(folder / f"{self.name}.png", png)
         write_atomic(folder / f"{self.name}.csv", csv_text(*self.table))
-
-
-def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows])
-    return buffer.getvalue()
 
 
 def table_of(curves: Sequence[tuple[Sequence[Any], Curve]], keys: Sequence[str], x: str) -> Table:
