@@ -30,6 +30,21 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     replace_atomic(path, lambda temporary: temporary.write_bytes(raw))
 
 
+def make_folder(folder: Path, hint: str) -> None:
+    """The folder and those above it. Raises UserError where it cannot be there (a file, a link to nowhere or to itself,
+    /proc, a name too long); hint: what to do."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
+        raise UserError(f"{short_path(folder)}: no folder can be made there ({reason}); {hint}") from error
+
+
+def short_path(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
+
+
 def replace_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write(temporary path)` make the file, fsync it, rename it to `path`. On any error nothing is left over."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +59,10 @@ def replace_atomic(path: Path, write: Callable[[Path], Any]) -> None:
             os.chmod(temporary, 0o666 & ~mask)
             os.replace(temporary, path)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: no space left on the device; free some or set another folder") from error
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{path}: larger than files may be here (ulimit -f); raise that limit") from error
         raise
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import re
@@ -23,9 +22,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
         try:
             save_file(dict(tensors), temporary, metadata)
         except SafetensorError as error:  # its own kind even for a full disk
-            if "os error 28" not in str(error):
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
                 raise
-            raise OSError(errno.ENOSPC, str(error)) from error
+            raise OSError(int(number[1]), str(error)) from error
         sort_header(temporary)
 
     replace_atomic(path, write)

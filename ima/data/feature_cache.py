@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ima.core.errors import UserError
-from ima.core.files import remove_temporaries
+from ima.core.files import make_folder, remove_temporaries
 from ima.core.progress import progress
 from ima.core.tensor_file import write_tensors
 from ima.core.types import Sample
@@ -146,7 +146,7 @@ class FeatureStore:
         that cannot be read are kept in `bad` and tried again by the next call."""
         if not self.missing(samples):
             return 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, "set IMA_CACHE to a folder that can be written")
         with FileLock(self.folder / "lock"):
             todo = self.missing(samples)
             remove_temporaries(self.folder)  # of a writer that was killed; who holds the lock is the only one

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ima.core.errors import UserError
-from ima.core.files import remove_temporaries
+from ima.core.files import make_folder, remove_temporaries
 from ima.runs.identity import IDENTITY, config_hash
 from ima.runs.record import RESULT, UNKNOWN, RunRecord, read_record
 
@@ -183,7 +183,7 @@ def is_stage(folder: Path) -> bool:
 @contextmanager
 def run_lock(folder: Path, hint: str = "") -> Iterator[None]:
     """Only one process writes into a run folder. Raises UserError where another one does; hint: what else to say."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "set output_dir or name to a folder that can be written")
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)

@@ -2,8 +2,11 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from ima.core.environment import UnbreakableText, survive_closed_pipes
 
 BLOCKS = """
 import ctypes, resource
@@ -36,3 +39,27 @@ def test_memory_that_a_batch_frees_serves_the_next_unless_the_user_says_otherwis
     pages_per_batch = 90 * 2**20 // os.sysconf("SC_PAGE_SIZE")
     assert num_page_faults() < pages_per_batch // 20
     assert num_page_faults(MALLOC_TRIM_THRESHOLD_="131072") > pages_per_batch // 20
+
+
+def test_what_is_said_to_nobody_is_lost_and_breaks_nothing() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        text = UnbreakableText(stream)
+        print("heard", file=text, flush=True)
+        assert os.read(reader, 100) == b"heard\n"
+        os.close(reader)
+        for _ in range(3):
+            print("x" * 100_000, file=text)
+            text.flush()
+        print("held by the stream until its end", file=text)
+
+
+def test_only_pipes_of_our_own_are_made_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe, open(tmp_path / "file", "w") as file, os.fdopen(reader):
+        for own, there, changed in ((pipe, pipe, True), (file, file, False), (file, pipe, False)):
+            monkeypatch.setattr(sys, "__stdout__", own)
+            monkeypatch.setattr(sys, "stdout", there)
+            survive_closed_pipes()
+            found, sys.stdout = sys.stdout, there
+            assert isinstance(found, UnbreakableText) is changed

@@ -13,6 +13,7 @@ from test_mixture import MIXED
 from test_training import NOISE
 
 from ima.core.cache import build_folder
+from ima.core.errors import UserError
 from ima.core.files import remove_temporaries, temporary_beside, write_atomic
 from ima.runs.folders import clear, load_finished_or_clear, run_lock
 from ima.runs.identity import identified
@@ -155,3 +156,16 @@ def test_a_run_knows_all_that_it_writes(launcher: Launcher, tmp_path: Path, kind
     assert (kind == "one") == ({"report.html", "alignment.json", "examples.jsonl"} <= before)
     clear(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"], before
+
+
+def test_a_folder_that_cannot_be_there_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none" / "at all")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("file", "file/run", "nowhere", "loop", "loop/run", "a" * 300, "b/" + "a" * 300 + "/c"):
+        says = "no folder can be made there .*; set output_dir or name"
+        with pytest.raises(UserError, match=says) as refused, run_lock(tmp_path / name):
+            pass
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+    with pytest.raises(UserError, match="/proc/run: no folder can be made there"), run_lock(Path("/proc/run")):
+        pass
