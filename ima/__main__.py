@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ima.core.commands import called_as
-from ima.core.errors import UserError, nearest
+from ima.core.errors import UserError, memory_line, nearest
 from ima.core.extras import missing_extra
 
 # command -> (module, what it does)
@@ -60,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not (line := memory_line(error)):
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
 
 

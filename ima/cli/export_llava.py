@@ -14,6 +14,7 @@ from pathlib import Path
 from ima.core.errors import UserError
 from ima.core.trust import trusting
 from ima.models.llava import llava_of, processor_of
+from ima.runs.identity import with_dtype
 from ima.runs.record import RunRecord, read_record
 
 
@@ -28,6 +29,7 @@ def export(run: Path, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} is not empty; give another folder")
     config = apply_stage(run_config(str(run), PARTS), training=False)
+    config["llm"] = with_dtype(config["llm"], read_record(run).facts, run / "result.json")
     parts = assemble({**config, "intervention": {}, "alignment": None})
     if list(parts.channels) != [""]:
         raise UserError(f"{run}: has {len(parts.channels)} adapters, LLaVA holds one; export a run of pictures alone")

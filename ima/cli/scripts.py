@@ -22,7 +22,7 @@ from ima.config.roots import ROOTS
 from ima.config.synonyms import synonym
 from ima.core.commands import command_of, name_of
 from ima.core.environment import prepare
-from ima.core.errors import UserError, nearest
+from ima.core.errors import UserError, memory_line, nearest
 from ima.core.extras import missing_extra
 from ima.core.trust import trusting
 from ima.sweep.grid import compose_sweep
@@ -38,6 +38,11 @@ OPTIONS = {
     "--cfg": "print the resolved config and stop",
     "--multirun": "(-m, train.py) several values: run the grid as a sweep",
 }
+# Errors of files that are the place's, not the program's: full, closed to us, or no folder at all.
+OF_THE_PLACE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
+    errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
+)  # fmt: skip
 SHORT = {"-h": "--help", "-c": "--cfg", "-m": "--multirun"}
 
 
@@ -56,13 +61,13 @@ def run_script(root: str, argv: Sequence[str], entry: Callable[[Any], Any] | Non
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in OF_THE_PLACE:
             raise
         return refuse(f"{error.filename or 'file'}: {error.strerror}; free some space or set output_dir and IMA_CACHE")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (RuntimeError, MemoryError) as error:
+        if not (line := memory_line(error)):
             raise
-        return refuse("the accelerator is out of memory; lower loader.batch_size or loader.eval_batch_size")
+        return refuse(line)
 
 
 def refuse(message: str) -> int:

@@ -146,11 +146,23 @@ def num_devices(trainer: Any) -> int:
         if on_gpu and int(devices) > num_gpus():
             raise UserError(f"trainer.devices: {devices}, but {num_gpus()} GPU(s) can be used here")
         return int(devices)
-    numbers = [part.strip() for part in devices.strip("[]").split(",") if part.strip()]
-    if on_gpu and "," in devices and numbers and all(part.isdecimal() for part in numbers):
+    numbers = gpus_listed(devices)
+    if on_gpu and numbers:
+        wrong = [number for number in numbers if number >= num_gpus()]
+        if wrong or len(set(numbers)) < len(numbers):
+            what = f"there is no GPU {wrong[0]}" if wrong else "a GPU is there twice"
+            raise UserError(f"trainer.devices: {devices!r}: {what}; {num_gpus()} can be used here, from 0")
         return len(numbers)
     what = "a number, auto, or numbers of GPUs (0,1)" if on_gpu else "a number of processes, or auto"
     raise UserError(f"trainer.devices: {devices!r}; give {what}")
+
+
+def gpus_listed(devices: list[int] | int | str) -> list[int]:
+    """The numbers of a list of GPUs ("0,2"; "2," is the third alone); empty where `devices` is no such list."""
+    text = str(devices).strip()
+    parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+    is_list = ("," in text or text.startswith("[")) and all(part.isdecimal() for part in parts)
+    return [int(part) for part in parts] if is_list else []
 
 
 def num_gpus() -> int:

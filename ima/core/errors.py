@@ -16,6 +16,22 @@ class UserError(ValueError):
     """A mistake that the user can mend; `str(error)` is one line."""
 
 
+def memory_line(error: BaseException) -> str | None:
+    """The line for a person whose machine or GPU has no memory left; None for any other error."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "this machine is out of memory; lower loader.batch_size or loader.eval_batch_size"
+    signs = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    if isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in signs)
+    ):
+        return (
+            "the accelerator is out of memory; lower loader.batch_size or loader.eval_batch_size, or see whether "
+            "another program is using it"
+        )
+    return None
+
+
 def nearest(name: str, allowed: Iterable[str], num: int = 3) -> str:
     """'did you mean a, b?' plus all allowed names when there are few; for the tail of an error message."""
     allowed = sorted(set(allowed))

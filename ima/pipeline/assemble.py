@@ -21,6 +21,7 @@ from ima.config.roots import MAIN
 from ima.config.settings import Entry, Flags, Loader
 from ima.core.assets.registry import cache_dir
 from ima.core.commands import name_of
+from ima.core.distributed import gpus_listed
 from ima.core.errors import UserError, nearest, prefix_errors
 from ima.data.collate import CachedPercepts, LivePercepts, NoisePercepts, Percepts
 from ima.data.feature_cache import FeatureStore
@@ -32,6 +33,7 @@ from ima.models.encoders.base import Encoder
 from ima.models.encoders.controls import NoiseEncoder
 from ima.models.llm.facts import llm_facts
 from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.load import going_to
 from ima.pipeline.parts import Channel, Parts, Stream
 from ima.tasks.base import Task
 
@@ -41,7 +43,8 @@ def device_of(flags: Flags, local: int = 0) -> torch.device:
     if flags.accelerator == "cpu":
         return torch.device("cpu")
     if flags.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", local)
+        listed = gpus_listed(flags.devices)
+        return torch.device("cuda", listed[local] if listed else local)
     if flags.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
     if flags.accelerator != "auto":
@@ -65,7 +68,9 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
     for (prefix, entry), source in zip(entries.items(), sources, strict=True):
         match[prefix] = channel_for(prefix, entry, source, encoders, trained is not None)
     tasks: list[Task] = [build({"task": entry.task}, "task", prefix) for prefix, entry in entries.items()]
-    llm = llm if llm is not None else build(config, "llm")
+    if llm is None:
+        with going_to(device_of(flags).type):
+            llm = build(config, "llm")
     assert llm is not None
     for name, intervention in interventions.items():
         with prefix_errors(f"intervention.{name}"), intervention.apply(llm):

@@ -16,6 +16,7 @@ from ima.core.errors import UserError
 from ima.core.trust import recorded_dtype
 from ima.interventions.stack import stack
 from ima.models.hf_multimodal import Lmm
+from ima.models.llm.load import going_to
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.assemble import assemble, device_of
 from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer
@@ -104,7 +105,8 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> RunReco
             source, task = build(config, "data"), build(config, "task")
             if source.modality != "image":
                 raise UserError(f"data: {source.name} is {source.modality}; a whole model is shown pictures")
-            lmm = build(config, "lmm").to(device)
+            with going_to(device.type):
+                lmm = build(config, "lmm").to(device)
         nothing: Any = None  # no encoder and no adapter of ours
         stream = Stream("", source, task, nothing, nothing, None, loader, evaluation)
         split = alignment.split if alignment else "val"

@@ -314,3 +314,12 @@ def test_positions_that_depend_on_the_batch_are_warned_of() -> None:
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     with pytest.warns(UserWarning, match="rope_type dynamic"):
         FrozenLLM(model, tiny_tokenizer())
+
+
+def test_numbers_beyond_float16_are_named_as_such() -> None:
+    model = tiny_model("llama").half()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(6e4)
+        model.model.layers[1].mlp.up_proj.weight.fill_(6e4)
+    with pytest.raises(UserError, match=r"llm.dtype: float16 ends at 65504, and values of block 1 \("):
+        FrozenLLM(model, tiny_tokenizer())

@@ -1,14 +1,17 @@
 """Ways to get a frozen LLM: the embedded SmolLM2, Gemma-3-270M, any Hugging Face checkpoint, a tiny random one.
 
-Hides the choice of dtype: `auto` takes bf16 where this machine multiplies matrices faster in it, by measurement, and
-fp32 where all weights are trained (bf16 is too coarse for small steps). What all of them take: `train` (none, lora or
-all), `lora_rank`, `lora_alpha`, and `chat`, the layout of conversations (null: plain text; tokenizer: its own
-template; a format's name; a template file).
+Hides the choice of dtype: `auto` takes 16 bits on a GPU, on a CPU bf16 where it multiplies matrices faster in it, by
+measurement, and fp32 where all weights are trained (bf16 is too coarse for small steps). `going_to` says which it is.
+What all of them take: `train` (none, lora or all), `lora_rank`, `lora_alpha`, and `chat`, the layout of conversations
+(null: plain text; tokenizer: its own template; a format's name; a template file).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +32,26 @@ Bos = Literal["auto", "always", "never"]
 MIN_BF16_GAIN = 1.2
 
 
+# The kind of device that an LLM is loaded for; None: a GPU where there is one.
+GOING_TO: ContextVar[str | None] = ContextVar("going_to", default=None)
+
+
+@contextmanager
+def going_to(kind: str) -> Iterator[None]:
+    """What is loaded inside will run on a device of this kind (cpu, cuda, mps), whatever else the machine has."""
+    token = GOING_TO.set(kind)
+    try:
+        yield
+    finally:
+        GOING_TO.reset(token)
+
+
 def pick_dtype(name: str, train: Train = "none") -> torch.dtype:
     if name == "auto" and train == "all":
         return torch.float32
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if torch.cuda.is_available():
+    if (GOING_TO.get() or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if bf16_gain() > MIN_BF16_GAIN else torch.float32
 

@@ -147,6 +147,11 @@ def check_sites(model: Any, table: SiteTable) -> None:
             sums[index] = (norm(whole.to(model.dtype)).float(), *rest)
         for whole, part, site in sums:
             error = (whole - part).norm() / part.norm().clamp_min(1e-12)
+            if model.dtype == torch.float16 and not bool(part.isfinite().all()):
+                raise UserError(
+                    f"llm.dtype: float16 ends at 65504, and values of block {block} ({site.value}) are beyond it; use "
+                    "bfloat16 or float32"
+                )
             if not error <= 0.02:
                 raise UserError(
                     f"llm: the site table of {table.model_type} does not fit this transformers version: block {block}, "

@@ -23,7 +23,8 @@ from ima.pipeline.stages import apply_stage
 from ima.report.build import write_report
 from ima.runs.find import PARTS, find_adapter, run_config, run_folder
 from ima.runs.folders import run_name
-from ima.runs.record import read_result
+from ima.runs.identity import with_dtype
+from ima.runs.record import read_record, read_result
 from ima.runs.results import read_rows
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Run:
         with trusting(self.trust, ask="ima.load_run(..., trust=['{}'])"):
             config = apply_stage(run_config(str(self.folder), PARTS), training=False)
             folder, adapter = find_adapter(self.checkpoint)
+            config["llm"] = with_dtype(config["llm"], read_record(folder).facts, folder / "result.json")
             parts = assemble({**config, "intervention": {}, "alignment": None})
         load_adapter(adapter, parts.adapter)
         if parts.llm.trains != "none":
