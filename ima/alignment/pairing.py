@@ -47,9 +47,9 @@ class Pairing:
             return draw_of(ids[index], seed, "pairs"), ids[index]
 
         chosen: list[list[int]] = []
-        for unit in sorted((sorted(unit, key=place) for unit in members.values()), key=lambda unit: place(unit[0])):
-            if sum(map(len, chosen)) + len(unit) <= num:
-                chosen.append(unit)
+        for mine in sorted((sorted(each, key=place) for each in members.values()), key=lambda each: place(each[0])):
+            if sum(map(len, chosen)) + len(mine) <= num:
+                chosen.append(mine)
         kept = [index for unit in chosen for index in unit]
         keys = list(dict.fromkeys(texts[index] for index in kept))
         at = {key: number for number, key in enumerate(keys)}

@@ -88,8 +88,8 @@ class Tap:
         self._stack = None
 
     def _see(self, layer: int, site: Site, x: Tensor) -> None:
-        if self._open:
-            running = self.llm.running
+        running = self.llm.running
+        if self._open and not (running is not None and running.silent):
             taken = running.taken.get((layer - 1, site)) if running is not None else None
             x_BSD = self._placed(layer, site, x.detach(), taken)
             if self.llm.table.written_to and x_BSD.data_ptr() == x.data_ptr():

@@ -56,8 +56,9 @@ def compose(
         if name in groups and override.value() is None and default_choices(root, conf)[name] is None:
             chosen.pop(name, None)  # nothing, as the root file has it
             continue
-        if name == "alignment" and isinstance(override.value(), list):
-            base, added = measured(override.value(), choices_of(name, conf))
+        value = override.value()
+        if name == "alignment" and isinstance(value, list):
+            base, added = measured(value, choices_of(name, conf))
             chosen[name] = base
             values.append(("alignment.groups", added))
             continue

@@ -37,7 +37,7 @@ class PassContext:
     """The pass that runs now: roles_BS and sample_ids of its rows (None where the caller did not say), and how many
     positions came before it (cached decoding), num_real_past_B of them real. `memo` lives as long as the pass,
     `history` as long as the decoding. taken: by block and site, where an intervention leaves the site out for some
-    positions."""
+    positions. silent: a pass inside another one, which is not shown to taps."""
 
     roles_BS: Tensor
     sample_ids: tuple[str, ...] | None = None
@@ -46,6 +46,7 @@ class PassContext:
     memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
     history: dict[Any, Any] = dataclasses.field(default_factory=dict)
     taken: dict[tuple[int, Site], Taken] = dataclasses.field(default_factory=dict)
+    silent: bool = False
 
     @property
     def places_BS(self) -> Tensor:
