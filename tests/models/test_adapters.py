@@ -13,6 +13,8 @@ from ima.models.adapters.query import PerceiverAdapter, QueryAdapter
 KINDS = {
     "linear": LinearAdapter,
     "mlp": MlpAdapter,
+    "linear norm": lambda dim, width: LinearAdapter(dim, width, norm=True),
+    "mlp norm": lambda dim, width: MlpAdapter(dim, width, norm=True),
     "query": lambda dim, width: QueryAdapter(dim, width, num_tokens=3, hidden=8, num_blocks=2, num_heads=2, inner=16),
     "perceiver": lambda dim, width: PerceiverAdapter(dim, width, num_tokens=3, hidden=8, num_heads=2, inner=16),
     "pool": lambda dim, width: PoolAdapter(dim, width, grid=2, hidden=24),
@@ -79,6 +81,15 @@ def test_the_start_brings_the_mean_norm_to_the_target_and_changes_values_only(ki
     assert float(adapter(f_BNE).detach().norm(dim=-1).mean()) == pytest.approx(target, rel=1e-5)
     assert {key: value.shape for key, value in adapter.state_dict().items()} == keys
     assert all(p.requires_grad for p in adapter.parameters())
+
+
+@pytest.mark.parametrize("kind", ["linear norm", "mlp norm"])
+def test_with_a_norm_the_output_keeps_its_scale_whatever_the_map_becomes(kind: str) -> None:
+    adapter, f_BNE = make(kind), features()
+    adapter.start_at_norm(f_BNE, 3.0)
+    with torch.no_grad():
+        adapter.last().weight.mul_(1000.0)
+    assert float(adapter(f_BNE).detach().norm(dim=-1).mean()) == pytest.approx(3.0, rel=1e-2)
 
 
 def cells(f_NE: torch.Tensor, side: int, grid: int) -> torch.Tensor:

@@ -13,11 +13,26 @@ from ima.core.errors import UserError
 from ima.models.adapters.base import Adapter
 
 
-class LinearAdapter(Adapter):
+class TokenAdapter(Adapter):
+    """Base of those that map each token by itself. norm: a LayerNorm comes last, so that the output stays at the scale
+    of the LLM's embeddings through training, not only at its start."""
+
+    def __init__(self, dim: int, width: int, norm: bool) -> None:
+        super().__init__(dim, width, None)
+        self.out_norm: nn.Module = nn.LayerNorm(width) if norm else nn.Identity()
+
+    def rescale(self, factor: float) -> None:
+        if isinstance(self.out_norm, nn.LayerNorm):
+            self.out_norm.weight.mul_(factor)
+        else:
+            super().rescale(factor)
+
+
+class LinearAdapter(TokenAdapter):
     """One linear map per token."""
 
-    def __init__(self, dim: int, width: int) -> None:
-        super().__init__(dim, width, None)
+    def __init__(self, dim: int, width: int, norm: bool = False) -> None:
+        super().__init__(dim, width, norm)
         self.proj = nn.Linear(dim, width)
         nn.init.zeros_(self.proj.bias)
 
@@ -25,14 +40,14 @@ class LinearAdapter(Adapter):
         return self.proj
 
     def forward(self, f_BNE: Tensor) -> Tensor:
-        return self.proj(f_BNE)
+        return self.out_norm(self.proj(f_BNE))
 
 
-class MlpAdapter(Adapter):
+class MlpAdapter(TokenAdapter):
     """Two layers with GELU on each token (LLaVA-1.5, arXiv 2310.03744)."""
 
-    def __init__(self, dim: int, width: int) -> None:
-        super().__init__(dim, width, None)
+    def __init__(self, dim: int, width: int, norm: bool = False) -> None:
+        super().__init__(dim, width, norm)
         self.up = nn.Linear(dim, width)
         self.proj = nn.Linear(width, width)
         nn.init.zeros_(self.proj.bias)
@@ -41,7 +56,7 @@ class MlpAdapter(Adapter):
         return self.proj
 
     def forward(self, f_BNE: Tensor) -> Tensor:
-        return self.proj(F.gelu(self.up(f_BNE)))
+        return self.out_norm(self.proj(F.gelu(self.up(f_BNE))))
 
 
 class PoolAdapter(Adapter):
