@@ -232,7 +232,12 @@ def test_statistics_survive_their_file(tmp_path: object) -> None:
     found, facts = Sums.load(path)
     assert facts == {"run": "r"} and torch.equal(found.num_tokens, sums.num_tokens)
     assert all(torch.equal(found.squares[name], each) for name, each in sums.squares.items())
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    for place in (whole.index(b'"r'), len(whole) - 5):  # in the facts, in the numbers
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"sums.safetensors: [^\n]+$"):
+            Sums.load(path)
+    path.write_bytes(whole[:100])
     with pytest.raises(UserError, match="not readable calibration statistics"):
         Sums.load(path)
 

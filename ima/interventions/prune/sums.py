@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.core.tensor_file import write_tensors
+from ima.core.tensor_file import check_sum, checksum_of, write_tensors
 from ima.core.types import Role
 
 FORMAT = "ima-calibration-1"
@@ -58,11 +58,12 @@ class Sums:
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
         tensors = {name: each.clone() for name, each in self.squares.items()}  # maps with one input share theirs
         tensors |= {"num_tokens": self.num_tokens}
-        write_tensors(path, tensors, {"format": FORMAT, "facts": json.dumps(dict(facts))})
+        metadata = {"format": FORMAT, "facts": json.dumps(dict(facts))}
+        write_tensors(path, tensors, metadata | {"checksum": checksum_of(tensors, metadata)})
 
     @classmethod
     def load(cls, path: Path) -> tuple[Sums, dict[str, Any]]:
-        """Raises UserError where the file is no statistics."""
+        """Raises UserError where the file is no statistics or not what was written."""
         from safetensors import SafetensorError, safe_open
 
         sums = cls()
@@ -74,9 +75,13 @@ class Sums:
             raise UserError(f"{path}: not readable calibration statistics ({error}); delete it") from error
         if metadata.get("format") != FORMAT or "num_tokens" not in tensors:
             raise UserError(f"{path}: no calibration statistics (format {metadata.get('format')!r}); delete it")
+        check_sum(path, tensors, metadata)
         sums.num_tokens = tensors.pop("num_tokens")
         sums.squares = tensors
-        return sums, json.loads(metadata["facts"])
+        try:
+            return sums, json.loads(metadata["facts"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: calibration statistics without their facts ({error}); delete it") from error
 
 
 class Watch:
