@@ -18,7 +18,6 @@ GROUPS := processes browser
 NO_GROUP := not (processes or docs or browser or fuzz or plugins or slurm)
 
 # These act only when they are set before torch and the hub library are imported; a value of yours wins.
-export HF_HUB_OFFLINE ?= 1
 export IMA_REQUIRE_ALL
 export TOKENIZERS_PARALLELISM ?= false
 # Without compiled bytecode every start would compile torch and its kin again (tens of seconds).

@@ -31,6 +31,7 @@ COMMANDS = {
     "assets": ("ima.cli.assets", "the embedded models and pictures: list or fetch"),
     "export-data": ("ima.cli.export_data", "write a source in official formats"),
     "export-llava": ("ima.cli.export_llava", "write a run as a LLaVA model folder"),
+    "push": ("ima.cli.push", "write a run for the Hugging Face hub, and upload it where there is a token"),
     "submit": ("ima.cli.submit", "workers of one sweep as jobs of a cluster"),
     "wandb": ("ima.cli.wandb_workspace", "push the W&B dashboard, send runs from their files"),
     "bench": ("ima.cli.bench", "the benchmarks"),

@@ -23,6 +23,7 @@ from ima.config.compose import CONF, compose
 from ima.core.assets.registry import missing
 from ima.core.cache import cache_dir
 from ima.core.errors import UserError
+from ima.core.network import hub_folder
 from ima.core.provenance import provenance
 
 GB = 1e9
@@ -54,17 +55,6 @@ EMBEDDED = {
     "gemma3_270m": Size(18, 640, 2048, 262_144, 1 / 4),
     "tiny": Size(2, 32, 64, 300),
 }
-
-
-def hub_folder(name: str) -> Path | None:
-    """The local copy of a hub model, or the folder that is named; None where there is neither."""
-    if Path(name).is_dir():
-        return Path(name)
-    home = (
-        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface") / "hub"
-    )
-    snapshots = Path(home) / f"models--{name.replace('/', '--')}" / "snapshots"
-    return next((path.parent for path in sorted(snapshots.glob("*/config.json"))), None)
 
 
 def llm_size(node: Mapping[str, Any], choice: str | None) -> Size | None:
@@ -150,7 +140,7 @@ def downloads(config: Mapping[str, Any]) -> list[str]:
     if hub and not encoder.get("checkpoint") and encoder.get("pretrained", True):
         name = encoder.get("path") or encoder.get("name")
         if name is None or hub_folder(str(name)) is None:
-            out.append(f"encoder: weights of {name or choice} (set HF_HUB_OFFLINE=0 once, or encoder.checkpoint)")
+            out.append(f"encoder: weights of {name or choice} (a run with offline=false, or encoder.checkpoint)")
     return out
 
 

@@ -18,12 +18,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ima.config.compose import CONF, choices_of, compose, default_groups
+from ima.config.hub_names import hub_names
 from ima.config.roots import ROOTS
 from ima.config.synonyms import synonym
 from ima.core.commands import command_of, name_of
 from ima.core.environment import prepare
 from ima.core.errors import UserError, memory_line, nearest
 from ima.core.extras import missing_extra
+from ima.core.network import settle
 from ima.core.trust import trusting
 from ima.sweep.grid import compose_sweep
 
@@ -99,6 +101,9 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
                 f"--multirun: not for {name_of(root)}; use {name_of('train')} --multirun or {name_of('sweep')}"
             )
         root = "sweep"
+    typed = [text.partition("=")[2] for text in overrides if text.startswith("offline=")]
+    if typed:
+        settle(typed[-1])  # a checkpoint of the hub is read while the config is composed
     config = compose_sweep(overrides) if root == "sweep" else compose(overrides, root)
     if "--cfg" in flags:
         print(OmegaConf.to_yaml(config), end="")
@@ -106,6 +111,7 @@ def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> 
     module, _, function = ENTRIES[root].rpartition(".")
     run = entry or getattr(importlib.import_module(module), function)
     plain: Any = OmegaConf.to_container(config)  # plain values: a DictConfig in a checkpoint cannot be read back
+    settle(plain.get("offline"), hub_names(plain))
     with trusting(plain.get("trust") or ()):
         result = run(plain)
     return result if isinstance(result, int) else 0

@@ -66,7 +66,7 @@ def runs_below(paths: Sequence[Path]) -> list[Path]:
     """The run folders that `paths` are, and those below them."""
     found: dict[Path, None] = {}
     for path in paths:
-        below = [place.parent for place in sorted(path.rglob("result.json")) if "wandb" not in place.parts]
+        below = [place.parent for place in sorted(path.rglob("result.json")) if not {"wandb", "hub"} & set(place.parts)]
         found |= dict.fromkeys(below)
     return list(found)
 

@@ -16,7 +16,9 @@ from ima.core.errors import UserError
 
 Node = dict[str, Any] | None
 Nodes = dict[str, Any]
+Offline = Literal["auto", True, False]
 
+OFFLINE_HELP = "whether the Hugging Face hub is never asked; auto: asked for what is not here, where it can be reached"
 TRUST_HELP = "modules or classes of yours that the config of a run folder may name ([my.module])"
 # What a whole multimodal model brings along; the rest of INHERITED is as train.py has it.
 OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage", "intervention")
@@ -63,8 +65,9 @@ class TrainConfig:
         "folder of the run under output_dir; default: the experiment or train-<date>-<hash>", default=None
     )
     output_dir: str = field("where run folders are made", default="outputs")
-    init: str | None = field("run folder or adapter that training starts from", default=None)
+    init: str | None = field("run folder, adapter or hub:user/name that training starts from", default=None)
     seed: int = field("of initial weights, order and sampling", default=0)
+    offline: Offline = field(OFFLINE_HELP, default="auto")
     resume: Literal["auto", "never", "must"] = field("go on from the run folder's last checkpoint", default="auto")
     overwrite: bool = field("start anew in a folder that holds another or a finished run", default=False)
     trust: list[str] = dataclasses.field(default_factory=list, metadata={"help": TRUST_HELP})
@@ -72,7 +75,7 @@ class TrainConfig:
 
 @dataclasses.dataclass
 class EvaluateConfig:
-    checkpoint: str | None = field("run folder or checkpoint to evaluate", default="???")
+    checkpoint: str | None = field("run folder, checkpoint or hub:user/name to evaluate", default="???")
     lmm: Node = field("a whole multimodal model that was trained elsewhere, in place of a run's", default=None)
     encoder: Node = field("from the run", default=None)
     adapter: Node = field("from the run", default=None)
@@ -90,6 +93,7 @@ class EvaluateConfig:
     name: str | None = field("folder of the evaluation under output_dir; default: <run>/evaluate-<hash>", default=None)
     output_dir: str = field("where folders are made", default="outputs")
     seed: int | None = field("from the run, or a number", default=None)
+    offline: Offline = field(OFFLINE_HELP, default="auto")
     overwrite: bool = field("evaluate again where a finished evaluation lies", default=False)
     trust: list[str] = dataclasses.field(default_factory=list, metadata={"help": TRUST_HELP})
 

@@ -1,4 +1,4 @@
-"""What a process of ours is set to before torch is imported: libraries that stay offline and quiet, threads that wait a
+"""What a process of ours is set to before torch is imported: libraries that stay quiet, threads that wait a
 moment before they sleep, memory that is kept.
 
 Of threads: a step of a small model is thousands of operations, after each of which the other threads wait for the next.
@@ -26,7 +26,6 @@ from typing import Any, TextIO
 # torch, huggingface_hub and wandb read these once. A value that is set already wins.
 # W&B reports errors and timings to its makers even when it is offline, unless told not to.
 VARIABLES = {
-    "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_ERROR_REPORTING": "false",
 }

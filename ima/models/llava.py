@@ -38,7 +38,8 @@ PROJECTOR = r"(?:.*\.)?(?:mm_projector\.|multi_modal_projector\.|connector\.\d)"
 
 def is_foreign(path: Path) -> bool:
     """A projector or connector of somebody else's, or a folder with a whole LLaVA model."""
-    return path.suffix in (".bin", ".pth", ".pt") or (path / "config.json").is_file()
+    is_run = (path / "result.json").is_file()  # one of ours from the hub has both
+    return path.suffix in (".bin", ".pth", ".pt") or ((path / "config.json").is_file() and not is_run)
 
 
 def foreign_adapter(path: Path) -> dict[str, Tensor]:

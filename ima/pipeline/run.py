@@ -32,6 +32,7 @@ from ima.pipeline.streams import print_table
 from ima.report.build import write_report
 from ima.runs.find import find_adapter, run_folder
 from ima.runs.folders import is_finished, last_checkpoint, load_finished_or_clear, run_lock, run_name
+from ima.runs.hub import is_hub, local
 from ima.runs.identity import config_hash
 from ima.runs.record import RunRecord
 
@@ -44,7 +45,7 @@ def fit(config: dict[str, Any]) -> int:
     place = place_of(flags_of(config))
     main, hint = place.is_main, hint_of_ranks(place)
     top = Path(config["output_dir"]) / run_name(config)
-    init = Path(config["init"]) if config.get("init") else None
+    init = Path(local(config["init"], "init")) if config.get("init") else None
     if init is not None and not is_foreign(init):
         run_folder(str(init), "init")
     trainings = stage_configs(config, run_name(config))
@@ -102,6 +103,9 @@ def evaluation_folder(config: dict[str, Any]) -> Path:
     if config.get("lmm"):
         stem = Path(str(config["lmm"].get("path") or "lmm")).name
         return Path(config["output_dir"]) / f"{stem}-{config_hash(config)}"
+    if is_hub(config["checkpoint"]):  # its folder is the hub's cache
+        stem = config["checkpoint"].rpartition("/")[2].replace("@", "-")
+        return Path(config["output_dir"]) / f"{stem}-evaluate-{config_hash(config)}"
     return find_adapter(config["checkpoint"])[0] / f"evaluate-{config_hash(config)}"
 
 

@@ -19,7 +19,7 @@ from ima.report.run import Run
 from ima.runs.record import RunRecord, read_record
 from ima.runs.results import read_rows
 
-NOT_RUNS = {"wandb", "media", "figures", "checkpoints", "masks", "__pycache__"}
+NOT_RUNS = {"hub", "wandb", "media", "figures", "checkpoints", "masks", "__pycache__"}
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 from ima.core.errors import UserError
 from ima.core.trust import check_foreign
 from ima.runs.folders import last_checkpoint
+from ima.runs.hub import local
 from ima.runs.record import read_record
 
 # What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
@@ -22,9 +23,11 @@ PARTS = tuple(name for name in INHERITED if name not in ("intervention", "alignm
 
 def run_folder(checkpoint: str, key: str = "checkpoint") -> Path:
     """The run folder that a folder or a file inside it belongs to. key: what names it, for messages."""
-    path = Path(checkpoint)
+    path = Path(local(checkpoint, key))
     if not path.exists():
-        raise UserError(f"{key}: {checkpoint!r} does not exist; give a run folder (outputs/<run>) or a file in it")
+        raise UserError(
+            f"{key}: {checkpoint!r} does not exist; give a run folder (outputs/<run>) or a file in it, or hub:user/name"
+        )
     for folder in (path, *path.absolute().parents[:3]):
         if (folder / "result.json").is_file():
             return folder
@@ -46,7 +49,7 @@ def run_config(checkpoint: str, keys: Collection[str] = INHERITED) -> dict[str, 
 
 def find_adapter(checkpoint: str, key: str = "checkpoint") -> tuple[Path, Path]:
     """(run folder, adapter file) of what the user named: a run folder or one of its files."""
-    run, path = run_folder(checkpoint, key), Path(checkpoint)
+    run, path = run_folder(checkpoint, key), Path(local(checkpoint, key))
     if path.is_file():
         return run, path
     for candidate in (path / "adapter.safetensors", last_checkpoint(run)):

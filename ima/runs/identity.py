@@ -33,6 +33,7 @@ MANAGEMENT = (
     "overwrite",
     "logger",
     "choices",
+    "offline",
     "trust",
 )
 # What only changes how fast a run is and where, by group.

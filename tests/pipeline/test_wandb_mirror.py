@@ -177,7 +177,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_online_without_a_key_or_a_server_is_offline_and_one_line(
     run: Played, env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nobody = {"WANDB_MODE": "", "HOME": str(run.folder.parent), "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    nobody = {"WANDB_MODE": "online", "HOME": str(run.folder.parent), "WANDB_BASE_URL": "http://127.0.0.1:9"}
     for name, value in (nobody | env).items():
         monkeypatch.setenv(name, value)
     mirror = run.start(mode="online")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.core.network import hint
 from ima.data.corpora.reading import Record
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".tar": "webdataset"}
@@ -87,7 +88,7 @@ def load(builder: str, say: str, **options: Any) -> Any:
         return datasets.load_dataset(builder, **options)
     except ConnectionError as error:
         raise UserError(
-            f"{say}: not in the local cache, and the hub cannot be reached; fetch it where it can"
+            f"{say}: not in the local cache, and the hub cannot be reached; fetch it where it can{hint()}"
         ) from error
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()

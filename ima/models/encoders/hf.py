@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError, nearest
+from ima.core.network import hint
 from ima.core.trust import STOCK, reason_of
 from ima.models.encoders.base import seeded
 
@@ -27,7 +28,7 @@ def cannot(path: str, what: str, error: Exception) -> UserError:
         return UserError(f"encoder.path={path}: {what} cannot be loaded from that folder ({reason})")
     return UserError(
         f"encoder.path={path}: {what} is neither a folder here nor in the local hub cache ({reason}); download it "
-        f"first (hf download {path}) or give a local folder"
+        f"first (hf download {path}) or give a local folder{hint()}"
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
+from ima.core.network import hint
 from ima.models.formats.onnx import OnnxGraph
 
 
@@ -82,7 +83,7 @@ def download_weights(name: str, facts: dict[str, Any]) -> dict[str, Tensor]:
     except Exception as error:  # the hub, the network and timm each have their own kinds
         raise UserError(
             f"encoder: the weights of {name} cannot be had ({type(error).__name__}); connect once, give "
-            f"encoder.checkpoint=<local file>, or take an embedded encoder (efficientnet_lite0, focus_vit)"
+            f"encoder.checkpoint=<local file>, or take an embedded encoder (efficientnet_lite0, focus_vit){hint()}"
         ) from error
     weights: dict[str, Tensor] = model.state_dict()
     return weights

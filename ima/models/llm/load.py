@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from ima.core.errors import UserError, prefix_errors
+from ima.core.network import hint
 from ima.core.trust import STOCK, reason_of
 from ima.models.llm.chat import TOKENS
 from ima.models.llm.embedded import load_smollm2
@@ -159,7 +160,7 @@ def hf(
         where = "that folder" if Path(path).exists() else "neither a folder here nor in the local hub cache"
         raise UserError(
             f"llm.path: {path!r} cannot be loaded ({where}: {reason}); download it first (hf download {path}) "
-            "or give a local folder with config.json, tokenizer and weights"
+            f"or give a local folder with config.json, tokenizer and weights{hint()}"
         ) from error
     name = Path(path).name if pretrained else f"{Path(path).name}-random{seed}"
     return FrozenLLM(language_part(model), tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed, fast)

@@ -14,12 +14,9 @@ import secrets
 import select
 import shutil
 import signal
-import socket
 import sys
 import threading
 import traceback
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ima.core.files import write_json
+from ima.core.network import reach
 from ima.pipeline.loggers import wandb_charts
 from ima.pipeline.loggers.wandb_points import Points, Tail
 from ima.runs.record import read_result
@@ -99,7 +97,7 @@ class Session:
         import wandb
 
         if mode == "online":
-            reach(wandb.setup().settings.base_url)
+            reach(wandb.setup().settings.base_url, REACH_SECONDS)
         replay = bool(self.asked.get("replay"))
         known = {} if replay or (mode == "online" and self.kept.get("mode") == "offline") else self.kept
         self.points = Points(self.mixture, known.get("sent"))
@@ -169,7 +167,7 @@ class Session:
         """ended: how. wait: until the page is drawn."""
         failed = ended["end"] != "ok"
         if self.mode == "online":
-            reach(self.run.settings.base_url)  # a server that is lost is given up at once
+            reach(self.run.settings.base_url, REACH_SECONDS)  # a server that is lost is given up at once
         rows = Tail(self.folder / "rows.jsonl").rows()
         if not failed:
             if tables := wandb_charts.tables(self.folder, rows, self.mixture):
@@ -247,14 +245,3 @@ def leave(channel: Channel) -> None:
 def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return (text.splitlines()[0] if text else type(error).__name__)[:120]
-
-
-def reach(url: str) -> None:
-    """Raises OSError at once where nobody answers at `url`: W&B itself tries again until its time is over. Behind a
-    proxy nothing can be said."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
-    if urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-        return
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    socket.create_connection((host, port), timeout=REACH_SECONDS).close()
