@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(data)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
             self.server.repos.setdefault(name, {})
-            self.server.private[name] = bool(asked.get("private"))
+            self.server.private[name] = asked.get("private") is True or asked.get("visibility") == "private"
             return self.say({"url": f"http://127.0.0.1:{self.server.server_address[1]}/{name}", "name": name})
         name = "/".join(parts[2:4])
         if parts[4] == "preupload":

@@ -88,7 +88,7 @@ class Launcher:
         return Done(code, started.out.read_text(), started.err.read_text())
 
     def close(self) -> None:
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=60)  # busy machines take their time to unload everything
 
 
 # -- the launcher's own side -------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ def fit(config: dict[str, Any]) -> int:
             with run_lock(folder, hint) if main and not last else nullcontext():
                 kept = staged | ({} if len(trainings) == 1 else {"overwrite": False})
                 record = fit_one(kept, folder, command, init, anew, main)
+            if not last:
+                wandb.close(folder)
             init = folder
             if not last and dist.is_initialized():
                 dist.barrier()  # the next stage starts from what the first rank wrote

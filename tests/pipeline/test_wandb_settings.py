@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ima.core.types import Row
 from ima.pipeline.loggers.wandb_points import Points, Tail
@@ -46,6 +47,22 @@ def test_an_evaluation_beside_its_run_is_called_by_what_was_changed(tmp_path: Pa
     assert names(folder, typed, "evaluate") == {"name": "demo: intervention=skip_ffn skip_ffn.start=4"}
     assert names(folder, typed[:1], "evaluate") == {"name": "demo: evaluate"}
     assert names(tmp_path / "mine", typed, "evaluate") == {"name": "mine"}
+
+
+def test_a_job_of_a_multirun_is_called_by_what_its_siblings_do_not_share(tmp_path: Path) -> None:
+    shared = ["experiment=smoke", "seed=0,1", "encoder=noise,timm"]
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": {"task": shared}}}))
+    typed = [
+        "experiment=smoke",
+        "seed=1",
+        "encoder=noise",
+        "logger=offline",
+        "hydra.job.num=3",
+        "checkpoint=outputs/demo",
+    ]
+    wanted = {"name": "seed=1 encoder=noise checkpoint=demo", "group": tmp_path.name}
+    assert names(tmp_path / "0123", typed, "train") == wanted
+    assert names(tmp_path / "0123", shared[:1], "train")["name"] == "0123"
 
 
 def test_rows_are_points_once_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ disabled are never overridden by anything.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 # key of the logger -> the variable of W&B's documentation
 VARIABLES = {
@@ -17,7 +20,7 @@ VARIABLES = {
     "tags": "WANDB_TAGS", "notes": "WANDB_NOTES", "name": "WANDB_NAME", "dir": "WANDB_DIR",
 }  # fmt: skip
 FINAL = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-NOT_VARIED = ("checkpoint", "name", "output_dir", "logger", "overwrite", "resume", "trust")
+NOT_VARIED = ("name", "output_dir", "logger", "overwrite", "resume", "trust", "offline", "hydra")
 NUM_PARTS = 2  # of a key in a name: skip_block.ratio
 
 
@@ -41,18 +44,27 @@ def chosen(given: Mapping[str, Any], typed: Sequence[str], environment: Mapping[
 
 def names(folder: Path, typed: Sequence[str], job_type: str) -> dict[str, str]:
     """`name`, what varies, and `group`, the sweep, of a run in `folder`."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         sweep = json.loads((folder.parent / "sweep.json").read_text(encoding="utf-8"))["config"]
         (varied,) = [job["varied"] for job in sweep["jobs"] if job["hash"] == folder.name]
         words = [word(str(key), str(value)) for key, value in varied.items()]
         return {"name": " ".join(words) or folder.name, "group": str(sweep["name"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+        hydra = yaml.safe_load((folder.parent / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
+        shared = set(hydra["overrides"]["task"])
+        return {
+            "name": told([text for text in typed if text not in shared]) or folder.name,
+            "group": folder.parent.name,
+        }
     if job_type != "evaluate" or not folder.name.startswith("evaluate-"):
         return {"name": folder.name}
-    pairs = [text.lstrip("+").partition("=") for text in typed if "=" in text]
-    words = [word(key, value) for key, _, value in pairs if key.partition(".")[0] not in NOT_VARIED]
-    return {"name": " ".join([f"{folder.parent.name}:", *(words or ["evaluate"])])}
+    changed = told([text for text in typed if not text.lstrip("+").startswith("checkpoint=")])
+    return {"name": f"{folder.parent.name}: {changed or 'evaluate'}"}
+
+
+def told(overrides: Sequence[str]) -> str:
+    pairs = [text.lstrip("+").partition("=") for text in overrides if "=" in text]
+    return " ".join(word(key, value) for key, _, value in pairs if key.partition(".")[0] not in NOT_VARIED)
 
 
 def word(key: str, value: str) -> str:
