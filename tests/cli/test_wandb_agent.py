@@ -34,7 +34,7 @@ def test_the_documented_sweep_gives_each_trial_a_folder_of_its_own() -> None:
 
 
 def test_keys_with_hyphens_are_refused_by_the_name_of_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    typed = ["--" + text for text in trial(0) if text.startswith("trainer.lr")]
+    typed = ["--" + text for text in trial(0) if text.startswith("optimizer.lr")]
     assert typed and run_script("train", typed) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "${args_no_hyphens} in place of ${args}" in line and f"{typed[0][2:]} " in line
