@@ -1,6 +1,6 @@
 """Runs on the Hugging Face hub: `checkpoint=hub:user/name` and `init=hub:user/name` are folders in the hub's cache.
 
-`hub:user/name@revision` takes a branch, tag or commit. What is read there is somebody else's, as any run folder is
+A branch, tag or commit may follow after an @. What is read there is somebody else's, as any run folder is
 (docs/security.md).
 """
 
