@@ -101,14 +101,14 @@ def note(what: str) -> None:
 
 
 def wait_for_the_epoch_before() -> None:
-    """An epoch begins when the file $SEEN holds the number of the one before: somebody has seen it."""
-    owner, name = find("ima.pipeline.callbacks.EpochMeasure.on_train_epoch_start")
+    """An epoch is measured when the file $SEEN holds the number of the one before: somebody has seen it."""
+    owner, name = find("ima.pipeline.moments.Measurements.on_validation_start")
     original = getattr(owner, name)
 
     def patched(self: Any, trainer: Any, module: Any) -> Any:
         end = time.monotonic() + 60
-        while trainer.current_epoch and str(trainer.current_epoch - 1) not in seen():
-            assert time.monotonic() < end, f"nobody has seen epoch {trainer.current_epoch - 1}"
+        while str(trainer.current_epoch) not in seen():
+            assert time.monotonic() < end, f"nobody has seen epoch {trainer.current_epoch}"
             time.sleep(0.05)
         return original(self, trainer, module)
 

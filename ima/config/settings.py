@@ -19,7 +19,8 @@ class Flags:
     """Flags of `lightning.Trainer` that are read here too, with what is allowed of them where it says less."""
 
     RANGES: ClassVar[dict[str, Range]] = {
-        "max_epochs": (1, None),
+        "max_epochs": (-1, None),
+        "max_steps": (-1, None),
         "accumulate_grad_batches": (1, None),
         "gradient_clip_val": (0.0, None),
         "log_every_n_steps": (1, None),
@@ -27,6 +28,7 @@ class Flags:
     }
 
     max_epochs: int | None = None
+    max_steps: int = -1
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
     log_every_n_steps: int | None = None
@@ -160,7 +162,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """What the tap looks at, on `split`: before training and every so many epochs. `sites`: names of
+    """What the tap looks at, on `split`: before training and every so many epochs (or steps). `sites`: names of
     `ima.core.types.Site`; `layers`: None for all. `variants`: of the similarities, beside the paper's; nomassive,
     scaled and centred need an earlier pass over `num_scale_samples` samples.
 
@@ -174,6 +176,7 @@ class Alignment:
 
     RANGES: ClassVar[dict[str, Range]] = {
         "every_num_epochs": (1, None),
+        "every_num_steps": (1, None),
         "num_scale_samples": (2, None),
         "num_paired": (0, None),
         "num_reservoir": (0, None),
@@ -182,6 +185,7 @@ class Alignment:
     }
 
     every_num_epochs: int = 1
+    every_num_steps: int | None = None
     split: str = "val"
     sites: tuple[SiteName, ...] = ("resid_post",)
     layers: tuple[int, ...] | None = None

@@ -84,7 +84,7 @@ def split(old: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             value = None if value is None else max(1, int(old.get("batch_size", 16)) // max(1, int(value)))
             if value is None:
                 continue
-        *path, last = MOVED_KEYS.get(f"trainer.{name}", f"trainer.{name}").split(".")
+        *path, last = MOVED_KEYS.get("trainer." + name, "trainer." + name).split(".")
         node: dict[str, Any] = nodes
         for part in path:
             node = node[part]

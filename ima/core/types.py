@@ -116,13 +116,22 @@ class MediaGroup:
         return MediaGroup(self.channel, self.rows, self.places, *moved)
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What the passes of one optimizer step hold together, of this rank: labelled tokens, channels that have media."""
+
+    num_labels: int
+    channels: frozenset[str]
+
+
 @dataclasses.dataclass
 class Batch:
     """B samples as text, padded on the right, and their media.
 
     ids_BT, roles_BT: token ids and their roles; labels_BT: the ids to predict at these positions, -100 where nothing
     is supervised. Media: features_BNE or media (preprocessed, B of them) where every sample shows one, before its
-    text, through the run's only channel; `groups` in all other cases; none of them where there is text alone.
+    text, through the run's only channel; `groups` in all other cases; none of them where there is text alone. `step`:
+    the step that this batch is a pass of, where a loader says it.
     """
 
     samples: list[Sample]
@@ -132,6 +141,7 @@ class Batch:
     features_BNE: Tensor | None = None
     media: Tensor | None = None
     groups: list[MediaGroup] = dataclasses.field(default_factory=list)
+    step: Step | None = None
 
     def to(self, device: Any) -> Batch:
         moved: dict[str, Any] = {k: value.to(device, non_blocking=True) for k, value in self._tensors().items()}
@@ -157,7 +167,9 @@ class Batch:
 
     def _tensors(self) -> dict[str, Tensor]:
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return {name: value for name, value in fields if name not in ("samples", "groups") and value is not None}
+        return {
+            name: value for name, value in fields if name not in ("samples", "groups", "step") and value is not None
+        }
 
     def __len__(self) -> int:
         return len(self.samples)

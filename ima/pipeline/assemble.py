@@ -97,8 +97,8 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
                 entry.eval_limit,
             )  # fmt: skip
         )
-    nodes = [config.get(name) or None for name in ("optimizer", "scheduler")]
-    return Parts(channels, streams, llm, flags, loader, evaluation, alignment, *nodes, interventions)
+    optimizer, scheduler = config.get("optimizer") or None, config.get("scheduler") or None
+    return Parts(channels, streams, llm, flags, loader, evaluation, alignment, optimizer, scheduler, interventions)
 
 
 @contextmanager

@@ -1,13 +1,12 @@
-"""What happens beside the training steps: alignment and tasks at epoch borders, rows, checkpoints.
+"""What happens in addition to the training steps: alignment, tasks, rows, checkpoints. Plain callbacks of Lightning.
 
-Epoch e is measured BEFORE its first step (epoch 0: the untrained adapter), the last one after training. So a
-checkpoint taken inside epoch e always stands after the measurement of e, and a killed run measures again just what was
-not finished: `measured` travels in the checkpoint, rows past it are dropped on resume.
+What is measured needs of a module its `llm`, `device`, `splice` and `generate` (`ima.pipeline.evaluator.Multimodal`);
+rows and checkpoints need its `last_loss`, `last_lr`, `adapter` and `llm`. When they are called: `ima.pipeline.moments`.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,62 +22,33 @@ from ima.core.progress import progress
 from ima.core.types import Row, Sample
 from ima.pipeline.checkpoint import LLM_SUM, save_adapter, save_llm
 from ima.pipeline.evaluator import Evaluator, metric_rows
+from ima.pipeline.moments import Part, moment_of
 from ima.pipeline.parts import spread
 from ima.pipeline.recorder import Base, Recorder
 from ima.tasks.base import Prediction
-
-
-class EpochMeasure(Callback):
-    """Calls `measure(epoch, step, last)` of its parts before each epoch and after the last."""
-
-    def __init__(self, parts: Sequence[EpochPart], num_epochs: int) -> None:
-        self.parts, self.num_epochs = parts, num_epochs
-        self.measured = -1
-        self.seconds = 0.0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._measure(trainer, trainer.current_epoch)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch >= self.num_epochs:
-            self._measure(trainer, self.num_epochs)
-
-    def _measure(self, trainer: pl.Trainer, epoch: int) -> None:
-        if epoch <= self.measured:
-            return
-        start = time.perf_counter()
-        for part in self.parts:
-            part.measure(epoch, trainer.global_step, epoch == self.num_epochs)
-        self.measured = epoch
-        self.seconds += time.perf_counter() - start
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"measured": self.measured}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.measured = state_dict["measured"]
 
 
 class Export(Callback):
     """Calls `write` when the last step is made. Comes before what measures the trained model: a measurement that fails
     loses no training."""
 
-    def __init__(self, write: Callable[[], None], num_epochs: int) -> None:
-        self.write, self.num_epochs = write, num_epochs
+    def __init__(self, write: Callable[[], None]) -> None:
+        self.write = write
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and moment_of(trainer).last:
+            self.on_train_end(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if moment_of(trainer).last:  # a run that was killed after its last step
+            self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch >= self.num_epochs and trainer.is_global_zero:
+        if trainer.is_global_zero:
             self.write()
 
 
-class EpochPart:
-    """Something measured at an epoch border; epoch None: of a model that was trained elsewhere, once."""
-
-    def measure(self, epoch: int | None, step: int, last: bool) -> None:
-        raise AssertionError("each part measures something")
-
-
-class AlignmentLogger(EpochPart):
+class AlignmentLogger(Part):
     """IMA per layer and per epoch with norms and consecutive similarity, and the loss of the same pass; whatever else
     the config asks for. The last measurement leaves its sums in `folder`."""
 
@@ -93,9 +63,9 @@ class AlignmentLogger(EpochPart):
         self.evaluator, self.samples, self.alignment, self.recorder = evaluator, samples, alignment, recorder
         self.folder = folder
 
-    def measure(self, epoch: int | None, step: int, last: bool) -> None:
+    def measure(self, epoch: int | None, step: int, last: bool) -> dict[str, float]:
         alignment = self.alignment
-        if alignment is not None and not last and (epoch or 0) % alignment.every_num_epochs:
+        if alignment is not None and not last and not self._asked(alignment, epoch or 0, step):
             alignment = None
         loss, suite = self.evaluator.teacher_forced(self.samples, alignment)
         split = self.alignment.split if self.alignment else "val"
@@ -113,6 +83,12 @@ class AlignmentLogger(EpochPart):
                 write_measurement(self.folder, suite, lens, self._facts(split, epoch))
         self.recorder.write(rows)
         self.recorder.keep(rows)
+        return self.recorder.note(rows)
+
+    def _asked(self, alignment: Alignment, epoch: int, step: int) -> bool:
+        if alignment.every_num_steps is not None:
+            return step % alignment.every_num_steps == 0
+        return epoch % alignment.every_num_epochs == 0
 
     def _facts(self, split: str, epoch: int | None) -> Base:
         """What a reader of the sums must know to compare them with those of another run."""
@@ -130,7 +106,7 @@ class AlignmentLogger(EpochPart):
         }
 
 
-class GenerationScorer(EpochPart):
+class GenerationScorer(Part):
     """Generates and scores each track: a fixed subset while training; at the end all samples and, beside the first
     track, what it would be worth blind, with spoilt media (`controls`) and guessed from the training answers."""
 
@@ -146,14 +122,14 @@ class GenerationScorer(EpochPart):
         self.evaluation, self.recorder = evaluation, recorder
         self.final: dict[str, list[Prediction]] = {}
 
-    def measure(self, epoch: int | None, step: int, last: bool) -> None:
-        every = self.evaluation.generate_every_num_epochs
+    def measure(self, epoch: int | None, step: int, last: bool) -> dict[str, float]:
+        every, found = self.evaluation.generate_every_num_epochs, dict[str, float]()
         if not last and (every == 0 or not epoch or epoch % every):
-            return
+            return found
         for track, samples in self.tracks.items():
             chosen = samples if last else spread(samples, self.evaluation.num_generated)
             predictions = self.evaluator.predict(chosen)
-            self._record(predictions, track, track, epoch, step, last)
+            found |= self._record(predictions, track, track, epoch, step, last)
             if last:
                 self.final[track] = predictions
         if last and self.tracks:
@@ -163,11 +139,12 @@ class GenerationScorer(EpochPart):
             guesses = self.evaluator.prior(samples)
             self.final |= beside | ({"prior": guesses} if guesses is not None else {})
             for name in (*beside, *(("prior",) if guesses is not None else ())):
-                self._record(self.final[name], track, name, epoch, step, last)
+                found |= self._record(self.final[name], track, name, epoch, step, last)
+        return found
 
     def _record(
         self, predictions: Sequence[Prediction], split: str, track: str, epoch: int | None, step: int, last: bool
-    ) -> None:
+    ) -> dict[str, float]:
         metrics = self.evaluator.score(predictions, split)
         base = self.recorder.base(epoch=epoch, step=step, split="test", track=track)
         if not last:
@@ -176,6 +153,7 @@ class GenerationScorer(EpochPart):
         self.recorder.write(rows)
         if last:
             self.recorder.keep(rows)
+        return self.recorder.named(rows)
 
 
 class StepRecorder(Callback):
@@ -184,17 +162,22 @@ class StepRecorder(Callback):
     def __init__(self, recorder: Recorder, every: int) -> None:
         self.recorder, self.every = recorder, every
         self.rows: list[Row] = []
+        self.step = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if step % self.every == 0:
+        if step != self.step and step % self.every == 0:
             base = self.recorder.base(epoch=trainer.current_epoch, step=step, split="train")
             self.rows += [
                 Row(score="train_loss", value=pl_module.last_loss, **base),
                 Row(score="lr", value=pl_module.last_lr, **base),
             ]
+        self.step = step
         if len(self.rows) >= 64:
             self.flush()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.flush()
@@ -208,36 +191,53 @@ class StepRecorder(Callback):
         self.rows = []
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows the file has; what a resumed run finds there must be these."""
+        """How many rows the file has, those of steps that a resumed run does not make again among them; it must find
+        these."""
+        self.flush()
         writer = self.recorder.writer
         return {"num_rows": writer.num_rows} if writer is not None else {}
 
 
 class Checkpointer(Callback):
     """`checkpoints/last.safetensors` every so many steps and at the end of each epoch (everything that resuming needs),
-    `checkpoints/epoch-<e>.safetensors` (the adapter alone) after e epochs. Comes after `StepRecorder`."""
+    `checkpoints/epoch-<e>.safetensors` (the adapter alone) after e epochs."""
 
     RANGES = {"every_num_steps": (1, None)}
 
     def __init__(self, every_num_steps: int = 50) -> None:
-        self.every = every_num_steps
+        self.every, self.saved = every_num_steps, 0
 
-    def begin(self, folder: Path, steps: StepRecorder, facts: dict[str, Any]) -> None:
-        """folder: of the run. facts: what an adapter's file says of it."""
-        self.folder, self.steps, self.facts = folder / "checkpoints", steps, facts
+    def begin(self, folder: Path, facts: dict[str, Any], measured_steps: int | None = None) -> None:
+        """folder: of the run. facts: what an adapter's file says of it. measured_steps: the adapter is also kept every
+        so many steps, where it is measured."""
+        self.folder, self.facts = folder / "checkpoints", facts
+        self.steps_of, self.kept = measured_steps, 0
 
     @property
     def last(self) -> Path:
         return self.folder / "last.safetensors"
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.saved = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        epoch_done = batch_idx + 1 >= trainer.num_training_batches
-        if trainer.global_step % self.every == 0 or epoch_done:
-            self.steps.flush()
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        moment, step = moment_of(trainer), trainer.global_step
+        epoch_done = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if (step % self.every == 0 and step != self.saved) or epoch_done or moment.last:
             trainer.save_checkpoint(self.last)
-        if epoch_done and trainer.is_global_zero:
-            epoch = trainer.current_epoch + 1
-            facts, stem = self.facts | {"epoch": epoch}, f"epoch-{epoch:03d}"
+            self.saved = step
+        if self.steps_of is not None and step % self.steps_of == 0 and step != self.kept:
+            self.kept = step
+            self._keep(trainer, pl_module, f"step-{step:06d}", {"epoch": moment.epoch, "step": step})
+        if epoch_done:
+            self._keep(trainer, pl_module, f"epoch-{moment.epoch:03d}", {"epoch": moment.epoch})
+
+    def _keep(self, trainer: pl.Trainer, pl_module: Any, stem: str, facts: dict[str, Any]) -> None:
+        """What is trained, under a name of its own."""
+        if trainer.is_global_zero:
+            facts = self.facts | facts
             if pl_module.llm.trains == "lora":  # all of an LLM would fill the disk
                 facts[LLM_SUM] = save_llm(self.folder, pl_module.llm, stem)
             save_adapter(self.folder, pl_module.adapter, facts, stem)
@@ -248,7 +248,7 @@ class Checkpointer(Callback):
         (After the very last epoch its state is right: training is over, `on_train_end` is still to come.)"""
         loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
-        if not batches["is_last_batch"] or trainer.current_epoch + 1 == trainer.max_epochs:
+        if not batches["is_last_batch"] or moment_of(trainer).last:
             return
         for counts in (epochs["total"], epochs["current"], batches["total"]):
             counts.update(dict.fromkeys(counts, counts["ready"]))
@@ -259,24 +259,26 @@ class Checkpointer(Callback):
 class Bar(Callback):
     """One bar per epoch with the running loss."""
 
-    def __init__(self, num_epochs: int) -> None:
-        self.num_epochs = num_epochs
+    def __init__(self) -> None:
         self.stack = ExitStack()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.advance is None:
-            what = f"epoch {trainer.current_epoch + 1}/{self.num_epochs}"
-            self.advance = self.stack.enter_context(
-                progress(int(trainer.num_training_batches) - batch_idx, what, "step")
-            )
+        if self.advance is None and math.isfinite(trainer.num_training_batches):
+            most = trainer.max_epochs if trainer.max_epochs not in (None, -1) else "?"
+            what = f"epoch {trainer.current_epoch + 1}/{most}"
+            left = int(trainer.num_training_batches) - batch_idx
+            self.advance = self.stack.enter_context(progress(left, what, "step"))
 
     advance: Callable[..., Any] | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        assert self.advance is not None
-        self.advance(1, f"loss {pl_module.last_loss:.3f}")
+        if self.advance is not None:
+            self.advance(1, f"loss {pl_module.last_loss:.3f}")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()

@@ -63,13 +63,19 @@ def measure(config: dict[str, Any], folder: Path, command: str, source: Path, ch
         recorder = run.open_recorder(facts_of(parts.streams[0]), job_type="evaluate")
         measures = measures_of(parts, model, prepared, recorder, folder)
         named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
-        epoch = int(named[1]) if named else parts.flags.max_epochs
+        epoch = int(named[1]) if named else reached_epoch(source, parts)
         with stack(parts.llm, parts.acting), fast(parts):
             for part in (part for measure in measures for part in measure.parts):
                 part.measure(epoch, 0, last=True)
         run.gather(recorder, measures)
         run.record.facts |= time_plan(parts, model, prepared[0], measures[0])
         return run.finish_record(measures, epoch)
+
+
+def reached_epoch(source: Path, parts: Parts) -> int | None:
+    """The epoch in which the training of the run in `source` ended."""
+    found = read_record(source).facts.get("num_epochs", parts.flags.max_epochs)
+    return int(found) if isinstance(found, int) and found >= 0 else None
 
 
 def load_trained(config: dict[str, Any], source: Path, checkpoint: Path) -> Parts:

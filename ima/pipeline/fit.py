@@ -6,32 +6,37 @@ encode, bring the fresh adapter to scale, train and measure, write.
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from torch.utils.data import DataLoader
 
 from ima.config.instantiation import build, flags_of, made
 from ima.core.distributed import Place, place_of
 from ima.core.errors import UserError, prefix_errors
 from ima.core.files import write_json
-from ima.core.types import Sample
+from ima.core.types import Batch, Sample
 from ima.data.collate import MixedCollate
-from ima.data.loader import TrainLoader
+from ima.data.loader import TrainLoader, check_passes
 from ima.data.mixture import Mixture
 from ima.interventions.stack import stack
 from ima.models.llm.tuning import trained_names, weight_sum
 from ima.pipeline.assemble import assemble, device_of
-from ima.pipeline.callbacks import Bar, Checkpointer, EpochMeasure, Export, StepRecorder
+from ima.pipeline.callbacks import Bar, Checkpointer, Export, StepRecorder
 from ima.pipeline.checkpoint import ADAPTER_SUM, LLM_SUM, SafetensorsIO, load_checkpoint, save_adapter, save_llm
 from ima.pipeline.init_adapters import init_adapters
+from ima.pipeline.moments import DUE, Measurements
 from ima.pipeline.parts import Parts
 from ima.pipeline.prepare import fast, make_ready, print_plan, resolve_plan, run_facts
 from ima.pipeline.ranks import KnownRanks
-from ima.pipeline.record import RunInProgress
+from ima.pipeline.record import RunInProgress, is_lightnings
 from ima.pipeline.recorder import Recorder
 from ima.pipeline.stages import apply_stage
 from ima.pipeline.streams import Measure, facts_of, measures_of
@@ -46,7 +51,7 @@ OWN: dict[str, Any] = {
     "enable_model_summary": False,
     "enable_progress_bar": False,
     "num_sanity_val_steps": 0,
-    "limit_val_batches": 0,
+    "inference_mode": False,  # what is measured may be kept and used in a later step
 }
 
 
@@ -65,23 +70,33 @@ class Data(pl.LightningDataModule):
         t, parts = self.parts.loader, self.parts
         collates = {s.name: s.collate(parts.llm, training=True, loss_on=t.loss_on) for s in parts.streams}
         rank, world = self.trainer.global_rank, self.trainer.world_size
+        is_fixed = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         samples = [sample for pool in self.pools for sample in pool]
         self.loader = TrainLoader(
             samples, MixedCollate(collates), t.batch_size, self.seed, rank, world, t.num_workers,
-            mixture_of(parts, self.pools),
+            mixture_of(parts, self.pools), self.trainer.accumulate_grad_batches, is_fixed,
         )  # fmt: skip
+        limit = self.trainer.limit_train_batches
+        most = int(limit * len(self.loader)) if isinstance(limit, float) else limit
+        self.loader.limit = max(1, min(most, len(self.loader)))
         if self.resumed:
             self.loader.load_state_dict(self.resumed)
         return self.loader
 
+    def val_dataloader(self) -> DataLoader[int]:
+        """One turn of Lightning's validation loop: callbacks measure in it, over samples of their own."""
+        return DataLoader([0], batch_size=None)  # type: ignore[arg-type]
+
     def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict() if self.loader is not None else {}
+        if self.loader is None:
+            return {}
+        return self.loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.resumed = state_dict
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device)
+        return batch.to(device) if isinstance(batch, Batch) else batch
 
 
 def mixture_of(parts: Parts, pools: Sequence[Sequence[Sample]]) -> Mixture:
@@ -115,13 +130,13 @@ def train(
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         with run.timed("load"):
             parts = load_parts(config, earlier)
-            num_epochs, frozen_before = num_epochs_of(parts), frozen_sum(parts, place)
+            check_passes(parts.loader.batch_size, parts.flags.accumulate_grad_batches, place.num)
+            frozen_before = frozen_sum(parts, place)
         with run.timed("encode"):
             prepared = make_ready(parts, training=True, report=place.is_main)
         plan = resolve_plan(parts, prepared, config["llm"])
         pools = [one.train for one in prepared]
-        num_steps = mixture_of(parts, pools).num_batches(parts.loader.batch_size) * num_epochs
-        module = parts.module(num_steps)
+        module = parts.module()
         facts = run_facts(parts, prepared, plan)
         facts |= kept_facts(earlier) if resume else init_adapters(parts, pools, init)
         if place.is_main:
@@ -129,30 +144,30 @@ def train(
         run.set_facts(facts)
         recorder = run.open_recorder(facts_of(parts.streams[0]), reached(resume) if resume and place.is_main else None)
         measures = measures_of(parts, module.model, prepared, recorder, folder)
-        borders, callbacks = callbacks_of(parts, run, recorder, measures)
+        measurements, callbacks = callbacks_of(parts, run, recorder, measures)
         trainer = trainer_of(apply_stage(config), parts, place, folder, callbacks)
         with run.timed("fit"), stack(parts.llm, parts.acting), fast(parts):
             fit_module(trainer, module, Data(parts, pools, config["seed"]), resume)
+            if measurements.due is not None:  # it was killed after its last step, and there was nothing to train
+                module.to(device_of(parts.flags, place.local))
+                measurements.on_train_end(trainer, module)
         assert frozen_sum(parts, place) == frozen_before, "the frozen LLM changed during training"
-        assert borders.measured == num_epochs, "the last measurement is missing"
-        run.clock |= {"measure": borders.seconds, "train": run.clock["fit"] - borders.seconds}
+        end = measurements.done
+        assert end is not None and end.last, "the last measurement is missing"
+        run.clock |= {"measure": measurements.seconds, "train": run.clock["fit"] - measurements.seconds}
         run.gather(recorder, measures)
-        facts["num_steps"] = trainer.global_step
+        facts |= {"num_steps": trainer.global_step, "num_epochs": end.epoch}
         if place.is_main:
             write_json(folder / "adapter.json", facts | {"config": config, "metrics": recorder.metrics})
-        return run.finish_record(measures, num_epochs)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return run.stop("trainer.fast_dev_run: all parts of the run work; without it the same command trains")
+        return run.finish_record(measures, end.epoch)
 
 
 def load_parts(config: dict[str, Any], earlier: dict[str, Any]) -> Parts:
     """A resumed run goes on in the dtype that it began in (`earlier` facts), whatever is fastest here."""
     made = apply_stage(config)
     return assemble({**made, "llm": with_dtype(made["llm"], earlier)})
-
-
-def num_epochs_of(parts: Parts) -> int:
-    if parts.flags.max_epochs is None:
-        raise UserError("trainer.max_epochs: null; give a number of epochs")
-    return parts.flags.max_epochs
 
 
 def frozen_sum(parts: Parts, place: Place) -> str:
@@ -166,17 +181,20 @@ def kept_facts(earlier: dict[str, Any]) -> dict[str, Any]:
 
 
 def reached(checkpoint: Path) -> tuple[int, int, int | None]:
-    """(steps made, last epoch measured, rows written) of a checkpoint; those of before tell no rows."""
+    """(steps made, step of the last measurement or -1, rows written) of a checkpoint."""
     state = load_checkpoint(checkpoint)
+    if DUE not in state:
+        raise UserError(f"{checkpoint}: of an earlier version and cannot be gone on from; overwrite=true trains anew")
     told = {name: value for each in state["callbacks"].values() for name, value in each.items()}
-    return state["global_step"], told.get("measured", -1), told.get("num_rows")
+    measured = told.get("measured") or {"step": -1}
+    return state["global_step"], measured["step"], told.get("num_rows")
 
 
 def callbacks_of(
     parts: Parts, run: RunInProgress, recorder: Recorder, measures: Sequence[Measure]
-) -> tuple[EpochMeasure, list[pl.Callback]]:
-    """What measures at the borders of epochs, and all callbacks in the order in which they are called."""
-    facts, num_epochs = run.record.facts, num_epochs_of(parts)
+) -> tuple[Measurements, list[pl.Callback]]:
+    """What measures, and all callbacks in the order in which they are called."""
+    facts = run.record.facts
 
     def export() -> None:
         """What was trained, before it is measured for the last time: the same command goes on with that measurement."""
@@ -184,13 +202,16 @@ def callbacks_of(
             facts[LLM_SUM] = save_llm(run.folder, parts.llm)
         facts[ADAPTER_SUM] = save_adapter(run.folder, parts.adapter, facts | {"config": run.record.config})
 
-    borders = EpochMeasure([part for measure in measures for part in measure.parts], num_epochs)
+    measured = [part for measure in measures for part in measure.parts]
+    measurements = Measurements(measured, recorder)
     steps = StepRecorder(recorder, parts.flags.log_every_n_steps or 1)
     chosen = [build(run.record.config["callbacks"], name, "callbacks.") for name in run.record.config["callbacks"]]
-    for callback in chosen:
+    for name, callback in zip(run.record.config["callbacks"], chosen, strict=True):
+        if not isinstance(callback, pl.Callback):
+            raise UserError(f"callbacks.{name}: a {type(callback).__name__} is no lightning.pytorch.Callback")
         if isinstance(callback, Checkpointer):
-            callback.begin(run.folder, steps, facts)
-    return borders, [Export(export, num_epochs), borders, steps, *chosen, Bar(num_epochs)]
+            callback.begin(run.folder, facts, parts.alignment.every_num_steps if parts.alignment else None)
+    return measurements, [Export(export), *measured, measurements, steps, *chosen, Bar()]
 
 
 def trainer_of(
@@ -205,17 +226,35 @@ def trainer_of(
     if place.num == 1:
         node["devices"] = [device.index] if device.type == "cuda" else 1
     node.setdefault("deterministic", device.type == "cpu")
+    if any(isinstance(callback, Checkpoint) for callback in callbacks):
+        node["enable_checkpointing"] = True
+    if parts.alignment is not None and parts.alignment.every_num_steps is not None:
+        every = parts.alignment.every_num_steps * flags.accumulate_grad_batches
+        node = {"val_check_interval": every, "check_val_every_n_epoch": None} | node
     with prefix_errors("trainer"):
-        make = made({**node, "gradient_clip_val": None, "accumulate_grad_batches": 1}, _partial_=True, _convert_="all")
+        make = made(node, _partial_=True, _convert_="all")
         trainer = make(
             plugins=[SafetensorsIO(), KnownRanks(place)],
             default_root_dir=folder,  # under Slurm Lightning looks there for checkpoints of its own
             callbacks=callbacks,
             use_distributed_sampler=False,
-            logger=False,
+            logger=logger_of(config.get("logger"), folder) or False,
         )
     assert isinstance(trainer, pl.Trainer)
     return trainer
+
+
+def logger_of(node: Mapping[str, Any] | None, folder: Path) -> Logger | None:
+    """A logger of Lightning's, writing into the run's folder where the config says nothing else."""
+    if not node or not is_lightnings(node):
+        return None
+    with prefix_errors("logger"):
+        make = made({**node, "_partial_": True}, _convert_="all")
+        asks = "save_dir" in inspect.signature(make.func).parameters and "save_dir" not in node
+        found = make(save_dir=folder) if asks else make()
+    if not isinstance(found, Logger):
+        raise UserError(f"logger: a {type(found).__name__} is no lightning.pytorch.loggers.Logger")
+    return found
 
 
 def fit_module(trainer: pl.Trainer, module: pl.LightningModule, data: Data, resume: Path | None) -> None:

@@ -1,7 +1,7 @@
 """The Lightning module: how a `MultimodalModel` is trained.
 
-Hides micro-batches, the normalisation of the loss over the global batch, what ranks exchange, the optimizer and what a
-checkpoint holds. One batch of the loader is one optimiser step on every rank.
+Hides how the loss is normalised over the passes and ranks of a step, what ranks exchange, the optimizer and what a
+checkpoint holds. A batch of the loader is one pass on every rank; `trainer.accumulate_grad_batches` make a step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -23,7 +22,7 @@ from ima.config.instantiation import made
 from ima.config.settings import OptimizerKeys, SchedulerKeys
 from ima.core.distributed import num_ranks
 from ima.core.errors import UserError, prefix_errors
-from ima.core.types import Batch
+from ima.core.types import Batch, Step
 from ima.models.adapters.base import Adapter, AdapterSet
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.multimodal import MultimodalModel
@@ -60,25 +59,36 @@ def make_optimizer(node: Mapping[str, Any], model: MultimodalModel) -> torch.opt
     return optimizer
 
 
+@dataclasses.dataclass
+class StepSoFar:
+    """A step of which some passes are made. num_labels: of all its passes and ranks. absent: adapters that none of them
+    has media for. loss_sum: of this rank's passes so far."""
+
+    num_labels: float
+    absent: list[str]
+    loss_sum: Tensor
+
+
 class MappingModule(pl.LightningModule):
-    """optimizer, scheduler: nodes of the config (`conf/optimizer`, `conf/scheduler`). num_passes: forward passes that
-    make one step. clip_norm: largest gradient norm, 0 for no clipping."""
+    """Trains the adapters (and, where `llm.train` says so, the LLM) by automatic optimisation. optimizer, scheduler:
+    nodes of the config (`conf/optimizer`, `conf/scheduler`). total_steps: None for what the trainer estimates.
+
+    A step's loss is the mean over all of its labelled tokens, whichever pass and rank they are of."""
 
     def __init__(
         self,
         model: MultimodalModel,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
-        num_steps: int = 1,
-        num_passes: int = 1,
-        clip_norm: float = 1.0,
+        total_steps: int | None = None,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.model = model
-        self.optimizer, self.scheduler = optimizer or ADAMW, scheduler
-        self.num_steps, self.num_passes, self.clip_norm = num_steps, num_passes, clip_norm
+        self.optimizer, self.scheduler, self.total_steps = optimizer or ADAMW, scheduler, total_steps
         self.last_loss, self.last_lr = math.nan, math.nan
+        self.step: StepSoFar | None = None  # of which some passes are made
+        self.kept: dict[str, Any] | None = None  # of a checkpoint, until training starts
+        self.checked = False
 
     @property
     def adapter(self) -> Adapter | AdapterSet:
@@ -90,50 +100,74 @@ class MappingModule(pl.LightningModule):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
-        world = self.trainer.world_size
-        num_labels = self._sum_over_ranks((batch.labels_BT != -100).sum().float())
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        step = self.step if self.step is not None else self._begin_step(batch)
+        loss_sum = self.model.loss_sum(batch) + self._untouched(batch)
+        step.loss_sum += loss_sum.detach()
+        if not loss_sum.requires_grad:  # text alone teaches a frozen LLM nothing
+            loss_sum = loss_sum + torch.stack([p.sum() * 0.0 for p in self.model.trained_parameters()]).sum()
+        # Lightning divides by the passes of a step, DDP averages over ranks; the loss is a sum over both.
+        parts = float(self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        return loss_sum * float(torch.tensor(parts) / step.num_labels)
+
+    def _begin_step(self, batch: Batch) -> StepSoFar:
+        """What the passes of this step hold together, on all ranks."""
+        here = batch.step or Step(
+            int((batch.labels_BT != -100).sum()), frozenset(group.channel for group in batch.media_groups())
+        )
+        counts = [float(here.num_labels), *(float(name in here.channels) for name in self.model.adapters)]
+        num_labels, *seen = self._sum_over_ranks(torch.tensor(counts)).tolist()
         if num_labels == 0:
             raise UserError(
                 f"data: no token of the batch is supervised (sample {batch.samples[0].id}); check the task's targets"
             )
-        parts = batch.split(math.ceil(len(batch) / self.num_passes))
-        total = torch.zeros((), device=self.device)
-        absent = self._absent(batch)
-        for index, part in enumerate(parts):
-            loss_sum = self.model.loss_sum(part) + self._untouched(part)
-            with self._synchronised(last=index == len(parts) - 1):
-                # DDP averages gradients over ranks; the loss is a sum over them divided by the global count.
-                if loss_sum.requires_grad:  # text alone teaches a frozen LLM nothing
-                    self.manual_backward(loss_sum * (world / num_labels))
-            total += loss_sum.detach()
-        loss = self._sum_over_ranks(total) / num_labels
-        self.last_loss = float(loss)
+        absent = [name for name, num in zip(self.model.adapters, seen, strict=True) if num == 0]
+        self.step = StepSoFar(num_labels, absent, torch.zeros((), device=self.device))
+        return self.step
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        step, self.step = self.step, None
+        assert step is not None
+        self.last_loss = float(self._sum_over_ranks(step.loss_sum) / step.num_labels)
         if not math.isfinite(self.last_loss):
             raise UserError(
                 f"training: the loss is {self.last_loss} at step {self.trainer.global_step}; "
                 "lower optimizer.lr or use llm.dtype=float32"
             )
-        for adapter in absent:  # its channel is nowhere in the global batch: not even its momentum moves it
-            adapter.zero_grad(set_to_none=True)
-        if batch_idx == 0:
+        for name in step.absent:  # its channel is nowhere in the global batch: not even its momentum moves it
+            self.model.adapters[name].zero_grad(set_to_none=True)
+        if not self.checked:
+            self.checked = True
             self._check_gradients()
-        if self.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.trained_parameters(), self.clip_norm)
         self.last_lr = float(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr]
+        self.log_dict({"train/loss": self.last_loss, "train/lr": self.last_lr}, on_step=True, batch_size=1)
 
-    def _absent(self, batch: Batch) -> list[Adapter]:
-        """Adapters of channels that no rank's share of the batch has media for."""
-        adapters = self.model.adapters
-        here = {group.channel for group in batch.media_groups()}
-        seen = self._sum_over_ranks(torch.tensor([float(name in here) for name in adapters]))
-        return [adapter for adapter, num in zip(adapters.values(), seen.tolist(), strict=True) if num == 0]
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grad_norm_(self.model.trained_parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: what is measured in the validation loop are callbacks, each over samples of its own."""
+
+    def on_train_epoch_start(self) -> None:
+        self.checked = False
+
+    def on_train_start(self) -> None:
+        """Gradients of the passes that a resumed step has behind it."""
+        if self.kept is not None:
+            for name, parameter in self.model.named_parameters():
+                if name in self.kept["gradients"]:
+                    parameter.grad = self.kept["gradients"][name].to(parameter)
+            loss_sum = torch.as_tensor(self.kept["loss_sum"], device=self.device)
+            self.step = StepSoFar(self.kept["num_labels"], list(self.kept["absent"]), loss_sum)
+            self.kept = None
 
     def _untouched(self, part: Batch) -> Tensor | float:
         """Zero, by way of what this rank's micro-batch has no media for: DDP waits for a gradient of everything."""
@@ -163,11 +197,6 @@ class MappingModule(pl.LightningModule):
             dist.all_reduce(value)
         return value
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks talk in the last micro-batch of a step only: they may have different numbers of them."""
-        model = self.trainer.strategy.model
-        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-
     def forward(self, batch: Batch) -> Tensor:
         return self.model.loss_sum(batch)
 
@@ -178,18 +207,41 @@ class MappingModule(pl.LightningModule):
             return optimizer
         with prefix_errors("scheduler"):
             keys, make = taken_apart(self.scheduler, SchedulerKeys)
-            scheduler = with_total(make, self.num_steps)(optimizer)
+            scheduler = with_total(make, self._num_steps())(optimizer)
         found = {name: value for name, value in dataclasses.asdict(keys).items() if value is not None}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **found}}
+
+    def _num_steps(self) -> int:
+        """Optimizer steps of the whole training, as far as the trainer's flags tell."""
+        if self.total_steps is not None:
+            return self.total_steps
+        if self._trainer is None:
+            return 1
+        found = self._trainer.estimated_stepping_batches
+        if not math.isfinite(found):
+            raise UserError(
+                "trainer.max_epochs: without an end, and scheduler needs one; set max_steps or scheduler=none"
+            )
+        return int(found)
 
     # -- checkpoints hold what is trained ----------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.model.trained_state()
         checkpoint["last_loss"] = self.last_loss
+        if self.step is not None:  # in the middle of a step: each rank's gradients, as their mean
+            found = {
+                name: p.grad for name, p in self.model.named_parameters() if p.requires_grad and p.grad is not None
+            }
+            mean = {name: self._sum_over_ranks(grad) / num_ranks() for name, grad in found.items()}
+            loss_sum = float(self._sum_over_ranks(self.step.loss_sum)) / num_ranks()
+            checkpoint["step_so_far"] = {
+                "gradients": mean, "loss_sum": loss_sum, "num_labels": self.step.num_labels, "absent": self.step.absent,
+            }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {key: value for key, value in self.model.state_dict().items() if not key.startswith("adapter.")}
         whole = frozen | checkpoint["state_dict"]
         checkpoint["state_dict"] = {f"model.{key}": value for key, value in whole.items()}
         self.last_loss = checkpoint["last_loss"]
+        self.kept = checkpoint.get("step_so_far")

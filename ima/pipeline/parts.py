@@ -166,13 +166,9 @@ class Parts:
         encoder = found.get("") if "" in self.channels else torch.nn.ModuleDict(found) if found else None
         return MultimodalModel(self.adapter, self.llm, encoder)
 
-    def module(self, num_steps: int = 1) -> MappingModule:
+    def module(self, total_steps: int | None = None) -> MappingModule:
         """The network as Lightning trains it."""
-        flags = self.flags
-        clip = flags.gradient_clip_val or 0.0
-        return MappingModule(
-            self.model(), self.optimizer, self.scheduler, num_steps, flags.accumulate_grad_batches, clip
-        )
+        return MappingModule(self.model(), self.optimizer, self.scheduler, total_steps)
 
 
 def spread(samples: list[Sample], num: int | None) -> list[Sample]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.loggers import Logger
 
 from ima.core.files import write_atomic
+from ima.core.moved_names import current_name
 from ima.core.progress import timed
 from ima.core.types import Row
 from ima.pipeline.predictions import write_all_predictions
@@ -78,9 +80,8 @@ class RunInProgress:
     ) -> Recorder:
         """The recorder of `rows.jsonl`, mirrored by the logger of the config. facts: fields of every row.
 
-        resumed: the step and the epoch up to which rows of before are kept, and how many these are; None for a run that
-        begins. job_type: what
-        the logger calls the run, where the config does not say it.
+        resumed: the step and the measured step up to which rows of before are kept, and how many these are; None for a
+        run that begins. job_type: what the logger calls the run, where the config does not say it.
         """
         path = self.folder / "rows.jsonl"
         if resumed is None and self.is_main:
@@ -92,7 +93,7 @@ class RunInProgress:
         if resumed is not None:
             drop_unfinished(writer, *resumed)
         node = self.record.config.get("logger")
-        if node:
+        if node and not is_lightnings(node):
             more = {"job_type": job_type} if job_type and "job_type" not in node else {}
             self.logger = instantiate(node)(self.folder, self.record.config, **more)
             if hasattr(self.logger, "mirror"):  # one that is told of rows; others read the file
@@ -107,6 +108,14 @@ class RunInProgress:
         self.record.facts["seconds"] = {key: round(value, 2) for key, value in seconds.items()}
         self.record.metrics = dict(recorder.metrics)
 
+    def stop(self, reason: str) -> RunRecord:
+        """A run that ends before it is finished and has not failed."""
+        self.record.status, self.record.reason = "interrupted", reason
+        self.save()
+        if self.logger is not None:
+            self.logger.finish(failed=True)
+        return self.record
+
     def finish_record(self, measures: Sequence[Measure], epoch: int | None) -> RunRecord:
         """Write predictions, table and, last, the record. epoch: which the predictions are of."""
         record = self.record
@@ -118,6 +127,12 @@ class RunInProgress:
         if self.logger is not None:
             self.logger.finish(record.metrics)
         return record
+
+
+def is_lightnings(node: Mapping[str, Any]) -> bool:
+    """Whether a logger is of Lightning's kind, which the trainer calls; our own are told of rows."""
+    found = get_object(current_name(str(node.get("_target_"))))
+    return isinstance(found, type) and issubclass(found, Logger)
 
 
 def kept_rows(path: Path) -> list[Row]:

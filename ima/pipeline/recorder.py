@@ -19,6 +19,7 @@ class Recorder:
     def __init__(self, run: str, writer: RowWriter | None, facts: Base, entry: str = "") -> None:
         self.run, self.writer, self.facts, self.entry = run, writer, facts, entry
         self.metrics: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
         self.mirrors: list[Callable[[list[Row]], None]] = []
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -29,11 +30,26 @@ class Recorder:
 
     def keep(self, rows: Sequence[Row]) -> None:
         """The metrics among rows, for the result; in a recorder of an entry without its name."""
-        for row in rows:
-            name = metric_name(row, mixture=bool(self.entry))
-            if name is not None:
-                name = name.removeprefix(f"{self.entry}/")
-                self.metrics |= {name: row.value} | ({} if row.se is None else {error_of(name): row.se})
+        for name, row in self.rows_by_name(rows).items():
+            name = name.removeprefix(f"{self.entry}/")
+            self.metrics |= {name: row.value} | ({} if row.se is None else {error_of(name): row.se})
+
+    def note(self, rows: Sequence[Row]) -> dict[str, float]:
+        """The metrics among rows that were just measured, by name; they are `latest` until the next ones."""
+        self.latest = self.named(rows)
+        return self.latest
+
+    def named(self, rows: Sequence[Row]) -> dict[str, float]:
+        return {name: row.value for name, row in self.rows_by_name(rows).items()}
+
+    def rows_by_name(self, rows: Sequence[Row]) -> dict[str, Row]:
+        named = ((metric_name(row, mixture=bool(self.entry)), row) for row in rows)
+        return {name: row for name, row in named if name is not None}
+
+    def forget(self, step: int) -> None:
+        """Drop what was measured at a step, which is measured again."""
+        if self.writer is not None:
+            self.writer.drop(lambda row: row["split"] != "train" and row["step"] == step)
 
     def of_entry(self, entry: str, facts: Base) -> Recorder:
         """For one entry of a mixture: its rows carry its name as task and before the track; metrics of its own."""
@@ -48,13 +64,12 @@ class Recorder:
 
 
 def drop_unfinished(writer: RowWriter, step: int, measured: int, num_rows: int | None = None) -> int:
-    """Rows that a resumed run will write again: training steps after `step`, epochs after `measured`. num_rows: how
-    many the run had written by then; raises UserError where others are left."""
+    """Rows that a resumed run will write again: of training steps after `step`, and of measurements after the step
+    `measured` (-1: of all). num_rows: how many the run had written by then; raises UserError where others are left."""
 
     def unwanted(row: dict[str, Any]) -> bool:
-        if row["split"] == "train":
-            return (row["step"] or 0) > step
-        return row["epoch"] is None or row["epoch"] > measured
+        last = step if row["split"] == "train" else measured
+        return row["step"] is None or row["step"] > last
 
     num = writer.drop(unwanted)
     if num_rows is not None and writer.num_rows != num_rows:

@@ -65,7 +65,9 @@ def fit(config: dict[str, Any]) -> int:
             init = folder
             if not last and dist.is_initialized():
                 dist.barrier()  # the next stage starts from what the first rank wrote
-        if main and record is not None:
+        if main and record is not None and not record.is_ok:
+            print(record.reason)
+        elif main and record is not None:
             summarise(top, record)
     return 0
 

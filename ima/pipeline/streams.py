@@ -15,9 +15,10 @@ from typing import Any
 from ima.core.files import write_atomic
 from ima.core.metric_names import VAL_LOSS
 from ima.models.multimodal import MultimodalModel
-from ima.pipeline.callbacks import AlignmentLogger, EpochPart, GenerationScorer
+from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer
 from ima.pipeline.data_checks import PreparedSamples
 from ima.pipeline.evaluator import Evaluator
+from ima.pipeline.moments import Part
 from ima.pipeline.parts import Parts, Stream
 from ima.pipeline.predictions import Final
 from ima.pipeline.recorder import Recorder
@@ -31,7 +32,7 @@ class Measure:
     recorder: Recorder
     evaluator: Evaluator
     scorer: GenerationScorer
-    parts: list[EpochPart]
+    parts: list[Part]
 
     @property
     def final(self) -> Final:

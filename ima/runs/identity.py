@@ -22,7 +22,7 @@ from ima.core.moved_names import current_name
 from ima.core.signatures import REQUIRED, Parameter, Source, read_module, resolve, signature
 from ima.core.trust import recorded_dtype
 
-IDENTITY = 2  # the version of the rule; results without the key were written before there was one
+IDENTITY = 3  # the version of the rule; results without the key were written before there was one
 PACKAGE = "ima"
 STACKED = ("intervention", "mixture", "stage", "callbacks")  # groups of which several choices are taken at once
 # Keys that no number depends on.
@@ -42,6 +42,7 @@ SPEED_AND_PLACE: dict[str, tuple[str, ...]] = {
     "llm": ("fast",),
     "trainer": (
         "accelerator", "devices", "num_nodes", "strategy", "profiler", "enable_progress_bar", "enable_model_summary",
+        "enable_checkpointing", "num_sanity_val_steps", "detect_anomaly", "fast_dev_run",
     ),
     "callbacks": ("every_num_steps",),
 }  # fmt: skip

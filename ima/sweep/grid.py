@@ -126,7 +126,7 @@ def evaluation_jobs(
             raise UserError(f"evaluations.{number}: {nearest(min(unknown), ['of', 'epochs', 'overrides'])}")
         if entry.get("of") is not None and entry["of"] not in training["overrides"]:
             continue
-        last = int((training["config"].get("trainer") or {}).get("max_epochs") or 0)
+        last = max(0, int((training["config"].get("trainer") or {}).get("max_epochs") or 0))
         for epoch in sorted({min(int(epoch), last) for epoch in entry.get("epochs") or [last]}):
             path = folder / training["hash"] / "checkpoints" / f"epoch-{epoch:03d}.safetensors"
             overrides = [f"checkpoint={quoted(str(path))}", *map(str, entry.get("overrides") or []), *trusted(training)]

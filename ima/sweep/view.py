@@ -88,7 +88,8 @@ class View:
 def note_progress(job: Job) -> None:
     """Note the run's epoch where it has moved, with the time."""
     if job.num_epochs is None and job.stamp() != job.seen and (result := job.result()) is not None:
-        job.num_epochs = (result.config.get("trainer") or {}).get("max_epochs")
+        most = (result.config.get("trainer") or {}).get("max_epochs")
+        job.num_epochs = most if isinstance(most, int) and most > 0 else None
     epoch = last_epoch(job.folder / "rows.jsonl")
     if job.num_epochs is None or epoch is None:
         return

@@ -129,7 +129,7 @@ MISTAKES = [
     ("max_epochs=3", "trainer.max_epochs"),
     ("trainer.lr=fast", "a number"),
     ("trainer.max_epochs=2.5", "whole number"),
-    ("trainer.max_epochs=-1", ">= 0"),
+    ("trainer.max_epochs=-2", ">= -1"),
     ("trainer.accelerator=gpuu", "gpu"),
     ("trainer.tags=[1,{a:b}]", "a text"),
     ("encoder.pretrained=maybe", "true or false"),

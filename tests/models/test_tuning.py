@@ -34,7 +34,7 @@ def seeded() -> Iterator[None]:
 def stepped(train: str) -> tuple[Any, FrozenLLM, dict[str, torch.Tensor]]:
     """The parts after three steps, and the LLM's state before."""
     parts = assemble(config_of(*TINY, f"llm.train={train}", "optimizer.llm_lr=1e-2"))
-    module, llm = parts.module(num_steps=3).train(), parts.llm
+    module, llm = parts.module(3).train(), parts.llm
     before = {name: value.clone() for name, value in llm.state_dict().items()}
     optimizer = module.configure_optimizers()["optimizer"]
     collate = Collate(parts.task, llm, parts.percepts, training=True)

@@ -132,7 +132,7 @@ def test_training_is_what_a_plain_loop_does_however_many_passes_make_a_step(tmp_
 def test_rows_that_were_changed_before_a_resume_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(*NOISE, "trainer.max_epochs=2", "callbacks.checkpoint.every_num_steps=2")
     with monkeypatch.context() as patch:
-        patch.setattr("ima.pipeline.callbacks.EpochMeasure.on_train_end", training_faults.pull_the_plug_at_the_end)
+        patch.setattr("ima.pipeline.callbacks.Export.on_train_end", training_faults.pull_the_plug_at_the_end)
         with pytest.raises(RuntimeError, match="plug"):
             train(config, tmp_path, "test")
     path = tmp_path / "rows.jsonl"

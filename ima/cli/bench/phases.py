@@ -120,7 +120,7 @@ def loop_seconds(parts: Parts, batches: Sequence[Sequence[Sample]]) -> float:
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=NUM_IDLE_STEPS, logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=False,
-        callbacks=[StepRecorder(Recorder("bench", None, {}), parts.flags.log_every_n_steps or 1), Bar(1), clock],
+        callbacks=[StepRecorder(Recorder("bench", None, {}), parts.flags.log_every_n_steps or 1), Bar(), clock],
     )  # fmt: skip
     trainer.fit(Idle(), loader)
     gaps = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
