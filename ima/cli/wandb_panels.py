@@ -52,7 +52,8 @@ def logged(folders: Iterable[Path]) -> Logged:
         changed = {each.get("kind") for each in (record.facts.get("plan") or {}).get("interventions") or []}
         out.totals |= {name for name in totals if name != FLOPS or changed}  # without a plan all is left
         entries = record.facts.get("entries") or {}
-        headlines = {record.facts.get("headline"), *(each.get("headline") for each in as_dicts(entries))} - {None}
+        told = [record.facts.get("headline"), *(each.get("headline") for each in as_dicts(entries))]
+        headlines = {str(each) for each in told if each}
         out.tasks |= {name for name in totals if is_task(name, headlines or set(HEADLINES))}
         out.has_predictions |= (folder / "samples.jsonl").is_file()
     return out
@@ -71,7 +72,7 @@ def is_task(name: str, headlines: Iterable[str]) -> bool:
 
 def usual() -> Logged:
     """What a training of one task logs, where there is no run to look at."""
-    pooled = {"role_a": "P", "role_b": "T", "variant": "raw"}
+    pooled: dict[str, Any] = {"role_a": "P", "role_b": "T", "variant": "raw"}
     names = {scalar_name(Row("run", score, 0.5, **pooled)) for score in ("ima", "ima_gap_read", "ima_matched")}
     points = {name for name in names if name} | {"train/loss", "train/lr", "val/loss", "ima_layer/L00"}
     tasks = {f"{track}/{HEADLINES[0]}" for track in ("T0", "T1")}
@@ -86,7 +87,7 @@ def panels(found: Logged) -> dict[str, list[Any]]:
         raise UserError(how_to_install("wandb_workspaces")) from None
 
     def curves(title: str, x: str, pattern: str) -> list[Any]:
-        names = sorted(name for name in found.points if re.fullmatch(pattern, name))
+        names: list[Any] = sorted(name for name in found.points if re.fullmatch(pattern, name))
         return [wr.LinePlot(title=title, x=x, y=names)] if names else []
 
     def scatter(x: str, y: str, title: str) -> Any:

@@ -75,7 +75,8 @@ class Session:
         self.kept: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             self.kept = dict(json.loads(self.path.read_text(encoding="utf-8")))
-        self.mode, self.run, self.step = "", None, 0
+        self.mode, self.step = "", 0
+        self.run: Any = None
         self.defined: set[str] = set()
         alignment = self.config.get("alignment") or {}
         self.axis = "trainer/global_step" if alignment.get("every_num_steps") else "epoch"
