@@ -83,9 +83,17 @@ def epoch_name(epoch: int) -> str:
     return "as evaluated" if epoch == EVALUATED else str(epoch)
 
 
+def measured_split(rows: Iterable[Row]) -> tuple[str | None, ...]:
+    """The validation split under its names; another one where alignment was measured on that alone."""
+    usual = ("val", "validation", None)
+    found = {row["split"] for row in rows if row["score"] == "sim"}
+    return tuple(found) if found and not found & set(usual) else usual
+
+
 def alignment_rows(rows: Sequence[Row]) -> list[Row]:
-    """Validation rows at the block outputs, of one pair of datasets (the most frequent: curves must not mix two)."""
-    kept = where(rows, split=("val", "validation", None), site=BLOCK_OUTPUTS)
+    """Rows at the block outputs of the split that alignment was measured on (the validation split, unless the config
+    named another one), of one pair of datasets (the most frequent: curves must not mix two)."""
+    kept = where(rows, split=measured_split(rows), site=BLOCK_OUTPUTS)
     kept = [row for row in kept if row["track"] in (None, "val")]
     if not kept:
         return []

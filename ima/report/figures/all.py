@@ -10,6 +10,7 @@ from ima.report.figures.compare import comparison_figures
 from ima.report.figures.drawing import Figure
 from ima.report.figures.full import cones, full_rows, site_norms, sites, vocabulary
 from ima.report.figures.full import variants as all_variants
+from ima.report.figures.groups import group_figures
 from ima.report.figures.masks import mask_rows, overlap_figures
 from ima.report.figures.mixture import mixture_figures, named
 from ima.report.figures.reservoir import geometry, token_pairs, tsne
@@ -29,7 +30,11 @@ def figures_of(run: Run) -> list[Figure]:
         entries = run.result["facts"].get("entries") or {}
         headlines = {entry: str(facts["headline"]) for entry, facts in entries.items() if "headline" in facts}
         first, *rest = mixture_figures(groups, headlines)
-        full = [named(figure, entry) for entry, own in groups.items() for figure in full_figures(own)]
+        full = [
+            named(figure, entry)
+            for entry, own in groups.items()
+            for figure in (*group_figures(series.alignment_rows(own)), *full_figures(own))
+        ]
         return [first, rest[0], training(run.rows), *rest[1:], *task_parts(run.rows), *full]
     rows = series.alignment_rows(next(iter(groups.values())))
     word = series.medium_word(rows)
@@ -52,6 +57,7 @@ def figures_of(run: Run) -> list[Figure]:
         consecutive(rows),
         tasks(next(iter(groups.values()))),
         *task_parts(run.rows),
+        *group_figures(rows),
         *full_figures(next(iter(groups.values()))),
     ]  # fmt: skip
 

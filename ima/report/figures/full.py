@@ -35,7 +35,7 @@ def full_rows(rows: Sequence[Row]) -> list[Row]:
     than it must."""
     kept = [
         row if row["epoch"] is not None else {**row, "epoch": series.EVALUATED}
-        for row in series.where(rows, split=("val", "validation", None), track=(None, "val"))
+        for row in series.where(rows, split=series.measured_split(rows), track=(None, "val"))
     ]
     kept = [row for row in kept if row["role_b"] != TEXT_ALONE]
     if all(row["site"] in (None, "resid_post") and row["variant"] in DEFAULT_VARIANTS for row in kept):
