@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ima.models.llm.frozen import FrozenLLM
     from ima.models.multimodal import MultimodalModel
     from ima.pipeline.api.models import (
+        LoadedLmm,
         LoadedModel,
         flops,
         hidden_states,
@@ -47,16 +48,16 @@ _HOMES = {
     "ima.interventions.skip.plan": ("Skip",),
     "ima.models.llm.frozen": ("FrozenLLM",),
     "ima.models.multimodal": ("MultimodalModel",),
-    "ima.pipeline.api.models": ("LoadedModel", "flops", "hidden_states", "intervene", "load_lmm", "logit_lens",
-                                "measure_alignment"),
+    "ima.pipeline.api.models": ("LoadedLmm", "LoadedModel", "flops", "hidden_states", "intervene", "load_lmm",
+                                "logit_lens", "measure_alignment"),
     "ima.pipeline.api.runs": ("Run", "evaluate", "fit", "load_run"),
     "ima.report.build": ("write_report",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
-    "FrozenLLM", "HiddenStates", "Intervention", "LoadedModel", "Mask", "MaskWeights", "MultimodalModel", "Prune",
-    "Role", "Run", "Sample", "Site", "Skip", "UserError", "compose", "evaluate", "fit", "flops", "hidden_states",
-    "intervene", "load_lmm", "load_run", "logit_lens", "measure_alignment", "overlap", "write_report",
+    "FrozenLLM", "HiddenStates", "Intervention", "LoadedLmm", "LoadedModel", "Mask", "MaskWeights", "MultimodalModel",
+    "Prune", "Role", "Run", "Sample", "Site", "Skip", "UserError", "compose", "evaluate", "fit", "flops",
+    "hidden_states", "intervene", "load_lmm", "load_run", "logit_lens", "measure_alignment", "overlap", "write_report",
 ]  # fmt: skip
 
 moved_imports.install()

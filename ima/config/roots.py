@@ -21,7 +21,7 @@ Offline = Literal["auto", True, False]
 OFFLINE_HELP = "whether the Hugging Face hub is never asked; auto: asked for what is not here, where it can be reached"
 TRUST_HELP = "modules or classes of yours that the config of a run folder may name ([my.module])"
 # What a whole multimodal model brings along; the rest of INHERITED is as train.py has it.
-OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage", "intervention")
+OF_LMM = ("encoder", "adapter", "llm", "mixture", "stage")
 # Parameters that `run` fills in, so that a dimension is never written twice; nobody else may.
 COMPLETED: dict[str, tuple[str, ...]] = {
     "adapter": ("dim", "width"),

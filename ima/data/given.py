@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,19 @@ def as_medium(value: Any, modality: str) -> Medium:
     elif isinstance(value, (list, tuple)) or np.ndim(value) == 4:
         return Frames(tuple(as_image(frame) for frame in value))
     raise UserError(f"a {modality} of type {type(value).__name__} is not known; give {KINDS[modality]}")
+
+
+def guess_modality(media: Any) -> str:
+    """Of a medium, or of the first in a list of them: a file by its name, (wave, rate) a sound, a list in a list or
+    four dimensions a clip; a picture otherwise."""
+    first = media[0] if isinstance(media, list) and media else media
+    if isinstance(first, (str, Path)):
+        kind = (mimetypes.guess_type(str(first))[0] or "").partition("/")[0]
+        return kind if kind in KINDS else "image"
+    if isinstance(first, Sound) or (isinstance(first, tuple) and len(first) == 2 and np.ndim(first[0]) == 1):
+        return "audio"
+    clip = isinstance(first, (Clip, list)) or (isinstance(first, np.ndarray) and first.ndim == 4)
+    return "video" if clip else "image"
 
 
 def as_image(value: Any) -> Image.Image:

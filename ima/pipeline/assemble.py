@@ -205,7 +205,7 @@ def build_interventions(config: dict[str, Any]) -> dict[str, Intervention]:
     """By name, checked against what is known of the LLM before anything is loaded."""
     chosen = config.get("intervention") or {}
     interventions: dict[str, Intervention] = {name: build(chosen, name, "intervention.") for name in chosen}
-    llm = llm_facts(config["llm"]) if interventions else None
+    llm = llm_facts(config.get("lmm") or config["llm"]) if interventions else None
     for name, intervention in interventions.items():
         if llm is not None:
             with prefix_errors(f"intervention.{name}"):

@@ -1,13 +1,15 @@
-"""Measuring a whole model that was trained elsewhere: its own processor lays out pictures and text.
+"""Measuring a whole model that was trained elsewhere: its own processor lays out media and text.
 
-Hidden here: which positions are of the picture, the question, the answer and the template.
+Hidden here: how an answer follows a prompt that a processor made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,121 +18,51 @@ from ima.core.errors import UserError
 from ima.core.types import Role, Sample
 from ima.data.collate import NoPercepts, Percepts
 from ima.data.source import Source
-from ima.models.hf_multimodal import PLAIN, Lmm, LmmBatch
+from ima.interventions.prune.calibration import Inputs
+from ima.models.hf_multimodal import Laid, Lmm, LmmBatch, batch_of
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pieces import Before
 from ima.pipeline.evaluator import Evaluator
 from ima.tasks.base import Task
 
+CALIBRATION_BATCH = 8
+
 
 class LmmCollate:
     """Callable for a DataLoader. `answers`: with the target, padded on the right (teacher-forced), or the prompt alone,
-    padded on the left (generation). `blind`: without pictures."""
+    padded on the left (generation). `blind`: without media."""
 
     def __init__(self, task: Task, source: Source, lmm: Lmm, answers: bool = True, blind: bool = False) -> None:
         self.task, self.source, self.answers, self.blind = task, source, answers, blind
-        self.processor, self.tokenizer = lmm.processor, lmm.processor.tokenizer
-        self.pieces = lmm.llm.pieces
-        self.image_id, self.image_token = lmm.image_id, lmm.image_token
-        self.eos_id, self.pad_id, self.dtype, self.name = lmm.llm.eos_id, lmm.llm.pad_id, lmm.llm.dtype, lmm.llm.name
+        self.layout, self.kind, self.pieces = lmm.layout, lmm.kind, lmm.llm.pieces
+        self.eos_id, self.pad_id = lmm.llm.eos_id, lmm.llm.pad_id
 
     def __call__(self, items: Sequence[tuple[Sample, int]]) -> LmmBatch:
         rows = [self.row(sample, draw) for sample, draw in items]
-        length = max(len(roles) for _, roles, _, _ in rows)
+        laid, labels = [row for row, _ in rows], [each for _, each in rows]
+        return batch_of([sample for sample, _ in items], laid, labels, self.kind, self.pad_id, left=not self.answers)
 
-        def padded(values: list[int], fill: int) -> list[int]:
-            rest = [fill] * (length - len(values))
-            return values + rest if self.answers else rest + values
-
-        roles_BS = torch.tensor([padded(roles, int(Role.PAD)) for _, roles, _, _ in rows])
-        labels_BS = torch.tensor([padded(labels, -100) for _, _, labels, _ in rows])
-        inputs = {"attention_mask": (roles_BS != Role.PAD).long()}
-        for name in rows[0][0]:  # of the text: ids and whatever is told of each of them
-            fill = self.pad_id if name == "input_ids" else 0
-            inputs[name] = torch.tensor([padded(texts[name], fill) for texts, _, _, _ in rows])
-        for name in {name for _, _, _, media in rows for name in media}:
-            inputs[name] = joined([media[name] for _, _, _, media in rows if name in media])
-        return LmmBatch([sample for sample, _ in items], inputs, roles_BS, labels_BS)
-
-    def row(self, sample: Sample, draw: int) -> tuple[dict[str, list[int]], list[int], list[int], dict[str, Tensor]]:
-        """Of one sample: what is told of its tokens, their roles and labels, its pictures."""
+    def row(self, sample: Sample, draw: int) -> tuple[Laid, list[int]]:
+        """Of one sample: what enters the model, and labels."""
         prompt, shown = self.task.prompt_for(sample), () if self.blind else sample.media_samples
-        text = self.laid_out(prompt, len(shown))
-        pictures = [self.source.medium(medium) for medium in shown]
-        made = self.processor(text=[text], images=pictures or None, return_tensors="pt")
-        ids = made["input_ids"][0].tolist()
-        roles = self.roles_of(text, prompt, ids)
-        labels = [-100] * len(ids)
-        texts = {
-            name: value[0].tolist()
-            for name, value in made.items()
-            if name != "attention_mask" and value.shape == made["input_ids"].shape
-        }
-        media = {name: value for name, value in made.items() if name not in texts and name != "attention_mask"}
+        laid = self.layout.lay(prompt, [self.source.medium(medium) for medium in shown], self.source.modality)
+        labels = [-100] * len(laid.roles)
         if self.answers:
             said = self.task.target_for(sample, draw).strip()
-            answer = self.pieces.encode(said if text[-1].isspace() else f" {said}", Before.TEXT)
+            behind = self.layout.around(prompt.strip(), self.source.modality, len(shown))[1] + self.kind.appended
+            answer = self.pieces.encode(said if behind[-1:].isspace() else f" {said}", Before.TEXT)
             if not said or not answer:
                 raise UserError(f"sample {sample.id}: its target text is empty; fix or remove it")
-            roles += [int(Role.ANSWER)] * len(answer) + [int(Role.SPECIAL)]
+            laid.roles += [int(Role.ANSWER)] * len(answer) + [int(Role.SPECIAL)]
             labels += [*answer, self.eos_id]
-            for name, values in texts.items():
-                values += [*answer, self.eos_id] if name == "input_ids" else [0] * (len(answer) + 1)
-        return texts, roles, labels, media
-
-    def laid_out(self, prompt: str, num_media: int) -> str:
-        """The prompt in the model's own template, ready for the answer. Templates take a turn in parts, or as one text
-        (those of language models)."""
-        if not getattr(self.processor, "chat_template", None):
-            return PLAIN.format(media=self.image_token * num_media, prompt=prompt)
-        parts = [*({"type": "image"} for _ in range(num_media)), {"type": "text", "text": prompt}]
-        for content in (parts, f"{self.image_token}\n" * num_media + prompt):
-            try:
-                text: str = self.processor.apply_chat_template(
-                    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-                )
-            except Exception:  # a template raises what it likes
-                continue
-            if text.count(self.image_token) == num_media and prompt in text:
-                return text
-        raise UserError(f"lmm.path: the chat template of {self.name} shows no picture and question; mend or remove it")
-
-    def roles_of(self, text: str, prompt: str, ids: list[int]) -> list[int]:
-        """Of each token of the laid out text, in which the processor has repeated the image tokens."""
-        start = text.rfind(prompt)
-        encoded = self.tokenizer(text, return_offsets_mapping=True)
-        roles: list[int] = []
-        names, spans = list(encoded.input_ids), list(encoded.offset_mapping)
-        for index, (name, (low, high)) in enumerate(zip(names, spans, strict=True)):
-            if name == self.image_id:
-                if index + 1 < len(names) and names[index + 1] == self.image_id:
-                    continue  # pictures side by side are one stretch
-                stop = len(roles)
-                while stop < len(ids) and ids[stop] == self.image_id:
-                    stop += 1
-                roles += [int(Role.PERCEPT)] * (stop - len(roles))
-                continue
-            inside = start >= 0 and low < start + len(prompt) and high > start and high > low
-            if len(roles) >= len(ids) or ids[len(roles)] != name:
-                break
-            roles.append(int(Role.PROMPT if inside else Role.SPECIAL))
-        if len(roles) != len(ids) or start < 0:
-            raise UserError(f"lmm.path: the processor of {self.name} changes the text; where things stand is not known")
-        return roles
-
-
-def joined(values: list[Tensor]) -> Tensor:
-    """Along the first dimension; what is smaller in others (pictures in fewer tiles) is filled with zeros."""
-    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-    filled = []
-    for value in values:
-        room = value.new_zeros((len(value), *shape))
-        room[tuple(slice(size) for size in value.shape)] = value
-        filled.append(room)
-    return torch.cat(filled)
+            for name, values in laid.tokens.items():
+                of_answer = self.kind.answer_type if name == "token_type_ids" else 0
+                values += [*answer, self.eos_id] if name == "input_ids" else [of_answer] * (len(answer) + 1)
+        return laid, labels
 
 
 class OwnPercepts:
-    """What the whole model makes of pictures itself: nothing is handed to it."""
+    """What the whole model makes of media itself: nothing is handed to it."""
 
     def __call__(self, samples: Sequence[Sample], epoch: int | None) -> dict[str, Tensor]:
         return {}
@@ -143,13 +75,46 @@ class LmmEvaluator(Evaluator):
         super().__init__(lmm, task, source, OwnPercepts(), batch_size, num_workers)
         self.lmm = lmm
 
+    def typical_tokens(self, samples: Sequence[Sample]) -> dict[str, int]:
+        """Tokens of each role in a typical prompt."""
+        rows = [self._collate(self.percepts, answers=False).row(sample, 0)[0].roles for sample in samples]
+        roles = sorted({role for row in rows for role in row})
+        return {Role(role).name.lower(): round(sum(row.count(role) for row in rows) / len(rows)) for role in roles}
+
     def _asked_blind(self, sample: Sample) -> tuple[int, ...]:
-        texts, _, _, _ = self._collate(NoPercepts(), answers=False).row(sample, 0)
-        return tuple(texts["input_ids"])
+        laid, _ = self._collate(NoPercepts(), answers=False).row(sample, 0)
+        return tuple(laid.tokens["input_ids"])
 
     def _shown_text(self, sample: Sample) -> TextKey:
-        texts, roles, _, _ = self._collate(NoPercepts()).row(sample, 0)
-        return tuple(texts["input_ids"]), tuple(roles)
+        laid, _ = self._collate(NoPercepts()).row(sample, 0)
+        return tuple(laid.tokens["input_ids"]), tuple(laid.roles)
 
     def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
         return LmmCollate(task or self.task, self.source, self.lmm, answers, isinstance(percepts, NoPercepts))
+
+
+class LmmCalibration:
+    """Examples of a source that statistics of a whole model's language model are gathered on: a seeded draw from its
+    training split, or where it has none from `val`."""
+
+    def __init__(self, lmm: Lmm, task: Task, source: Source, num_examples: int, seed: int) -> None:
+        self.evaluator = LmmEvaluator(lmm, task, source, CALIBRATION_BATCH)
+        self.num_examples, self.seed = num_examples, seed
+        split = next((each for each in ("train", "val") if each in source.splits), None)
+        if split is None:
+            raise UserError(f"data: {source.name} has no training or val split to calibrate on")
+        samples = source.samples(split)
+        order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(samples))
+        self.samples = [samples[index] for index in order[:num_examples]]
+        depends = (type(lmm.whole).__name__, lmm.llm.name, source.fingerprint, split, task.name, num_examples, seed)
+        self.key = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
+        self.name = source.name
+
+    def facts(self) -> dict[str, Any]:
+        return {"source": self.name, "num_examples": self.num_examples, "seed": self.seed}
+
+    def inputs(self, llm: FrozenLLM) -> Iterator[Inputs]:
+        with torch.no_grad():
+            for batch in self.evaluator.batches(self.samples):
+                x_BSD, roles_BS, _ = self.evaluator.module.splice(batch)
+                yield x_BSD, roles_BS

@@ -6,6 +6,7 @@ leaving of the plan, which an evaluation does once, nor the packing of weights t
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,21 @@ from ima.core.types import Batch
 from ima.interventions.base import Intervention
 from ima.interventions.stack import stack
 from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
 from ima.models.multimodal import MultimodalModel
 
 NUM_ROUNDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """What is timed: the pass over the prompts of one batch, and its whole generation. first: what is run before each,
+    untimed, as it packs weights that the plan has changed."""
+
+    first: Callable[[], object]
+    prefill: Callable[[], object]
+    generate: Callable[[], object]
 
 
 def plan_seconds(
@@ -37,23 +49,28 @@ def plan_seconds(
     quick: AbstractContextManager[object] = nullcontext()
     if fast:
         quick = accelerate(model.llm.model)  # keeps its packed weights from turn to turn
+    passes = Passes(
+        lambda: model.llm(x_BSD[:1], roles_BS[:1], ids[:1]),
+        lambda: model.llm(x_BSD, roles_BS, ids),
+        lambda: model.llm.generate(x_BSD, roles_BS, settings, ids),
+    )
+    return time_passes(model.llm, interventions, passes, len(batch), quick, num_rounds)
 
-    def prefill() -> None:
-        model.llm(x_BSD, roles_BS, ids)
 
-    def generate() -> None:
-        model.llm.generate(x_BSD, roles_BS, settings, ids)
-
+def time_passes(
+    llm: FrozenLLM, interventions: Sequence[Intervention], passes: Passes, num_examples: int,
+    quick: AbstractContextManager[object] | None = None, num_rounds: int = NUM_ROUNDS,
+) -> dict[str, Any]:  # fmt: skip
     def done() -> float:
         """The time, once the device has done what it was told."""
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        if llm.device.type == "cuda":
+            torch.cuda.synchronize(llm.device)
         return time.perf_counter()
 
-    def under(changes: Sequence[Intervention], work: Callable[[], None]) -> Callable[[], float]:
+    def under(changes: Sequence[Intervention], work: Callable[[], object]) -> Callable[[], float]:
         def run() -> float:
-            with torch.no_grad(), stack(model.llm, changes), quick:
-                model.llm(x_BSD[:1], roles_BS[:1], ids[:1])  # packs weights that the plan has changed
+            with torch.no_grad(), stack(llm, changes), quick or nullcontext():
+                passes.first()
                 start = done()
                 work()
                 return done() - start
@@ -61,14 +78,15 @@ def plan_seconds(
         return run
 
     seconds: dict[str, list[float]] = {}
-    for name, work, num in (("prefill", prefill, num_rounds), ("generate", generate, (num_rounds + 1) // 2)):
+    turns_of = (("prefill", passes.prefill, num_rounds), ("generate", passes.generate, (num_rounds + 1) // 2))
+    for name, work, num in turns_of:
         turns = {name: under(interventions, work), f"{name}_unskipped": under([], work)}
         seconds |= rounds(turns, num, f"time the plan, {name}")
-    found: dict[str, Any] = {name: statistics.median(values) / len(batch) for name, values in seconds.items()}
+    found: dict[str, Any] = {name: statistics.median(values) / num_examples for name, values in seconds.items()}
     middle, low, high = ratio(seconds, "prefill", "prefill_unskipped")
     found |= {"left": middle, "left_quartiles": [low, high]}
     found["generate_left"] = ratio(seconds, "generate", "generate_unskipped")[0]
-    return found | {"unit": "seconds per example", "batch_size": len(batch), "num_rounds": num_rounds}
+    return found | {"unit": "seconds per example", "batch_size": num_examples, "num_rounds": num_rounds}
 
 
 def say_seconds(found: dict[str, Any]) -> None:

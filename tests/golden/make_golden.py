@@ -78,7 +78,8 @@ def experiment_job(name: str) -> dict[str, Any]:
 
 def sweep_jobs(name: str) -> list[dict[str, Any]]:
     """overrides, script, hash and what it needs, of every job."""
-    evaluates = "script: evaluate" in (CONF / "sweep" / f"{name}.yaml").read_text()
+    text = (CONF / "sweep" / f"{name}.yaml").read_text()
+    evaluates = "script: evaluate" in text and "lmm=" not in text
     return list(plain(compose_sweep([f"sweep={name}", *([f"checkpoint={RUN}"] if evaluates else [])]))["jobs"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from ima.config.settings import Alignment
 from ima.core.errors import UserError
 from ima.core.types import Role, Sample, Site
 from ima.data.shapes import Shapes
+from ima.interventions.prune.intervention import Prune
+from ima.models.hf_multimodal import KINDS as TABLE
 from ima.models.hf_multimodal import Lmm, hf
+from ima.models.hf_multimodal.kinds import REFUSED
 from ima.models.llm.pass_context import Generation
+from ima.pipeline.evaluate import plan_of_whole
 from ima.pipeline.hf_evaluator import LmmCollate, LmmEvaluator
 from ima.report.build import write_report
 from ima.runs.record import read_result
@@ -54,6 +59,12 @@ def samples() -> list[Sample]:
         dataclasses.replace(sample, references=(" ".join(["a shape"] * (index + 1)),))
         for index, sample in enumerate(SOURCE.samples("val")[:3])
     ]
+
+
+def test_the_page_of_types_names_those_of_the_table() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    named = set(re.findall(r"^\| `(\w+)`", page, flags=re.M))
+    assert named == {kind.model_type for kind in TABLE} | set(REFUSED)
 
 
 def batch_of(lmm: Lmm, chosen: list[Sample], answers: bool = True) -> Any:
@@ -94,7 +105,8 @@ def test_roles_are_those_of_the_picture_the_question_and_the_answer(models: dict
     for ids_S, roles_S, labels_S, sample in zip(ids_BS, batch.roles_BS, batch.labels_BS, chosen, strict=True):
         said = {role: lmm.llm.decode(ids_S[roles_S == role].tolist()) for role in (Role.PROMPT, Role.ANSWER)}
         assert said[Role.PROMPT] == "What is shown?" and said[Role.ANSWER].strip() == sample.references[0]
-        assert torch.equal(roles_S == Role.PERCEPT, ids_S == lmm.image_id) and (roles_S == Role.PERCEPT).sum() > 1
+        placeholder_S = torch.isin(ids_S, torch.tensor(sorted(lmm.layout.ids)))
+        assert (placeholder_S | (roles_S != Role.PERCEPT)).all() and (roles_S == Role.PERCEPT).sum() > 1
         assert labels_S[labels_S != -100].tolist() == [*ids_S[roles_S == Role.ANSWER].tolist(), lmm.llm.eos_id]
 
 
@@ -129,21 +141,31 @@ def test_a_processor_without_a_template_is_asked_as_llava_is(tmp_path: Path) -> 
 
 
 def test_a_template_of_a_language_model_takes_the_turn_as_one_text(models: dict[str, Lmm]) -> None:
-    collate, lmm = LmmCollate(TASK, SOURCE, models["llava"]), models["llava"]
-    before = lmm.processor.chat_template
+    layout, processor = models["llava"].layout, models["llava"].processor
+    before = processor.chat_template
     try:
-        lmm.processor.chat_template = "{% for m in messages %}[{{ m['role'] + ': ' + m['content'] }}]{% endfor %}"
-        assert collate.laid_out("What?", 2) == "[user: <image>\n<image>\nWhat?]"
-        lmm.processor.chat_template = "hello"
-        with pytest.raises(UserError, match="shows no picture and question"):
-            collate.laid_out("What?", 1)
+        processor.chat_template = "{% for m in messages %}[{{ m['role'] + ': ' + m['content'] }}]{% endfor %}"
+        assert layout.around("What?", "image", 2) == ("[user: <image>\n<image>\n", "]")
+        processor.chat_template = "hello"
+        with pytest.raises(UserError, match="shows no image and question"):
+            layout.around("What?", "image", 1)
     finally:
-        lmm.processor.chat_template = before
+        processor.chat_template = before
+
+
+def command(folder: Path, out: Path) -> list[str]:
+    return ["lmm=hf", f"lmm.path={folder}", "lmm.dtype=float32", "data=shapes", "data.num_train=4", "data.num_test=4",
+            f"output_dir={out}", "alignment=full", "alignment.num_reservoir=4"]  # fmt: skip
+
+
+def test_a_mask_is_calibrated_on_the_data_of_the_evaluation_and_on_no_run(models: dict[str, Lmm]) -> None:
+    evaluator = LmmEvaluator(models["llava"], TASK, SOURCE, 2)
+    with pytest.raises(UserError, match="prune.run: x; a whole model is calibrated on the samples"):
+        plan_of_whole(evaluator, {"prune": Prune(run="x")}, samples())
 
 
 def test_one_command_measures_a_whole_model(launcher: Launcher, folders: dict[str, Path], tmp_path: Path) -> None:
-    argv = ["lmm=hf", f"lmm.path={folders['qwen2_vl']}", "lmm.dtype=float32", "data=shapes", "data.num_train=4",
-            "data.num_test=4", f"output_dir={tmp_path}", "alignment=full", "alignment.num_reservoir=4"]  # fmt: skip
+    argv = command(folders["qwen2_vl"], tmp_path)
     done = launcher.run("evaluate", argv)
     assert done.code == 0, done.stderr
     (folder,) = tmp_path.iterdir()
@@ -158,16 +180,34 @@ def test_one_command_measures_a_whole_model(launcher: Launcher, folders: dict[st
     assert again.code == 0 and "evaluated already" in again.stdout
 
 
+def test_one_command_skips_in_a_whole_model_and_says_what_that_saves(
+    launcher: Launcher, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    skips = ["intervention=[skip_ffn,prune]", "intervention.skip_ffn.start=1", "intervention.prune.num_examples=2"]
+    done = launcher.run("evaluate", command(folders["llava_next"], tmp_path) + skips)
+    assert done.code == 0, done.stderr
+    assert "no ffn for percept" in done.stdout and "measured: the prompt's pass takes" in done.stdout
+    (folder,) = tmp_path.iterdir()
+    result = read_result(folder)
+    kinds = [each["kind"] for each in result["facts"]["plan"]["interventions"]]
+    assert kinds == ["skip", "mask"] and 0 < result["facts"]["plan"]["flops"]["prefill_left"] < 1
+    assert result["facts"]["plan"]["interventions"][1]["sparsity"] == pytest.approx(0.5, abs=0.02)
+    assert "skip" in write_report([folder]).read_text()
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         ([], "lmm.path: missing"),
         (["lmm.path=nowhere/to/be/found"], "lmm.path: nowhere/to/be/found cannot be loaded"),
         (["lmm.path={llava}", "checkpoint=outputs/demo"], "checkpoint: not together with lmm"),
-        (["lmm.path={llava}", "intervention=skip_block"], "intervention: not together with lmm"),
+        (
+            ["lmm.path={llava}", "intervention=skip_block", "intervention.skip_block.start=9"],
+            "skip_block.start: blocks",
+        ),
         (["lmm.path={llava}", "llm.dtype=float32"], "llm.dtype: not together with lmm"),
         (["lmm.path={llava}", "lmm.dtyp=float32"], "no 'dtyp' in lmm"),
-        (["lmm.path={llava}", "data=stamps_audio"], "is audio; a whole model is shown pictures"),
+        (["lmm.path={llava}", "data=stamps_audio"], "is audio; "),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -183,5 +223,5 @@ def test_a_model_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
 
     tiny_model("llama").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="type 'llama' is not supported; supported are llava"):
+    with pytest.raises(UserError, match="type 'llama' is not supported; supported are gemma3"):
         hf(str(tmp_path))

@@ -5,18 +5,20 @@ While an engine is open, attention of its model goes through `attend`, which loo
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ima.interventions.skip.decision import BlockDecision
 
 ATTENTION = "ima_skip"
+PLAIN_ATTENTION = "ima_skip_eager"  # of models whose attention bounds its scores (Gemma 2)
 # Attention modules under an open engine -> (block -> what it leaves out in the running pass, block).
 _decisions: dict[nn.Module, tuple[dict[int, BlockDecision], int]] = {}
 
@@ -29,23 +31,46 @@ def deciding(stack: ExitStack, module: nn.Module, decisions: dict[int, BlockDeci
 
 
 def switch_attention(stack: ExitStack, config: Any) -> None:
-    """Attention of this model goes through `attend` until `stack` is closed. Configs of sub-modules are the model's own
-    object."""
+    """Attention of this model goes through `attend` until `stack` is closed; parts with a config of their own keep
+    theirs (an encoder of pictures). Configs of sub-modules are the model's own object."""
     before = config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
-    config._attn_implementation = ATTENTION
-    stack.callback(setattr, config, "_attn_implementation", before)
+    name, function, mask = (
+        (PLAIN_ATTENTION, attend_plainly, eager_mask) if before == "eager" else (ATTENTION, attend, sdpa_mask)
+    )
+    ALL_ATTENTION_FUNCTIONS.register(name, function)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+    config._attn_implementation = {"": name}
+    stack.callback(setattr, config, "_attn_implementation", {"": before})
+
+
+def eager_attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """The family's own products, bounds of the scores included."""
+    found: tuple[Tensor, Tensor | None] = sys.modules[type(module).__module__].eager_attention_forward(
+        module, *args, **kwargs
+    )
+    return found
+
+
+def attend_plainly(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    return attend(module, query, key, value, attention_mask, stock=eager_attention_forward, **kwargs)
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    stock: Any = sdpa_attention_forward,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, H, S, W), key and value (B, H_kv, K, W) -> (B, S, H, W)."""
     entered = _decisions.get(module)
     now = entered[0].get(entered[1]) if entered is not None else None
     if now is None or (now.queries is None and now.hidden_BK is None and not now.heads):
-        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        found, _ = stock(module, query, key, value, attention_mask, **kwargs)
         return found, None
     length, num_keys = query.shape[2], key.shape[2]
     columns = now.queries.queries() if now.queries is not None else torch.arange(length, device=query.device)[None]
@@ -72,7 +97,7 @@ def attend(
             query = query[:, :, now.queries.lo : now.queries.hi]
         else:
             query = query.gather(2, columns[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-    found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    found, _ = stock(module, query, key, value, attention_mask, **kwargs)
     if now.queries is not None:
         found = now.queries.put_queries(found, columns)
     for head, skip_BS in now.heads.items():

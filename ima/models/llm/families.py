@@ -139,6 +139,10 @@ def gemma(width: int) -> dict[str, Any]:
     return grouped(head_dim=width // 4, query_pre_attn_scalar=width // 4, sliding_window=64)(width)
 
 
+def narrow_heads(width: int) -> dict[str, Any]:
+    return grouped(head_dim=width // 4)(width)
+
+
 def opt(width: int, narrow: bool = False) -> dict[str, Any]:
     """narrow: norms after the sums and embeddings narrower than the blocks, as in opt-350m."""
     return {
@@ -162,12 +166,17 @@ FAMILIES: tuple[Family, ...] = (
         "qwen2", "qwen2", PRE_NORM, PRE_NORM_NAMES, TinyTwin("Qwen2Config", grouped()),
         plain_block=True, accelerated=True,
     ),
-    # The language models inside Qwen2-VL and Qwen2.5-VL; there are no tiny ones without the rest.
+    # Language models inside multimodal ones; tests/tiny_lmms.py has tiny ones with the rest.
     Family("qwen2_vl_text", "qwen2_vl_text", PRE_NORM, PRE_NORM_NAMES, None),
     Family("qwen2_5_vl_text", "qwen2_5_vl_text", PRE_NORM, PRE_NORM_NAMES, None),
+    Family("qwen3_vl_text", "qwen3_vl_text", PRE_NORM, PRE_NORM_NAMES, None),
+    Family("gemma", "gemma", PRE_NORM, PRE_NORM_NAMES, None),
+    Family("gemma2", "gemma2", SANDWICH, SANDWICH_NAMES, None),
+    Family("molmo2_text", "molmo2_text", PRE_NORM, PRE_NORM_NAMES, None, when=lambda config: not config.norm_after),
+    Family("phi4_multimodal", "phi4_multimodal", PRE_NORM, Names("self_attn", "self_attn.o_proj", LN2), None),
     Family(
         "qwen3", "qwen3", PRE_NORM, PRE_NORM_NAMES,
-        TinyTwin("Qwen3Config", lambda width: grouped(head_dim=width // 4)(width)), plain_block=True,
+        TinyTwin("Qwen3Config", narrow_heads), plain_block=True,
     ),
     Family("gemma3", "gemma3_text", SANDWICH, SANDWICH_NAMES, TinyTwin("Gemma3TextConfig", gemma)),
     Family(
@@ -209,7 +218,6 @@ TINY: dict[str, Family] = {family.name: family for family in FAMILIES if family.
 REFUSED: dict[str, str] = {
     "cohere": "its head scales the logits, which the logit lens and entropy do not",
     "falcon": "its blocks add attention's output into the FFN's output in place",
-    "gemma2": "its attention bounds the scores, which the kernel that skips leave positions out of does not",
     "gpt2": "its linear maps are no nn.Linear, which FLOPs, masks and LoRA need",
     "granite": "its blocks multiply what they add to the stream, so that no sum of sites is the block's output",
 }

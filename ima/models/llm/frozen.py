@@ -7,7 +7,7 @@ beams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -188,9 +188,16 @@ class FrozenLLM(nn.Module):
             self.running = before
 
     @contextmanager
-    def _decoding(self, roles_BS: Tensor, sample_ids: tuple[str, ...] | None) -> Iterator[None]:
+    def _decoding(
+        self,
+        roles_BS: Tensor,
+        sample_ids: tuple[str, ...] | None,
+        module: nn.Module | None = None,
+        look: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Iterator[None]:
         """The first pass inside sees the prompt, repeated for beams; every later one sees GENERATED tokens. Passes are
-        counted, since lengths do not tell a prompt of one token from a decoding step."""
+        counted, since lengths do not tell a prompt of one token from a decoding step. module: whose passes they are,
+        where it is not the whole model; look: the prompt's roles once its embeddings are known."""
         num_past = 0
         num_real_B = (roles_BS != Role.PAD).sum(1)
         history: dict[Any, Any] = {}
@@ -203,6 +210,7 @@ class FrozenLLM(nn.Module):
             if num_past == 0:
                 assert length == roles_BS.shape[1], "the first pass of decoding is over the whole prompt"
                 roles = roles_BS.repeat_interleave(times, dim=0)
+                roles = look(x, roles) if look is not None and x is not None else roles
             else:
                 roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
             ids = None if sample_ids is None else tuple(name for name in sample_ids for _ in range(times))
@@ -211,7 +219,7 @@ class FrozenLLM(nn.Module):
             num_past += length
 
         with self._running(PassContext(roles_BS, sample_ids)):
-            handle = self.model.register_forward_pre_hook(before_pass, with_kwargs=True)
+            handle = (module or self.model).register_forward_pre_hook(before_pass, with_kwargs=True)
             try:
                 yield
             finally:

@@ -19,7 +19,7 @@ from ima.config.settings import Alignment, SiteName
 from ima.core.errors import UserError
 from ima.core.types import Row, Site
 from ima.data.collate import LivePercepts
-from ima.data.given import GivenMedia, GivenTask
+from ima.data.given import GivenMedia, GivenTask, guess_modality
 from ima.interventions.base import Intervention, Setting
 from ima.interventions.flops import sequence
 from ima.interventions.plan import plan_facts, plan_of
@@ -71,15 +71,36 @@ class LoadedModel:
         return answers(self, media, one, prompt, entry, max_new_tokens)
 
 
-def load_lmm(path: str, device: str | None = None, dtype: Any = "auto") -> Lmm:
-    """A whole multimodal model of Hugging Face, from a folder or a hub name (docs/models.md says which types)."""
-    lmm = load_hf(path, dtype)
+@dataclasses.dataclass
+class LoadedLmm:
+    """A whole multimodal model of Hugging Face; everything of this page takes it like a run's model."""
+
+    name: str
+    module: Lmm
+
+    @property
+    def llm(self) -> FrozenLLM:
+        return self.module.llm
+
+    def generate(self, medium: Media, prompt: str = "", max_new_tokens: int | None = None) -> str | list[str]:
+        """What the model says about one picture, sound or clip; a list for a list of them."""
+        media, one = several(medium, modality_of(self, medium))
+        return answers(self, media, one, prompt, "", max_new_tokens)
+
+
+Loaded = LoadedModel | LoadedLmm
+
+
+def load_lmm(path: str, device: str | None = None, dtype: Any = "auto", num_frames: int = 8) -> LoadedLmm:
+    """A whole multimodal model of Hugging Face, from a folder or a hub name (docs/models.md says which types).
+    num_frames: of a clip that are shown."""
+    lmm = load_hf(path, dtype, num_frames=num_frames)
     lmm.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    return lmm
+    return LoadedLmm(lmm.llm.name, lmm)
 
 
 def hidden_states(
-    model: LoadedModel | Lmm,
+    model: Loaded,
     media: Media,
     texts: Sequence[str] | str = (),
     prompts: Sequence[str] | str = (),
@@ -102,7 +123,7 @@ def hidden_states(
 
 
 def measure_alignment(
-    model: LoadedModel | Lmm | Sequence[torch.Tensor],
+    model: Loaded | Sequence[torch.Tensor],
     media: Media = None,
     texts: Sequence[str] = (),
     prompts: Sequence[str] = (),
@@ -115,7 +136,7 @@ def measure_alignment(
     Either of a model, with media and what is said about each; or of hidden states of your own: one (N, S, D) tensor a
     layer and `roles` (N, S) of `ima.Role`. Raises UserError where these do not fit together.
     """
-    if isinstance(model, LoadedModel | Lmm):
+    if isinstance(model, LoadedModel | LoadedLmm):
         evaluator, samples = given(model, media, texts, prompts, entry)
         if not texts:
             raise UserError("texts: alignment compares media with text; give what is said about each medium")
@@ -129,7 +150,7 @@ def measure_alignment(
 
 
 @contextmanager
-def intervene(model: LoadedModel | Lmm | FrozenLLM, *interventions: Intervention) -> Iterator[None]:
+def intervene(model: Loaded | FrozenLLM, *interventions: Intervention) -> Iterator[None]:
     """While this is open, the interventions act on the model's LLM; afterwards it is bit for bit what it was."""
     llm = model if isinstance(model, FrozenLLM) else model.llm
     setting = Setting(calibrate=CalibrationTask)
@@ -138,7 +159,7 @@ def intervene(model: LoadedModel | Lmm | FrozenLLM, *interventions: Intervention
 
 
 def flops(
-    model: LoadedModel | Lmm | FrozenLLM, *interventions: Intervention, percept: int = 10, prompt: int = 8
+    model: Loaded | FrozenLLM, *interventions: Intervention, percept: int = 10, prompt: int = 8
 ) -> dict[str, Any]:
     """GFLOPs of a prompt with so many perceptual and text tokens, and what the interventions leave of them."""
     llm = model if isinstance(model, FrozenLLM) else model.llm
@@ -148,7 +169,7 @@ def flops(
     return found
 
 
-def logit_lens(model: LoadedModel | Lmm | FrozenLLM, x_ND: torch.Tensor, num: int = 5) -> list[list[tuple[str, float]]]:
+def logit_lens(model: Loaded | FrozenLLM, x_ND: torch.Tensor, num: int = 5) -> list[list[tuple[str, float]]]:
     """What hidden states (N, D) of any layer would say if the LLM ended there: per state the `num` likeliest tokens
     with their probabilities, through the final norm and the LM head in fp32."""
     llm = model if isinstance(model, FrozenLLM) else model.llm
@@ -156,6 +177,15 @@ def logit_lens(model: LoadedModel | Lmm | FrozenLLM, x_ND: torch.Tensor, num: in
 
 
 # -- what these have in common ---------------------------------------------------------------------------------------
+
+
+def modality_of(model: Loaded, media: Media, entry: str = "") -> str:
+    """Of a run what it was trained on; a whole model is shown what the first medium looks like."""
+    if isinstance(model, LoadedModel):
+        return model.stream(entry).source.modality
+    can = model.module.modalities
+    found = guess_modality(media)
+    return found if found in can or len(can) > 1 else can[0]
 
 
 def several(media: Media, modality: str) -> tuple[list[Any], bool]:
@@ -166,14 +196,14 @@ def several(media: Media, modality: str) -> tuple[list[Any], bool]:
 
 
 def given(
-    model: LoadedModel | Lmm, media: Media, texts: Sequence[str] | str, prompts: Sequence[str] | str, entry: str
+    model: Loaded, media: Media, texts: Sequence[str] | str, prompts: Sequence[str] | str, entry: str
 ) -> tuple[Evaluator, list[Any]]:
-    modality = "image" if isinstance(model, Lmm) else model.stream(entry).source.modality
+    modality = modality_of(model, media, entry)
     found, _ = several(media, modality)
     texts, prompts = ([each] if isinstance(each, str) else list(each) for each in (texts, prompts))
     source = GivenMedia(found, modality, texts, prompts)
-    if isinstance(model, Lmm):
-        evaluator: Evaluator = LmmEvaluator(model, GivenTask(), source, BATCH_SIZE)
+    if isinstance(model, LoadedLmm):
+        evaluator: Evaluator = LmmEvaluator(model.module, GivenTask(), source, BATCH_SIZE)
     else:
         stream = model.stream(entry)
         percepts = LivePercepts(source, stream.channel.encoder)
@@ -184,7 +214,7 @@ def given(
 
 
 def answers(
-    model: LoadedModel | Lmm, media: list[Any], one: bool, prompt: str, entry: str, max_new_tokens: int | None
+    model: Loaded, media: list[Any], one: bool, prompt: str, entry: str, max_new_tokens: int | None
 ) -> str | list[str]:
     evaluator, samples = given(model, media, (), [prompt] * len(media) if prompt else (), entry)
     settings = evaluator.settings
