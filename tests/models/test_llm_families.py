@@ -201,7 +201,7 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_path(fault: str, folde
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("vit", "type 'vit' is not supported; supported are gemma3_text, gpt_neox, "),
+        ("vit", "type 'vit' is not supported; supported are gemma, gemma2, "),
         ("somebody's", 'type "somebody\'s" is not supported; '),
         ("granite", "type 'granite' is not supported (its blocks multiply what they add to the stream"),
         ("clap", "type 'clap' is not supported; "),
