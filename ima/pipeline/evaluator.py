@@ -6,6 +6,8 @@ alignment statistics, gathered predictions for tasks. Every example counts once.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -186,10 +188,11 @@ class Evaluator:
         that samples that show the model the same text share one generation."""
         start = time.perf_counter()
         percepts: Percepts = NoPercepts() if blind else self.percepts
-        asked, shown = list(samples), dict[str, Any]()
+        asked, shown = list(samples), dict[str, str]()
         if blind:
             shown = {sample.id: self._shown_blind(sample) for sample in samples}
-            asked = list({shown[sample.id]: sample for sample in samples}.values())
+            groups = {shown[sample.id]: sample for sample in samples}
+            asked = [dataclasses.replace(sample, id=key) for key, sample in groups.items()]
         texts: dict[str, str] = {}
         by_likelihood = bool(asked and self.task.candidates_for(asked[0]))
         if by_likelihood:
@@ -205,14 +208,15 @@ class Evaluator:
             dist.all_gather_object(parts, texts)
             texts = {key: text for part in parts for key, text in part.items()}
         if blind:
-            by_text = {shown[sample.id]: texts[sample.id] for sample in asked}
-            texts = {sample.id: by_text[shown[sample.id]] for sample in samples}
+            texts = {sample.id: texts[shown[sample.id]] for sample in samples}
         self._spent("blind" if blind else "generate", start)
         return [Prediction(sample, self.task.clean(texts[sample.id])) for sample in samples]
 
-    def _shown_blind(self, sample: Sample) -> tuple[Any, ...]:
-        """What the model sees of a sample without its media, however many turns that has, and what it chooses from."""
-        return self._asked_blind(sample), tuple(self.task.candidates_for(sample))
+    def _shown_blind(self, sample: Sample) -> str:
+        """A name for what the model sees of a sample without its media, however many turns that has, and what it
+        chooses from. Interventions that draw by sample draw by it, whichever samples there are."""
+        seen = self._asked_blind(sample), tuple(self.task.candidates_for(sample))
+        return f"blind/{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}"
 
     def _asked_blind(self, sample: Sample) -> tuple[int, ...]:
         return tuple(self._collate(NoPercepts(), answers=False).text(sample, 0)[0])
