@@ -2,7 +2,7 @@
 
 import sys
 
-from ima.cli.scripts import run_script
+from ima.cli.sweep import main
 
 if __name__ == "__main__":
-    sys.exit(run_script("sweep", sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -127,6 +127,7 @@ def child(request: dict[str, Any]) -> int:
     os.chdir(request["cwd"])
     sys.argv = [str(ROOT / f"{request['script']}.py"), *request["argv"]]
     import ima.pipeline.run
+    from ima.cli import sweep
     from ima.cli.scripts import run_script
 
     if not request["report"]:
@@ -136,7 +137,9 @@ def child(request: dict[str, Any]) -> int:
     if request["patch"]:
         owner, name = find(request["patch"])
         getattr(owner, name)()
-    return run_script(request["script"], request["argv"])
+    return (
+        sweep.main(request["argv"]) if request["script"] == "sweep" else run_script(request["script"], request["argv"])
+    )
 
 
 def serve() -> None:

@@ -1,146 +1,175 @@
-"""What the three scripts share: environment, composition, help, and the border where mistakes become one line.
+"""What train.py and evaluate.py share: they are Hydra applications, and mistakes become one line at their border.
 
-`run_script` composes and checks the config first, in about a second and without torch; only then is `ima.pipeline.run`
-imported (for sweep.py `ima.sweep`, which needs no torch either). A UserError is printed as `error: ...` and gives
-exit code 2; errors of the program keep their traceback.
+`run_script` hands the command line to `hydra.main`, whose loader (`ima.config.loader`) composes and checks the config
+in about a second and without torch; then the job (`ima.cli.job`) runs. A UserError is printed as `error: ...` and gives
+exit code 2; a multirun in which a job failed gives 1; errors of the program keep their traceback.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import importlib
+import functools
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import hydra
 
-from ima.config.compose import CONF, choices_of, compose, default_groups
-from ima.config.hub_names import hub_names
-from ima.config.roots import ROOTS
-from ima.config.synonyms import synonym
-from ima.core.commands import command_of, name_of
+from ima.cli import job
+from ima.cli.flags import Flags, read_flags
+from ima.cli.help import help_text
+from ima.config import folders, hydra_private
+from ima.config.compose import REFUSED
+from ima.config.loader import Loader
+from ima.config.refusals import one_line
+from ima.core.commands import ROOT, command_of
 from ima.core.environment import prepare
-from ima.core.errors import UserError, memory_line, nearest
-from ima.core.extras import missing_extra
+from ima.core.errors import UserError
 from ima.core.network import settle
-from ima.core.trust import trusting
-from ima.sweep.grid import compose_sweep
-
-ENTRIES = {"train": "ima.pipeline.run.fit", "evaluate": "ima.pipeline.run.evaluate", "sweep": "ima.sweep.run.run_jobs"}
-PURPOSE = {
-    "train": "Train an adapter into a frozen LLM and measure the alignment inside.",
-    "evaluate": "Evaluate a checkpoint, with interventions and alignment measures as chosen.",
-    "sweep": "Run a grid of trainings or evaluations, one process each, and collect one table.",
-}
-OPTIONS = {
-    "--help": "this text",
-    "--cfg": "print the resolved config and stop",
-    "--multirun": "(-m, train.py) several values: run the grid as a sweep",
-}
-# Errors of files that are the place's, not the program's: full, closed to us, or no folder at all.
-OF_THE_PLACE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
-    errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
-)  # fmt: skip
-SHORT = {"-h": "--help", "-c": "--cfg", "-m": "--multirun"}
+from ima.core.trust import CONF
+from ima.sweep import launcher
+from ima.sweep.job import JobFailed
+from ima.sweep.process import refuse_ranks
 
 
-def run_script(root: str, argv: Sequence[str], entry: Callable[[Any], Any] | None = None) -> int:
-    """The whole of a script; returns its exit code. `entry` replaces the function of ENTRIES (tests)."""
+def run_script(
+    root: str,
+    argv: Sequence[str],
+    entry: Callable[[Any], Any] | None = None,
+    conf: Path = CONF,
+    follow: Callable[[Path], None] | None = None,
+) -> int:
+    """The whole of a script; returns its exit code. `entry` replaces the function that trains or evaluates (tests).
+    follow: called with the folder of a multirun before its end."""
     prepare()
+    return at_border(functools.partial(start, root, list(argv), entry, conf, follow))
+
+
+def at_border(call: Callable[[], int]) -> int:
+    """What `call` returns; a mistake of a person as one line and exit code 2."""
+    job.STARTED, job.REFUSAL = False, None
     try:
-        return int(dispatch(root, list(argv), entry) or 0)
-    except UserError as error:
-        return refuse(str(error))
-    except ModuleNotFoundError as error:
-        if not (lacking := missing_extra(error)):
-            raise
-        return refuse(lacking)
+        return call()
+    except JobFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in OF_THE_PLACE:
-            raise
-        return refuse(f"{error.filename or 'file'}: {error.strerror}; free some space or set output_dir and IMA_CACHE")
-    except (RuntimeError, MemoryError) as error:
-        if not (line := memory_line(error)):
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except Exception as error:
+        if (line := refusal(error)) is None:
             raise
         return refuse(line)
+
+
+def start(
+    root: str,
+    argv: list[str],
+    entry: Callable[[Any], Any] | None,
+    conf: Path,
+    follow: Callable[[Path], None] | None,
+) -> int:
+    flags = read_flags(argv, conf)
+    if flags.has("help"):
+        print(help_text(root, conf, flags.config_dirs))
+        return 0
+    if flags.has("multirun"):
+        refuse_ranks(os.environ)
+    elif flags.is_run and any(text.startswith("sweep=") for text in argv) and "hydra.mode=RUN" not in argv:
+        raise UserError(f"sweep: several runs; write {command_of(root)} --multirun, or {command_of('sweep')}")
+    typed = [text.partition("=")[2] for text in flags.given.overrides if text.startswith("offline=")]
+    if typed:
+        settle(typed[-1])  # a checkpoint of the hub is read while the config is composed
+    launcher.JOBS.clear()
+    begun, failure = time.time(), None
+    places: list[Path] = []
+    try:
+        run_hydra(root, flags, entry, conf, places)
+    except JobFailed as error:
+        failure = error
+    except KeyboardInterrupt:
+        if places:
+            end_multirun(places[0], begun, draw=False)
+        raise
+    if places and flags.is_run:
+        try:
+            if follow is not None:
+                follow(places[0])
+        except JobFailed as error:
+            failure = failure or error
+        finally:
+            end_multirun(places[0], begun)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def end_multirun(folder: Path, begun: float, draw: bool = True) -> int:
+    """Table and page of a multirun; 1 where a job has failed that its sweeper passed over."""
+    from ima.sweep.run import finish, jobs_in  # draws figures
+
+    jobs = list(launcher.JOBS) or jobs_in(folder)
+    if jobs:
+        finish(folder, jobs, draw)
+    failed = [one for one in jobs if one.state == "failed" and one.has_ended_since(begun)]
+    if failed:
+        raise JobFailed(f"{failed[0].label}: {failed[0].reason}" + (f" and {len(failed) - 1} more" * bool(failed[1:])))
+    return 0
+
+
+def run_hydra(root: str, flags: Flags, entry: Callable[[Any], Any] | None, conf: Path, places: list[Path]) -> None:
+    """`hydra.main` over the job, with our loader. The folder of a multirun is put into `places`. What a single run was
+    refused for is raised."""
+    made: list[Loader] = []
+
+    def make_loader(config_search_path: Any) -> Loader:
+        made.append(Loader(config_search_path, root, conf, looks=not flags.is_run))
+        return made[-1]
+
+    make_findable()
+    folders.register()
+    hydra_private.find_plugin()
+    hydra_private.use_loader(make_loader)
+    hydra_private.raise_errors()
+    typed, job.ENTRY = list(sys.argv), entry
+    sys.argv, job.TYPED = [sys.argv[0], *flags.ordered], typed
+    try:
+        hydra.main(**version_base(), config_path=str(conf), config_name=root)(job.TASKS[root])()
+    finally:
+        sys.argv, job.ENTRY, job.TYPED = typed, None, None
+        places += [loader.sweep_dir for loader in made if loader.sweep_dir is not None]
+    if job.REFUSAL is not None:
+        raise job.REFUSAL
+
+
+def version_base() -> dict[str, Any]:
+    """1.4 has one behaviour only and says so."""
+    return {"version_base": hydra_private.VERSION_BASE} if hydra.__version__ < "1.4" else {}
+
+
+def make_findable() -> None:
+    """A person's own classes lie where she works; our plugin and ima itself are found by processes of launchers too."""
+    places = [os.getcwd(), str(ROOT), str(hydra_private.PLUGINS)]
+    sys.path += [place for place in places if place not in sys.path]
+    known = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*known, *(place for place in places if place not in known)])
+
+
+def refusal(error: Exception) -> str | None:
+    """The line for a mistake of a person; None for one of the program."""
+    if (line := job.line_of(error)) is not None:
+        return line
+    if job.STARTED or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        return None
+    if isinstance(error, REFUSED) or type(error).__module__.startswith("hydra.") or type(error) is ValueError:
+        return one_line(error)
+    return None
 
 
 def refuse(message: str) -> int:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2
-
-
-def dispatch(root: str, argv: list[str], entry: Callable[[Any], Any] | None) -> int | None:
-    flags = [SHORT.get(argument, argument) for argument in argv if argument.startswith("-")]
-    overrides = [argument for argument in argv if not argument.startswith("-")]
-    for flag in flags:
-        if flag not in OPTIONS and (known := synonym(flag.lstrip("-").partition("=")[0].rpartition(".")[2])):
-            raise UserError(f"{flag}: no such option; {known}, written key=value without '--'")
-        if flag not in OPTIONS and "=" in flag:
-            raise UserError(
-                f"{flag}: no such option; keys are written without '--': {flag.lstrip('-')} "
-                "(in the command of a W&B sweep ${args_no_hyphens} in place of ${args})"
-            )
-        if flag not in OPTIONS:
-            raise UserError(f"{flag}: no such option; {nearest(flag, OPTIONS)}")
-    if "--help" in flags:
-        print(help_text(root))
-        return 0
-    if "--cfg" in flags and overrides[:1] == ["job"]:  # as Hydra's --cfg job
-        overrides = overrides[1:]
-    if "--multirun" in flags:
-        if root != "train":
-            raise UserError(
-                f"--multirun: not for {name_of(root)}; use {name_of('train')} --multirun or {name_of('sweep')}"
-            )
-        root = "sweep"
-    typed = [text.partition("=")[2] for text in overrides if text.startswith("offline=")]
-    if typed:
-        settle(typed[-1])  # a checkpoint of the hub is read while the config is composed
-    config = compose_sweep(overrides) if root == "sweep" else compose(overrides, root)
-    if "--cfg" in flags:
-        print(OmegaConf.to_yaml(config), end="")
-        return 0
-    module, _, function = ENTRIES[root].rpartition(".")
-    run = entry or getattr(importlib.import_module(module), function)
-    plain: Any = OmegaConf.to_container(config)  # plain values: a DictConfig in a checkpoint cannot be read back
-    settle(plain.get("offline"), hub_names(plain))
-    with trusting(plain.get("trust") or ()):
-        result = run(plain)
-    return result if isinstance(result, int) else 0
-
-
-def help_text(root: str, conf: Path = CONF) -> str:
-    """Groups with their choices and one line each, then the plain keys."""
-    lines = [PURPOSE[root], "", f"  {command_of(root)} [group=choice] [group.key=value] [key=value]", ""]
-    for group in default_groups(root, conf):
-        lines.append(f"{group}:")
-        for choice in choices_of(group, conf):
-            lines.append(f"  {choice:22} {describe(conf / group / f'{choice}.yaml')}".rstrip())
-    lines += ["", "keys:"]
-    groups = default_groups(root, conf)
-    for field in dataclasses.fields(ROOTS[root]):
-        if field.name not in groups and field.metadata.get("help"):
-            lines.append(f"  {field.name:22} {field.metadata['help']}{default_text(field.default)}")
-    lines += ["", "options:", *(f"  {option:22} {text}" for option, text in OPTIONS.items())]
-    lines += ["", f"{command_of(root)} --cfg shows every key with its value."]
-    return "\n".join(lines)
-
-
-def default_text(default: Any) -> str:
-    return f" ({default})" if isinstance(default, str | int) and default != "???" else ""
-
-
-def describe(path: Path) -> str:
-    """The first comment line of a yaml file."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and not line.startswith("# @package"):
-            return line.lstrip("# ").strip()
-    return ""

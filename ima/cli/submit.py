@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ima.cli.sweep import plan
 from ima.core.commands import ROOT, process_of
 from ima.core.errors import UserError
 from ima.core.extras import how_to_install
-from ima.sweep.grid import compose_sweep
 
 SCRIPTS = ROOT
 CLUSTERS = ("slurm", "local", "debug")
@@ -48,7 +48,7 @@ def submit(
 ) -> list[Any]:
     """The submitted jobs. Checks the grid first, here. Raises UserError where submitit or the cluster is missing, or
     a setting is not known."""
-    compose_sweep(overrides)
+    plan(overrides)
     try:
         import submitit
     except ImportError:

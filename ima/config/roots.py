@@ -1,4 +1,4 @@
-"""The roots of the three scripts as typed dataclasses, and what must hold between keys.
+"""The roots of train.py and evaluate.py as typed dataclasses, and what must hold between keys.
 
 The fields are the keys that a person may write; the first words of a help line are its metadata. Groups are fields
 too: a node with a `_target_`, or a mapping of named nodes where several stack (`intervention`).
@@ -70,6 +70,8 @@ class TrainConfig:
     offline: Offline = field(OFFLINE_HELP, default="auto")
     resume: Literal["auto", "never", "must"] = field("go on from the run folder's last checkpoint", default="auto")
     overwrite: bool = field("start anew in a folder that holds another or a finished run", default=False)
+    rerun: str | None = field("run folder whose run is repeated, from its result.json", default=None)
+    objective: str = field("metric whose value a sweeper gets (hydra/sweeper=optuna)", default="val/loss")
     trust: list[str] = dataclasses.field(default_factory=list, metadata={"help": TRUST_HELP})
 
 
@@ -95,34 +97,11 @@ class EvaluateConfig:
     seed: int | None = field("from the run, or a number", default=None)
     offline: Offline = field(OFFLINE_HELP, default="auto")
     overwrite: bool = field("evaluate again where a finished evaluation lies", default=False)
+    objective: str = field("metric whose value a sweeper gets (hydra/sweeper=optuna)", default="val/loss")
     trust: list[str] = dataclasses.field(default_factory=list, metadata={"help": TRUST_HELP})
 
 
-@dataclasses.dataclass
-class SweepConfig:
-    RANGES = {"num_parallel": (1, None)}
-
-    params: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"help": "the grid: key -> values"})
-    points: list[list[str]] = dataclasses.field(
-        default_factory=list, metadata={"help": "more of the grid: lists of key=value that go together"}
-    )
-    overrides: list[str] = dataclasses.field(default_factory=list, metadata={"help": "what all jobs share, key=value"})
-    name: str | None = field(
-        "folder of the sweep under output_dir; default: the sweep's name or sweep-<hash>", default=None
-    )
-    output_dir: str = field("where the sweep's folder is made", default="outputs")
-    evaluations: list[dict[str, Any]] = dataclasses.field(
-        default_factory=list,
-        metadata={
-            "help": "of each training's adapters: {of: key=value of the training, epochs: [..], overrides: [..]}"
-        },
-    )
-    script: Literal["train", "evaluate"] = field("what each job runs: train.py or evaluate.py", default="train")
-    num_parallel: int = field("jobs at the same time, one process each", default=1)
-    keep_going: bool = field("go on with the other jobs when one fails", default=True)
-
-
-ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "sweep": SweepConfig}
+ROOTS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig}
 
 
 def groups_of(root: str) -> list[str]:

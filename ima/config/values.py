@@ -1,14 +1,14 @@
 """Names and values of a composed config against the signatures of its nodes; the messages about them.
 
 A node is a mapping with a `_target_`; its keys are the parameters of that constructor, whether or not the yaml file
-writes them. `put` sets one dotted key from the command line, `check_node` checks a whole tree and gives it back with
-values of the types that were asked for.
+writes them. `check_key` looks at one dotted key of the command line, `check_node` checks a whole tree and gives it back
+with values of the types that were asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ima.config.roots import COMPLETED
@@ -19,12 +19,15 @@ from ima.core.signatures import REQUIRED, Signature, signature
 from ima.runs.identity import ADDED
 
 MISSING = "???"
-CHOICES_ONLY = ("experiment", "sweep")  # groups whose files are deltas: no key of that name is left
+CHOICES_ONLY = ("experiment", "sweep", "multirun")  # groups whose files are deltas: no key of that name is left
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
-def put(config: dict[str, Any], key: str, value: Any, names: Signature, choices: dict[str, Any]) -> None:
-    """Set a dotted key; every step must be a parameter of the node that it is taken in."""
+def check_key(
+    config: dict[str, Any], key: str, names: Signature, choices: Mapping[str, Any], kind: str = "", value: Any = None
+) -> None:
+    """Whether a dotted key of the command line is there to be set; every step must be a key of the node that it is
+    taken in. config: the whole tree, filled. kind: what stands before the key: "", +, ++ or ~. Raises UserError."""
     node: Any = config
     allowed: Iterable[str] = names.parameters
     free = False  # inside a parameter that is a mapping with any keys
@@ -48,16 +51,21 @@ def put(config: dict[str, Any], key: str, value: Any, names: Signature, choices:
             if part not in allowed and part not in node:
                 raise UserError(unknown(key, part, place, allowed, config))
             step = part
+        elif isinstance(node, str) and "${" in node:
+            return  # what it stands for is seen when it is resolved
         else:
             chosen = f" ({place}={choices[place]})" if choices.get(place) else ""
             raise UserError(f"{key}: {place} is {show(node)}{chosen} and has no keys")
         path.append(part)
-        if len(path) == len(parts):
-            node[step] = value
-        elif isinstance(node, dict) and step not in node:
-            raise UserError(f"{key}: {'.'.join(path)} is not set; write {'.'.join(path)}={{...}}")
-        else:
+        if len(path) < len(parts):
+            if isinstance(node, dict) and step not in node:
+                raise UserError(f"{key}: {'.'.join(path)} is not set; write {'.'.join(path)}={{...}}")
             node = node[step]
+    there = isinstance(node, list) or step in node
+    if kind == "~" and not there:
+        raise UserError(f"~{key}: not set, so there is nothing to delete")
+    if kind == "+" and there and node[step] not in (None, MISSING) and not isinstance(value, dict | list):
+        raise UserError(f"+{key}: it is there already; write {key}=value without '+'")
 
 
 def unknown(key: str, part: str, place: str, allowed: Iterable[str], config: dict[str, Any]) -> str:

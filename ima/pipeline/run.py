@@ -30,10 +30,9 @@ from ima.pipeline.loggers import wandb
 from ima.pipeline.stages import stage_configs
 from ima.pipeline.streams import print_table
 from ima.report.build import write_report
-from ima.runs.find import find_adapter, run_folder
+from ima.runs.find import evaluation_folder, find_adapter, run_folder
 from ima.runs.folders import is_finished, last_checkpoint, load_finished_or_clear, run_lock, run_name
-from ima.runs.hub import is_hub, local
-from ima.runs.identity import config_hash
+from ima.runs.hub import local
 from ima.runs.record import RunRecord
 
 
@@ -98,19 +97,6 @@ def evaluate(config: dict[str, Any]) -> int:
         return evaluated(config, folder, measure_whole)
     run, checkpoint = find_adapter(config["checkpoint"])
     return evaluated(config, folder, functools.partial(measure, source=run, checkpoint=checkpoint))
-
-
-def evaluation_folder(config: dict[str, Any]) -> Path:
-    """Where an evaluation goes: `name`, or below its run, or for a whole model a folder of its own."""
-    if config.get("name"):
-        return Path(config["output_dir"]) / config["name"]
-    if config.get("lmm"):
-        stem = Path(str(config["lmm"].get("path") or "lmm")).name
-        return Path(config["output_dir"]) / f"{stem}-{config_hash(config)}"
-    if is_hub(config["checkpoint"]):  # its folder is the hub's cache
-        stem = config["checkpoint"].rpartition("/")[2].replace("@", "-")
-        return Path(config["output_dir"]) / f"{stem}-evaluate-{config_hash(config)}"
-    return find_adapter(config["checkpoint"])[0] / f"evaluate-{config_hash(config)}"
 
 
 def evaluated(config: dict[str, Any], folder: Path, measured: Callable[..., RunRecord]) -> int:

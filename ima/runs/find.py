@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError
 from ima.core.trust import check_foreign
 from ima.runs.folders import last_checkpoint
-from ima.runs.hub import local
+from ima.runs.hub import is_hub, local
+from ima.runs.identity import config_hash
 from ima.runs.record import read_record
 
 # What a finished run brings along when it is evaluated; what evaluate.yaml or the command line chooses replaces it.
@@ -56,3 +57,16 @@ def find_adapter(checkpoint: str, key: str = "checkpoint") -> tuple[Path, Path]:
         if candidate.is_file():
             return run, candidate
     raise UserError(f"{key}: {checkpoint} has no adapter.safetensors and no checkpoint yet; train it first")
+
+
+def evaluation_folder(config: Mapping[str, Any]) -> Path:
+    """Where an evaluation goes: `name`, or below its run, or for a whole model a folder of its own."""
+    if config.get("name"):
+        return Path(config["output_dir"]) / config["name"]
+    if config.get("lmm"):
+        stem = Path(str(config["lmm"].get("path") or "lmm")).name
+        return Path(config["output_dir"]) / f"{stem}-{config_hash(config)}"
+    if is_hub(config["checkpoint"]):  # its folder is the hub's cache
+        stem = config["checkpoint"].rpartition("/")[2].replace("@", "-")
+        return Path(config["output_dir"]) / f"{stem}-evaluate-{config_hash(config)}"
+    return find_adapter(config["checkpoint"])[0] / f"evaluate-{config_hash(config)}"

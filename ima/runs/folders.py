@@ -40,6 +40,9 @@ OWN_BELOW = {
         r"(offline-)?run-[^/]+/.+|latest-run|debug[\w-]*\.log|mirror\.(json|log|lock)|data/.+", re.DOTALL
     ),
 }
+OF_HYDRA = (".hydra", "train.log", "evaluate.log")  # Hydra writes these anew before the run begins
+OF_SWEEPS = ("sweep.json", "multirun.yaml")
+BUSY = "another process is writing there"
 MAX_NAMED = 6
 
 
@@ -54,16 +57,31 @@ def run_name(config: Mapping[str, Any]) -> str:
 def load_finished_or_clear(folder: Path, config: Mapping[str, Any]) -> RunRecord | None:
     """The record of a finished run of this very config in `folder`, or None where there is work to do. Removes what
     the run wrote where it is to be overwritten. Raises UserError where the folder holds another run."""
-    if (folder / RESULT).is_dir():
-        raise UserError(f"{folder / RESULT}: is a folder; remove it or give another name=...")
+    record = find_own(folder, config)
     if not (folder / RESULT).is_file():
-        refuse_sweep(folder)
         if config.get("overwrite") and folder.is_dir():
             for stage in [path for path in folder.iterdir() if is_plain_folder(path) and is_stage(path)]:
                 clear(stage)  # the run was killed before its last stage began
         return None
     if config.get("overwrite"):
         clear(folder)
+        return None
+    if record is not None and record.is_ok:
+        return record
+    if config.get("resume") == "never":
+        clear(folder)
+    return None
+
+
+def find_own(folder: Path, config: Mapping[str, Any]) -> RunRecord | None:
+    """The record of a run of this very config in `folder`; None where there is none or it is to be overwritten.
+    Raises UserError where the folder holds something else, or a run that cannot go on. Touches nothing."""
+    if (folder / RESULT).is_dir():
+        raise UserError(f"{folder / RESULT}: is a folder; remove it or give another name=...")
+    if not (folder / RESULT).is_file():
+        refuse_sweep(folder)
+        return None
+    if config.get("overwrite"):
         return None
     record = read_record(folder)
     if not record.is_of(config):
@@ -74,21 +92,37 @@ def load_finished_or_clear(folder: Path, config: Mapping[str, Any]) -> RunRecord
         raise UserError(
             f"{folder / RESULT}: has no status; give another name=..., or overwrite=true to replace the run"
         )
-    if record.is_ok:
-        return record
-    if config.get("resume") == "never":
-        clear(folder)
-    elif record.identity != IDENTITY:
+    if not record.is_ok and config.get("resume") != "never" and record.identity != IDENTITY:
         raise UserError(
             f"{folder}: holds an unfinished run of an earlier version of ima, which cannot be resumed; give another "
             "name=..., or overwrite=true to start it anew"
         )
-    return None
+    return record
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing into the run folder now."""
+    lock = folder / "lock"
+    if not lock.exists():
+        return False
+    probe = FileLock(lock)
+    try:
+        probe.acquire(timeout=0)
+    except Timeout:
+        return True
+    probe.release()
+    return False
+
+
+def refuse_held(folder: Path) -> None:
+    """Raises UserError where another process is writing into the folder."""
+    if is_held(folder):
+        raise UserError(f"{folder}: {BUSY}; wait for it or give another name=...")
 
 
 def refuse_sweep(folder: Path) -> None:
     """A sweep keeps the folders of its jobs in its own: no run goes there. Raises UserError."""
-    if (folder / "sweep.json").is_file():
+    if any((folder / name).is_file() for name in OF_SWEEPS):
         raise UserError(f"{folder}: holds a sweep, no run; give another name=...")
 
 
@@ -118,11 +152,11 @@ def remove_own(folder: Path) -> list[str]:
     goes where it has the name of something of ours, and is never followed."""
     left = []
     for path in sorted(folder.iterdir(), key=lambda path: (path.name == "result.json", path.name)):
-        if path.name == "lock":
+        if path.name in ("lock", *OF_HYDRA):
             continue
         if is_plain_folder(path) and is_stage(path):
             left += [f"{path.name}/{name}" for name in remove_own(path)]
-            if {inner.name for inner in path.iterdir()} <= {"lock"}:
+            if {inner.name for inner in path.iterdir()} <= {"lock", *OF_HYDRA}:
                 shutil.rmtree(path)
         elif is_plain_folder(path) and path.name in OWN_BELOW and not is_run(path):
             left += [f"{path.name}/{name}" for name in remove_below(path, OWN_BELOW[path.name])]
@@ -188,9 +222,7 @@ def run_lock(folder: Path, hint: str = "") -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(
-            f"{folder}: another process is writing there; wait for it or give another name=...{hint}"
-        ) from error
+        raise UserError(f"{folder}: {BUSY}; wait for it or give another name=...{hint}") from error
     try:
         for place in (folder, *(folder / name for name in ("checkpoints", "media", "figures")), *entries_in(folder)):
             remove_temporaries(place)  # of a process that was killed while it wrote a file

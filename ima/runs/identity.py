@@ -35,6 +35,8 @@ MANAGEMENT = (
     "choices",
     "offline",
     "trust",
+    "objective",
+    "rerun",
 )
 # What only changes how fast a run is and where, by group.
 SPEED_AND_PLACE: dict[str, tuple[str, ...]] = {
@@ -158,7 +160,8 @@ def defaults_of(target: str) -> dict[str, Any]:
 
 
 def default_of(parameter: Parameter) -> Any:
-    """The value of a default, also where the source names a constant or an empty container."""
+    """The value of a default, also where the source names a constant or an empty container; a Source where the source
+    does not tell it."""
     default = parameter.default
     if not isinstance(default, Source):
         return default
@@ -166,6 +169,6 @@ def default_of(parameter: Parameter) -> Any:
     found = resolve(parameter.module, default) if default.isidentifier() else None
     value = getattr(found[1], "value", None) if found is not None else None
     try:
-        return ast.literal_eval(value) if value is not None else empty.get(default, str(default))
+        return ast.literal_eval(value) if value is not None else empty.get(default, default)
     except ValueError:
-        return str(default)
+        return default

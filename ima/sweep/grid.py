@@ -1,145 +1,99 @@
-"""A sweep's grid: what is varied, which jobs that makes, every one composed and checked before the first starts.
+"""A multirun's grid: what is varied and the jobs that it makes, every one composed and checked before the first runs.
 
-A grid is the product of `params` (key -> values) and `points` (overrides that go together). Whatever is given on the
-command line for a key that the file varies takes its place, so that any grid is narrowed or widened by overrides.
-`evaluations` follow each training of the grid: its adapter after so many epochs, measured once more.
+A grid is the product of params (key -> values) and points (overrides that go together). Whatever is given on the
+command line for a key that a file varies takes its place, so that any grid is narrowed or widened by overrides.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from ima.config.compose import CONF, PARSER, compose, default_groups
-from ima.config.roots import ROOTS
-from ima.core.commands import name_of
-from ima.core.errors import UserError, nearest
+from ima.config.overrides import PARSER
+from ima.config.refusals import one_line
+from ima.core.errors import UserError
 from ima.runs.identity import config_hash, digest
-from ima.sweep.job import quoted
+from ima.sweep.job import Job
+from ima.sweep.process import flags_of, hydra_overrides
 
 Overrides = list[str]
+REFUSED = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError)
 
 
-def compose_sweep(argv: Sequence[str], conf: Path = CONF) -> Any:
-    """The sweep's config with `jobs`: overrides, hash and script of each.
-
-    Keys of sweep.yaml go to the sweep; several values (a=1,2) to its grid; everything else to every job. A job whose
-    config is refused has its `error`; where all are, or keep_going=false, the first is raised.
-    """
-    own = {*default_groups("sweep", conf), *(field.name for field in dataclasses.fields(ROOTS["sweep"]))}
-    mine: Overrides = []
-    given: Overrides = []
-    for text in argv:
-        (mine if text.partition("=")[0].split(".")[0] in own else given).append(text)
-    config = compose(mine, "sweep", conf)
-    root = str(config.script)
-    theirs = [*default_groups(root, conf), *(field.name for field in dataclasses.fields(ROOTS[root]))]
-    for name in (key_of(text) for text in given):
-        if name.split(".")[0] not in theirs:
-            hint = nearest(name.split(".")[0], {*own, *theirs})
-            raise UserError(f"{name}: no key of {name_of('sweep')} or {name_of(root)}; {hint}")
-    evaluations: Any = OmegaConf.to_container(config.evaluations)
-    if evaluations and root != "train":
-        raise UserError("evaluations: they follow trainings; with script=evaluate vary the keys of evaluate.py instead")
-    axes = {name: axis(name, values) for name, values in config.params.items()}
-    points = [list(map(str, point)) for point in config.points]
+def expand(
+    arguments: Sequence[str],
+    params: Mapping[str, Any],
+    points: Sequence[Sequence[str]],
+    parser: OverridesParser = PARSER,
+) -> tuple[list[Overrides], list[dict[str, str]]]:
+    """The overrides of each job, and of these what is varied. parser: one that knows the loader, for glob(...). Raises
+    UserError for values that have no end."""
+    axes = {name: axis(name, values, parser) for name, values in params.items()}
+    together = [list(map(str, point)) for point in points]
     shared = []
-    for text in given:
-        name, value = key_of(text), text.partition("=")[2]
-        values = axis(name, value) if is_grid(text) else [value]
-        if any(key_of(item) == name for point in points for item in point):
-            points = narrowed(points, name, values)
-        elif name in axes or is_grid(text):
+    for text in arguments:
+        override = parser.parse_override(text)
+        name = str(override.get_key_element())
+        values = axis_of(override, text) if override.is_sweep_override() else [text.partition("=")[2]]
+        if any(key_of(item) == name for point in together for item in point):
+            together = narrowed(together, name, values)
+        elif name in axes or override.is_sweep_override():
             axes[name] = values
         else:
             shared.append(text)
-    config.params, config.points = {name: list(values) for name, values in axes.items()}, points
-    config.overrides = [*config.overrides, *shared]
-    if not axes and not points and not config.evaluations:
-        raise UserError("params: nothing to vary; choose sweep=..., or give several values, as in encoder=a,b")
-    jobs = grid_jobs(list(config.overrides), points, axes, root, conf, bool(config.keep_going))
-    if config.name is None:
-        chosen, tail = config.choices.sweep, digest([[job["hash"] for job in jobs], evaluations or []])[:6]
-        config.name = chosen if chosen and not given else f"{chosen or 'sweep'}-{tail}"
-    folder = Path(config.output_dir) / config.name
-    for job in list(jobs):
-        jobs += evaluation_jobs(job, evaluations, folder, conf, bool(config.keep_going))
-    for job in jobs:
-        job.pop("config", None)
-    config.jobs = jobs
-    return config
+    jobs, varied = [], []
+    for point, *values in itertools.product(together or [[]], *axes.values()):
+        own = [*point, *(f"{name}={value}" for name, value in zip(axes, values, strict=True))]
+        jobs.append([*shared, *own])
+        varied.append(dict(text.split("=", 1) for text in own))
+    return jobs, varied
 
 
-def grid_jobs(
-    shared: Overrides,
-    points: Sequence[Overrides],
-    axes: Mapping[str, Sequence[str]],
-    root: str,
-    conf: Path,
+def compose_jobs(
+    loader: Any,
+    config: DictConfig,
+    overrides: Sequence[Overrides],
+    varied: Sequence[dict[str, str]],
     keep_going: bool,
-) -> list[dict[str, Any]]:
+    first: int = 0,
+) -> list[Job]:
+    """Each job with its config, hash and folder; one that is refused has failed already. config: what all jobs share.
+    Raises UserError where a refused job is to stop the rest."""
+    folder = Path(str(config.hydra.sweep.dir))
+    flags, shared = flags_of(config.hydra, loader.root), hydra_overrides(config.hydra)
     jobs = []
-    for point, *values in itertools.product(points or [[]], *axes.values()):
-        varied = [*point, *(f"{name}={value}" for name, value in zip(axes, values, strict=True))]
-        jobs.append(job_of([*shared, *varied], dict(text.split("=", 1) for text in varied), root, conf, keep_going))
-    if all("error" in job for job in jobs):
-        raise UserError(jobs[0]["error"])
-    return jobs
-
-
-def job_of(
-    overrides: Overrides,
-    varied: dict[str, str],
-    root: str,
-    conf: Path,
-    keep_going: bool,
-    trained: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """overrides, varied, script, and config and hash or (where the config is refused) error and a hash of its own."""
-    job: dict[str, Any] = {"overrides": overrides, "varied": varied, "script": root}
-    try:
-        plain = OmegaConf.to_container(compose(overrides, root, conf, trained=trained))
-    except UserError as error:
-        if not keep_going:
-            raise
-        return job | {"error": str(error), "hash": digest({"refused": overrides})}
-    assert isinstance(plain, dict)
-    config = {str(name): item for name, item in plain.items()}
-    return job | {"config": config, "hash": config_hash(config)}
-
-
-def evaluation_jobs(
-    training: dict[str, Any], evaluations: Iterable[dict[str, Any]], folder: Path, conf: Path, keep_going: bool
-) -> list[dict[str, Any]]:
-    """The evaluations of one training's adapters; each `needs` the training. None of a refused training."""
-
-    jobs: list[dict[str, Any]] = []
-    if "error" in training:
-        return jobs
-    for number, entry in enumerate(evaluations):
-        if unknown := entry.keys() - {"of", "epochs", "overrides"}:
-            raise UserError(f"evaluations.{number}: {nearest(min(unknown), ['of', 'epochs', 'overrides'])}")
-        if entry.get("of") is not None and entry["of"] not in training["overrides"]:
+    for number, (one, own) in enumerate(zip(overrides, varied, strict=True), first):
+        try:
+            cfg = loader.load_sweep_config(config, one)
+            cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+            place = folder / str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
+        except REFUSED as error:
+            if not keep_going:
+                raise UserError(one_line(error)) from None
+            name = digest({"refused": one})
+            job = Job(one, name, own, folder / name, log_of(folder, name), script=loader.root, reason=one_line(error))
+            jobs.append(job)
+            job.state = "failed"
             continue
-        last = max(0, int((training["config"].get("trainer") or {}).get("max_epochs") or 0))
-        for epoch in sorted({min(int(epoch), last) for epoch in entry.get("epochs") or [last]}):
-            path = folder / training["hash"] / "checkpoints" / f"epoch-{epoch:03d}.safetensors"
-            overrides = [f"checkpoint={quoted(str(path))}", *map(str, entry.get("overrides") or []), *trusted(training)]
-            varied = training["varied"] | {"epoch": str(epoch)}
-            job = job_of(overrides, varied, "evaluate", conf, keep_going, training["config"])
-            jobs.append(job | {"needs": training["hash"]})
+        found = dict(loader.config)
+        name = config_hash(found)
+        job = Job(one, name, own, place, log_of(folder, place.name), script=loader.root, config=found)
+        job.overwrite, job.flags, job.shared = bool(found.get("overwrite")), flags, shared
+        jobs.append(job)
     return jobs
 
 
-def trusted(training: dict[str, Any]) -> list[str]:
-    """What the person named for the training may be named by the run that it leaves behind."""
-    names = training["config"].get("trust") or []
-    return [f"trust=[{','.join(names)}]"] if names else []
+def log_of(folder: Path, name: str) -> Path:
+    return folder / "logs" / f"{name}.txt"
 
 
 def narrowed(points: Sequence[Overrides], name: str, values: Sequence[str]) -> list[Overrides]:
@@ -150,27 +104,25 @@ def narrowed(points: Sequence[Overrides], name: str, values: Sequence[str]) -> l
 
 
 def key_of(text: str) -> str:
-    return text.partition("=")[0].lstrip("+")
+    return text.partition("=")[0]
 
 
-def is_grid(text: str) -> bool:
-    try:
-        return bool(PARSER.parse_override(text).is_sweep_override())
-    except Exception:  # what cannot be read is refused, with a reason, when the jobs are composed
-        return False
-
-
-def axis(name: str, values: Any) -> list[str]:
+def axis(name: str, values: Any, parser: OverridesParser = PARSER) -> list[str]:
     """The values of one axis as they are written on the command line: a list, or Hydra's `a,b` and `range(0,3)`."""
+    if isinstance(values, Mapping):
+        raise UserError(f"hydra.sweeper.params.{name}: {values!r} is no list of values; write [a,b] or range(0,3)")
     if not isinstance(values, str):
-        if not hasattr(values, "__iter__") or hasattr(values, "items"):
-            raise UserError(f"params.{name}: {values!r} is no list of values; write [a,b] or 'range(0,3)'")
-        return [written(value) for value in values]
-    override = PARSER.parse_override(f"{name}={values}")
-    if not override.is_sweep_override():
-        return [values]
+        return [written(value) for value in (values if isinstance(values, Sequence) else [values])]
+    override = parser.parse_override(f"{name}={values}")
+    return axis_of(override, f"{name}={values}") if override.is_sweep_override() else [values]
+
+
+def axis_of(override: Override, text: str) -> list[str]:
     if not override.is_discrete_sweep():
-        raise UserError(f"{name}: {values!r} has no end; a grid takes lists and range(start,stop,step)")
+        raise UserError(
+            f"{text}: has no end; a grid takes lists, range(start,stop,step), choice(...) and glob(...), an interval"
+            " needs hydra/sweeper=optuna"
+        )
     return [str(value) for value in override.sweep_string_iterator()]
 
 

@@ -12,15 +12,14 @@ import re
 import shlex
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ima.config.compose import compose
-from ima.core.commands import ROOT, process_of
+from ima.core.commands import ROOT
 from ima.core.commands import command_of as typed
 from ima.core.errors import UserError
+from ima.core.metric_names import VAL_LOSS
 from ima.core.provenance import provenance
 from ima.runs.folders import run_lock
 from ima.runs.identity import IDENTITY
@@ -29,8 +28,11 @@ from ima.runs.record import RESULT, RunRecord, read_record
 SCRIPTS = ROOT  # where the scripts of a checkout lie
 PLAIN = re.compile(r"[\w./-]+")
 ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Exit|Interrupt)\b")
-REFUSED = "another process is writing there"  # what ima.runs.folders says
 Spot = tuple[float, int]  # (time, epoch)
+
+
+class JobFailed(Exception):
+    """A job of a multirun has failed; its text is one line. Raised in the job, where launchers and sweepers see it."""
 
 
 @dataclasses.dataclass
@@ -45,7 +47,9 @@ class Job:
     log: Path
     overwrite: bool = False
     script: str = "train"
-    needs: str | None = None  # hash of the training whose adapter is evaluated
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    flags: list[str] = dataclasses.field(default_factory=list)  # options that its process needs
+    shared: list[str] = dataclasses.field(default_factory=list)  # Hydra's own keys that its process needs
     state: str = "waiting"
     reason: str = ""
     seconds: float = 0.0
@@ -77,42 +81,22 @@ class Job:
         result = self.result()
         return result is not None and result.is_ok
 
+    def objective(self) -> float | None:
+        """The recorded value of the metric that `objective` names."""
+        result = self.result()
+        name = str(self.config.get("objective") or VAL_LOSS)
+        return result.metrics.get(name) if result is not None else None
+
+    def has_ended_since(self, moment: float) -> bool:
+        """Whether its result was written after `moment`, seconds since the epoch."""
+        stamp = self.stamp()
+        return stamp is not None and stamp >= moment * 1e9
+
     def stamp(self) -> int | None:
         """Tells a result.json that was written by this process from an older one."""
         with contextlib.suppress(OSError):
             return self.result_path.stat().st_mtime_ns
         return None
-
-
-def jobs_of(config: dict[str, Any], folder: Path) -> list[Job]:
-    """The jobs of a composed sweep, equal ones once; those whose config was refused have failed already."""
-    jobs: dict[str, Job] = {}
-    for entry in config["jobs"]:
-        name, overrides = str(entry["hash"]), [str(text) for text in entry["overrides"]]
-        job = Job(
-            overrides,
-            name,
-            {str(key): str(value) for key, value in entry["varied"].items()},
-            folder / name,
-            folder / "logs" / f"{name}.txt",
-            overwrite=last_value(overrides, "overwrite") in ("true", "True", "1"),
-            script=str(entry["script"]),
-            needs=entry.get("needs"),
-        )
-        if "error" in entry:
-            job.state, job.reason = "failed", str(entry["error"])
-        jobs.setdefault(name, job)
-    return list(jobs.values())
-
-
-def last_value(overrides: list[str], name: str) -> str | None:
-    return next((text.split("=", 1)[1] for text in reversed(overrides) if text.split("=", 1)[0] == name), None)
-
-
-def command_of(job: Job, name: str, output_dir: str) -> list[str]:
-    """A training or an evaluation as its own process. Tests put something quicker here."""
-    place = [f"name={quoted(f'{name}/{job.hash}')}", f"output_dir={quoted(output_dir)}"]
-    return [*process_of(job.script, SCRIPTS), *job.overrides, *place]
 
 
 def quoted(text: str) -> str:
@@ -160,7 +144,7 @@ def last_words(log: Path) -> str:
     return (errors or lines or [""])[-1].removeprefix("error: ")[:500]
 
 
-def record(job: Job, status: str, reason: str) -> None:
+def record(job: Job, status: str, reason: str, config: Mapping[str, Any] | None = None) -> None:
     """Write what the process could not write itself. Leaves a folder alone that belongs to somebody else."""
     result = job.result()
     if result is None and job.result_path.exists():
@@ -168,7 +152,7 @@ def record(job: Job, status: str, reason: str) -> None:
     if result is not None and result.status == status and status == "interrupted":
         return
     if result is None:
-        config = plain(job)
+        config = dict(config or job.config)
         command = " ".join([typed(job.script), *map(shlex.quote, job.overrides)])
         result = RunRecord(
             config=config, command=command, seeds={"seed": config.get("seed")}, config_hash=job.hash,
@@ -177,29 +161,3 @@ def record(job: Job, status: str, reason: str) -> None:
     result.status, result.reason = status, reason
     with contextlib.suppress(UserError), run_lock(job.folder):
         result.write(job.folder)
-
-
-def plain(job: Job) -> dict[str, Any]:
-    """The job's config; empty where it is refused."""
-    from omegaconf import OmegaConf
-
-    try:
-        config = OmegaConf.to_container(compose(job.overrides, job.script))
-    except UserError:
-        return {}
-    assert isinstance(config, dict)
-    return {str(name): value for name, value in config.items()}
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process is writing into the run folder now."""
-    lock = folder / "lock"
-    if not lock.exists():
-        return False
-    probe = FileLock(lock)
-    try:
-        probe.acquire(timeout=0)
-    except Timeout:
-        return True
-    probe.release()
-    return False

@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from ima.sweep import job as jobs_module
-from ima.sweep.job import REFUSED, Job, is_held, last_words, record, settle
+from ima.runs.folders import BUSY, is_held
+from ima.sweep.job import Job, last_words, record, settle
+from ima.sweep.process import command_of, environment_of, places
 from ima.sweep.view import View
 
 POLL_SECONDS = 0.1
@@ -30,8 +31,7 @@ class Pool:
 
     def __init__(self, jobs: list[Job], config: dict[str, Any], view: View) -> None:
         self.jobs, self.view = jobs, view
-        self.by_hash = {job.hash: job for job in jobs}
-        self.name, self.output_dir = str(config["name"]), str(config["output_dir"])
+        self.name = str(config["name"])
         self.num_parallel, self.keep_going = int(config["num_parallel"]), bool(config["keep_going"])
         self.gpus = visible_gpus() if self.num_parallel > 1 else []
         self.waiting: deque[Job] = deque()
@@ -64,10 +64,7 @@ class Pool:
             if len(self.running) >= self.num_parallel:
                 return
             job = self.waiting.popleft()
-            needed = self.by_hash.get(job.needs or "")
-            if needed is not None and needed.state in ("failed", "interrupted"):
-                self.give_up(job, needed)
-            elif time.monotonic() < job.retry_at or (needed is not None and needed.state not in ("ok", "finished")):
+            if time.monotonic() < job.retry_at:
                 self.waiting.append(job)
             elif is_held(job.folder):
                 self.postpone(job)
@@ -76,11 +73,6 @@ class Pool:
                 self.view.event(job)
             else:
                 self.start(job)
-
-    def give_up(self, job: Job, needed: Job) -> None:
-        job.state, job.reason = "failed", f"its training failed: {needed.reason or needed.state}"
-        record(job, "failed", job.reason)
-        self.view.event(job)
 
     def postpone(self, job: Job) -> None:
         is_news, job.state = job.state != "elsewhere", "elsewhere"
@@ -98,7 +90,7 @@ class Pool:
             log.write(f"--- {' '.join(job.overrides)}\n".encode())
             log.flush()
             job.process = subprocess.Popen(
-                jobs_module.command_of(job, self.name, self.output_dir),
+                command_of(job, *places(job.folder, self.name)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -109,7 +101,7 @@ class Pool:
         self.view.event(job)
 
     def environment(self, slot: int) -> dict[str, str]:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = environment_of()
         environment.setdefault("WANDB_RUN_GROUP", self.name)  # the sweep's runs side by side
         if self.num_parallel > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // self.num_parallel)))
@@ -125,7 +117,7 @@ class Pool:
                 continue
             self.running.remove(job)
             job.seconds = time.monotonic() - job.started
-            if code and (is_held(job.folder) or REFUSED in last_words(job.log)):  # another one was quicker
+            if code and (is_held(job.folder) or BUSY in last_words(job.log)):  # another one was quicker
                 self.postpone(job)
                 continue
             settle(job, code)

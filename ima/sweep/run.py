@@ -1,61 +1,62 @@
-"""sweep.py: one process per job, finished jobs are skipped, one table and one page at the end.
-
-No torch here: the parent only starts processes and reads what they leave in their run folders.
-"""
+"""The end of a multirun: one table and one page over its jobs, whichever launcher ran them. No torch here."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import yaml
 from filelock import FileLock
 
 from ima.core.commands import arguments, command_of
-from ima.core.distributed import STARTERS, ranks_from_outside
 from ima.core.errors import UserError
 from ima.core.files import remove_temporaries, write_json
 from ima.interventions.prune.rows import compare_runs
 from ima.report.build import write_report
-from ima.runs.folders import refuse_run
-from ima.sweep.job import Job, jobs_of
-from ima.sweep.pool import Pool, sigterm_interrupts
+from ima.runs.record import RESULT, read_record
+from ima.sweep.job import Job
 from ima.sweep.table import finish_table
-from ima.sweep.view import View
 
 
-def run_jobs(config: dict[str, Any]) -> int:
-    """Run what `compose_sweep` made; returns 0 when every job is ok, 1 when one failed or was not run."""
-    refuse_ranks(os.environ)
-    folder = Path(config["output_dir"]) / config["name"]
-    refuse_run(folder)
-    jobs = jobs_of(config, folder)
+def finish(folder: Path, jobs: list[Job], draw: bool = True) -> None:
+    """The table and the page of a multirun. Equal jobs are one line. draw: the page too."""
+    single = list({job.hash: job for job in reversed(jobs)}.values())[::-1]
     command = " ".join([command_of("sweep"), *map(shlex.quote, arguments())])
     with alone_in(folder):
-        folders = [job.folder.name for job in jobs]  # by which a page made later keeps the order
-        write_json(folder / "sweep.json", {"command": command, "folders": folders, "config": config})
-    view = View(jobs, int(config["num_parallel"]))
+        names = [job.folder.name for job in single]  # by which a page made later keeps the order
+        write_json(folder / "sweep.json", {"command": command, "folders": names})
+        finish_table(folder, single)
+        if draw:
+            page(folder, single)
+
+
+def jobs_in(folder: Path) -> list[Job]:
+    """The jobs of a multirun as its folders tell; for sweepers that do not keep them."""
+    jobs = []
+    for path in sorted(folder.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime):
+        with contextlib.suppress(UserError):
+            result = read_record(path.parent)
+            overrides = read_overrides(path.parent)
+            job = Job(overrides, str(result.config_hash), dict(text.split("=", 1) for text in overrides if "=" in text),
+                      path.parent, path.parent / "train.log", config=result.config)  # fmt: skip
+            job.state = {"ok": "ok", "failed": "failed"}.get(result.status, "interrupted")
+            job.reason = str(result.reason or "") if job.state != "ok" else ""
+            jobs.append(job)
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if jobs[1:] else set()
+    for job in jobs:
+        job.varied = {key: value for key, value in job.varied.items() if f"{key}={value}" not in shared}
+    return jobs
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """What Hydra was given for the job."""
     try:
-        with view, sigterm_interrupts():
-            Pool(jobs, config, view).run()
-    finally:
-        with alone_in(folder):
-            finish_table(folder, jobs)
-    with alone_in(folder):
-        page(folder, jobs)
-    return 0 if all(job.state in ("ok", "finished") for job in jobs) else 1
-
-
-def refuse_ranks(environment: Mapping[str, str]) -> None:
-    """Under torchrun or srun every rank would run the whole sweep. Raises UserError there."""
-    for starter, num in ranks_from_outside(environment).items():
-        raise UserError(
-            f"{STARTERS[starter][1]}: {num} processes would each run the whole sweep; start sweep.py once,"
-            " as one process: a job makes its own ranks with trainer=ddp (docs/sweeps.md)"
-        )
+        found = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []
+    return [str(text) for text in found] if isinstance(found, list) else []
 
 
 @contextlib.contextmanager
@@ -70,7 +71,6 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def page(folder: Path, jobs: list[Job]) -> None:
-
     if folders := [job.folder for job in jobs if job.result() is not None]:
         compare_runs(folders, folder / "masks")
         print(f"page: {write_report(folders, folder / 'report.html')}")

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from ima.cli.scripts import compose_sweep, dispatch, help_text, run_script
+from ima.cli import sweep
+from ima.cli.scripts import run_script
+from ima.cli.sweep import plan
 from ima.config.compose import CONF, compose, plain
 from ima.config.settings import Flags
 from ima.config.synonyms import SYNONYMS
@@ -89,12 +91,18 @@ LEAVES = {
     "experiment/unmarked": "# forgets the first line\nseed: 7",
     "experiment/itself": "# @package _global_\n# endless\ndefaults: [itself]",
     "experiment/hinted": "# @package _global_\n# a package\ndefaults:\n  - override /adapter@here: mlp",
-    "sweep/seeds": "# @package _global_\n# three seeds\nparams: {seed: [0, 1, 2]}\noverrides: [experiment=demo]",
+    "sweep/seeds": "# @package _global_\n# three seeds\ndefaults: [override /experiment: demo]\n"
+    "hydra: {sweeper: {params: {seed: [0, 1, 2]}}}",
+    "multirun/default": "# @package _global_\n# ours\n"
+    "defaults: [override /hydra/launcher: ima, override /hydra/sweeper: ima]",
 }
 TRAIN = """
-defaults: [_self_, encoder: base, adapter: pool, llm: tiny, task: caption, data: stamps, {intervention: [none]},
-  alignment: default, trainer: default, logger: none, experiment: null]
+defaults: [_self_, multirun: default, encoder: base, adapter: pool, llm: tiny, task: caption, data: stamps, {intervention: [none]},
+  alignment: default, trainer: default, logger: none, experiment: null, sweep: null]
 seed: 0
+hydra:
+  run: {dir: "${output_dir}/${ima.name:}"}
+  sweep: {dir: "${output_dir}/${ima.sweep:}", subdir: "${ima.hash:}"}
 """
 
 
@@ -108,14 +116,15 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
     (folder / "conf" / "train.yaml").write_text(TRAIN)
-    (folder / "conf" / "sweep.yaml").write_text("defaults: [_self_, sweep: null]\nnum_parallel: 1\n")
-    evaluate = "defaults: [_self_, data: null, {intervention: null}, alignment: null, trainer: null]\n"
+    evaluate = "defaults: [_self_, multirun: default, data: null, {intervention: null}, alignment: null, trainer: null, sweep: null]\n"
     (folder / "conf" / "evaluate.yaml").write_text(evaluate + "checkpoint: ???\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setattr(compose, "__defaults__", ("train", folder / "conf"))
-        patch.setattr(compose_sweep, "__defaults__", (folder / "conf",))
-        patch.setattr(help_text, "__defaults__", (folder / "conf",))
+        patch.setattr(run_script, "__defaults__", (None, folder / "conf", None))
+        for function in (plan, sweep.translated, sweep.main):
+            patch.setattr(function, "__defaults__", (folder / "conf",))
+        patch.chdir(folder)
         yield folder / "conf"
 
 
@@ -149,13 +158,14 @@ MISTAKES = [
     ("encoder=broken", "broken.yaml"),
     ("encoder=bare", "_target_"),
     ("encoder=reexported", "encoder.depth: missing"),
-    ("encoder=", "no value"),
+    ("encoder=", "base"),
     ("encoder=null", "base"),
     ("encoder=[base,named]", "several"),
     ("encoder=base,named", "--multirun"),
     ("seed=range(0,3)", "--multirun"),
     ("seed", "key=value"),
     ("=3", "key=value"),
+    ("name=", "no folder name"),
     ("seed==3", "cannot be read"),
     ("seed=[1", "cannot be read"),
     ("seed=${sed}", "seed"),
@@ -167,11 +177,24 @@ MISTAKES = [
     ("name=../up", "name"),
     ("++encoder.dmi=3", "dim"),
     ("+seeed=3", "seed"),
-    ("~encoder", "key=null"),
-    ("encoder@adapter=base", "key=value"),
-    ("hydra/launcher=submitit", "sweep.py"),
-    ("hydra.run.dir=x", "output_dir"),
-    ("sweep=seeds", "train.py has no such group"),
+    ("~encoder", "nothing is chosen"),
+    ("~encoder.dmi", "dim"),
+    ("~seeed", "seed"),
+    ("+encoder.dim=3", "without '+'"),
+    ("encoder@adapter=base", "encoder@adapter"),
+    ("hydra/launcher=submitit", "basic"),
+    ("hydra.run.dri=x", "dir"),
+    ("hydra.mode=FOO", "RUN"),
+    ("--cfg nothing", "job"),
+    ("--info nothing", "plugins"),
+    ("--resolve", "--cfg"),
+    ("-cd nowhere", "no folder"),
+    ("-cn trian", "train"),
+    ("--experimental-rerun x", "rerun=outputs"),
+    ("-sc query=bash", "COMP_LINE"),
+    ("--trainer.lr=1", "args_no_hyphens"),
+    ("seed=${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
+    ("sweep=seeds", "--multirun"),
     ("experiment=dmeo", "demo"),
     ("experiment=wrong_key", "trainer"),
     ("experiment=wrong_group", "adaptr"),
@@ -189,7 +212,7 @@ MISTAKES = [
     ("learning_rate=1", "optimizer.lr"),
     ("trainer.num_train_epochs=1", "trainer.max_epochs"),
     ("experiment.seed=1", "write seed=value"),
-    ("experiment=unmarked", "# @package _global_"),
+    ("experiment=unmarked", "@package _global_"),
     ("experiment=itself", "include the file itself"),
     ("experiment=hinted", "Did you mean to override"),
     ("-x", "--cfg"),
@@ -246,10 +269,12 @@ def test_gpu_is_an_accelerator() -> None:
         ("train", ["llm"], "llm: not of the form key=value; did you mean llm? allowed"),
         ("sweep", ["sweep.params.seed=[1]"], "sweep.params.seed: sweep=<choice> takes a file of"),
         ("train", ["-m", "name=a,b", "seed=0,1"], "name: several values, but it is the sweep's own and has one"),
+        ("evaluate", ["intervention=skip,prune"], "intervention: several values need a multirun; give them one at a time,"),
     ],
 )  # fmt: skip
 def test_advice_is_to_the_point(root: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_script(root, arguments) == 2
+    code = sweep.main(arguments) if root == "sweep" else run_script(root, arguments)
+    assert code == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
@@ -287,7 +312,7 @@ def test_values_arrive_as_the_types_that_were_asked_for() -> None:
 
 def test_keys_need_not_be_written_in_the_yaml_to_be_set() -> None:
     assert compose(["encoder.size=large"]).encoder.size == "large"
-    assert compose(["+encoder.size=large"]).encoder.size == "large"
+    assert compose(["++encoder.size=large"]).encoder.size == "large"
 
 
 def test_names_are_free_where_the_target_takes_any() -> None:
@@ -330,22 +355,22 @@ def test_names_tell_runs_apart_that_differ_and_only_those() -> None:
 
 
 def test_a_grid_becomes_checked_jobs() -> None:
-    config = compose_sweep(["adapter=pool,mlp", "seed=range(0,2)", "trainer.lr=0.1", "num_parallel=2"])
-    assert config.num_parallel == 2
-    assert [list(job.overrides) for job in config.jobs] == [
+    name, jobs, _ = plan(["adapter=pool,mlp", "seed=range(0,2)", "trainer.lr=0.1", "num_parallel=2"])
+    assert [job.overrides for job in jobs] == [
         ["trainer.lr=0.1", f"adapter={adapter}", f"seed={seed}"] for adapter in ("pool", "mlp") for seed in (0, 1)
     ]
-    assert len({job.hash for job in config.jobs}) == 4
-    assert config.name.startswith("sweep-")
+    assert len({job.hash for job in jobs}) == 4
+    assert name.startswith("sweep-")
 
 
 def test_a_sweep_file_is_a_grid_that_the_command_line_extends() -> None:
-    config = compose_sweep(["sweep=seeds", "trainer.max_epochs=1"])
-    assert config.name.startswith("seeds-") and compose_sweep(["sweep=seeds"]).name == "seeds"
-    assert [list(job.overrides) for job in config.jobs] == [
-        ["experiment=demo", "trainer.max_epochs=1", f"seed={seed}"] for seed in range(3)
+    name, jobs, _ = plan(["sweep=seeds", "trainer.max_epochs=1"])
+    assert name.startswith("seeds-") and plan(["sweep=seeds"])[0] == "seeds"
+    assert [job.overrides for job in jobs] == [
+        ["sweep=seeds", "trainer.max_epochs=1", f"seed={seed}"] for seed in range(3)
     ]
-    assert len(compose_sweep(["sweep=seeds", "adapter=pool,mlp"]).jobs) == 6
+    assert {job.config["choices"]["experiment"] for job in jobs} == {"demo"}
+    assert len(plan(["sweep=seeds", "adapter=pool,mlp"])[1]) == 6
 
 
 @pytest.mark.parametrize(
@@ -360,20 +385,16 @@ def test_a_sweep_file_is_a_grid_that_the_command_line_extends() -> None:
         ("seed=interval(0,1)", "no end"),
         ("num_parallel=0 seed=0,1", ">= 1"),
         ("params.seed=3", "list"),
+        ("trainer.lrr=3 seed=0,1", "lr"),
+        ("-m seed=0,x", "whole number"),
     ],
 )
 def test_a_mistake_in_a_grid_is_refused_before_any_job_runs(
     arguments: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_script("sweep", arguments.split(), entry=lambda config: pytest.fail("was run")) == 2
+    assert sweep.main(arguments.split()) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and named in err, err
-
-
-def test_multirun_of_train_is_a_sweep() -> None:
-    seen: list[Any] = []
-    assert run_script("train", ["-m", "seed=1,2"], entry=seen.append) == 0
-    assert [job["overrides"] for job in seen[0]["jobs"]] == [["seed=1"], ["seed=2"]]
 
 
 def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path) -> None:
@@ -393,7 +414,9 @@ def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path
         compose([f"checkpoint={tmp_path}", "encoder=vit"], "evaluate")
 
 
-@pytest.mark.parametrize("arguments", [[], ["checkpoint=nowhere"], ["checkpoint=."], ["checkpoint=nowhere", "seeed=3"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["checkpoint=nowhere"], ["checkpoint=."], ["checkpoint=nowhere", "seeed=3"], ["-m", "checkpoint=a,b"]]
+)
 def test_an_evaluation_without_a_run_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script("evaluate", arguments, entry=lambda config: pytest.fail("was run")) == 2
     assert "checkpoint" in capsys.readouterr().err
@@ -403,7 +426,7 @@ def test_help_lists_every_choice_with_its_line(capsys: pytest.CaptureFixture[str
     assert run_script("train", ["--help"]) == 0
     text = capsys.readouterr().out
     for name, leaf in LEAVES.items():
-        if not name.startswith("sweep/"):
+        if not name.startswith("multirun/"):
             line = next(line for line in leaf.splitlines() if line.startswith("#") and "@package" not in line)
             assert any(name.split("/")[1] in row and line[2:] in row for row in text.splitlines()), name
     assert "resume" in text
@@ -413,7 +436,10 @@ def test_cfg_prints_the_resolved_config_and_runs_nothing(capsys: pytest.CaptureF
     from omegaconf import OmegaConf
 
     assert run_script("train", ["--cfg", "job", "seed=4", "encoder.dim=${seed}"], entry=pytest.fail) == 0
-    assert OmegaConf.create(capsys.readouterr().out).encoder.dim == 4
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert shown.encoder.dim == 4
+    assert (shown.encoder.zoom, shown.trainer.tags, shown.objective) == (1, [], "val/loss"), "every key, with its default"
+    assert run_script("train", ["seed=4", "--cfg"], entry=pytest.fail) == 0 and "seed: 4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -437,6 +463,18 @@ def test_errors_of_a_run_end_at_the_border(
 def test_errors_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_script("train", [], entry=lambda config: 1 // 0)
+
+
+def test_a_run_gets_plain_values_and_its_folder_and_leaves_hydras_files_there(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    place = tmp_path / "own place"
+    assert run_script("train", ["seed=4", f"output_dir='{tmp_path}'", "name=a/b"], entry=seen.append) == 0
+    assert run_script("train", ["seed=5", f"hydra.run.dir='{place}'"], entry=seen.append) == 0
+    assert [type(config) for config in seen] == [dict, dict] and seen[0]["seed"] == 4
+    assert [Path(config["output_dir"], config["name"]) for config in seen] == [tmp_path / "a" / "b", place]
+    for folder in (tmp_path / "a" / "b", place):
+        assert {path.name for path in (folder / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+        assert "zoom: 1" in (folder / ".hydra" / "config.yaml").read_text()
 
 
 def test_defaults_of_the_environment_yield_to_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,5 +514,6 @@ def test_the_scripts_refuse_in_one_line(script: str, argument: str) -> None:
     assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_unknown_root_function_is_not_reached_for_help() -> None:
-    assert dispatch("sweep", ["--help"], None) == 0
+def test_a_sweeps_help_lists_the_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--help"]) == 0
+    assert "encoders" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_a_missing_package_is_one_line_that_names_its_extra(
 
         return 0
 
-    assert run_script("train", ["experiment=smoke"], entry) == 2
+    assert run_script("train", ["experiment=smoke", f"output_dir={tmp_path}"], entry) == 2
     assert (
         capsys.readouterr().err == "error: the package lightning is not installed; pip install 'ima[train]' brings it\n"
     )

@@ -122,7 +122,7 @@ def test_those_that_are_not_run_here_are_named(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("command", [line for line in commands() if "-m ima " not in line])
 def test_its_commands_compose(command: str, tmp_path: Path) -> None:
-    from ima.cli.scripts import compose_sweep
+    from ima.cli.sweep import plan
 
     script, *arguments = shlex.split(command)[1:]
     if any(text.startswith("checkpoint=") for text in arguments):  # a run that the reader has by then
@@ -130,7 +130,7 @@ def test_its_commands_compose(command: str, tmp_path: Path) -> None:
         write_json(tmp_path / "result.json", {"status": "ok", "config": config})
         arguments = [f"checkpoint={tmp_path}" if text.startswith("checkpoint=") else text for text in arguments]
     root = script.removesuffix(".py")
-    jobs = compose_sweep(arguments).jobs if root == "sweep" else [compose(arguments, root)]
+    jobs = plan(arguments)[1] if root == "sweep" else [compose(arguments, root)]
     assert len(jobs) >= 1
 
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ima.cli.scripts import compose_sweep, describe
+from ima.cli.help import describe
+from ima.cli.sweep import plan
 from ima.config.compose import CONF, choices_of, compose, default_groups
 from ima.core.files import write_json
 from ima.core.signatures import signature
@@ -30,7 +31,8 @@ def unset(group: str, choice: str) -> list[str]:
     return own + [line for other, picked in pairs if other == "data" for line in unset(other, picked)]
 
 
-CHOICES = [(group, choice) for group in default_groups("train", CONF) for choice in choices_of(group, CONF)]
+GROUPS = [group for group in default_groups("train", CONF) if group not in ("sweep", "multirun")]
+CHOICES = [(group, choice) for group in GROUPS for choice in choices_of(group, CONF)]
 FILES = sorted(CONF.glob("*/*.yaml"))
 
 
@@ -49,10 +51,11 @@ def test_every_sweep_composes_all_its_jobs(choice: str, tmp_path: Path) -> None:
         config = OmegaConf.to_container(compose(["experiment=demo"], "train"))
         write_json(tmp_path / "result.json", {"status": "ok", "config": config})
         given = [f"checkpoint={tmp_path}"]
-    sweep = compose_sweep([f"sweep={choice}", *given])
-    assert sweep.name.startswith(choice) and (given or sweep.name == choice)
-    assert len({job.hash for job in sweep.jobs}) == len(sweep.jobs) > 1
-    assert [job.error for job in sweep.jobs if "error" in job] == []
+    name, trainings, after = plan([f"sweep={choice}", *given])
+    jobs = [*trainings, *(job for job, _ in after)]
+    assert name.startswith(choice) and (given or name == choice)
+    assert len({job.hash for job in jobs}) == len(jobs) > 1
+    assert [job.reason for job in jobs if job.state == "failed"] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}/{path.stem}" for path in FILES])

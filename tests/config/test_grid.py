@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from omegaconf import OmegaConf
 
-from ima.cli.scripts import compose_sweep
+from ima.cli.sweep import plan
 from ima.core.errors import UserError
+from ima.sweep.job import Job
 
 POINTS = "points=[['adapter=pool','adapter.hidden=8'],['adapter=pool','adapter.hidden=16'],['adapter=mlp']]"
 
 
-def jobs_of(*argv: str) -> list[dict[str, Any]]:
-    config: Any = OmegaConf.to_container(compose_sweep(["llm=tiny", *argv]))
-    return list(config["jobs"])
+def jobs_of(*argv: str) -> list[Job]:
+    _, jobs, after = plan(["llm=tiny", *argv])
+    return [*jobs, *(job for job, _ in after)]
 
 
 def varied(*argv: str) -> list[dict[str, str]]:
-    return [job["varied"] for job in jobs_of(*argv)]
+    return [job.varied for job in jobs_of(*argv)]
 
 
 def test_points_are_overrides_that_go_together_times_the_axes() -> None:
@@ -43,13 +41,12 @@ def test_a_value_that_no_point_has_widens_them() -> None:
 
 
 def test_a_single_value_takes_the_place_of_an_axis_of_the_file() -> None:
-    config: Any = OmegaConf.to_container(compose_sweep(["sweep=seeds", "seed=7"]))
-    assert [job["varied"] for job in config["jobs"]] == [{"seed": "7"}]
+    assert [job.varied for job in plan(["sweep=seeds", "seed=7"])[1]] == [{"seed": "7"}]
 
 
 def test_a_point_whose_config_is_refused_is_a_job_that_has_failed_already() -> None:
     good, bad = jobs_of("adapter=pool,nosuch")
-    assert "error" not in good and "nosuch" in bad["error"] and good["hash"] != bad["hash"]
+    assert good.state == "waiting" and bad.state == "failed" and "nosuch" in bad.reason and good.hash != bad.hash
 
 
 def test_where_every_point_is_refused_or_the_first_failure_stops_all_the_sweep_is() -> None:
@@ -64,12 +61,11 @@ def test_evaluations_follow_the_trainings_that_they_are_of() -> None:
              "evaluations=[{of:'seed=1',epochs:[1,3,9],overrides:['alignment=none']}]"]  # fmt: skip
     jobs = jobs_of(*given)
     trainings, measured = jobs[:2], jobs[2:]
-    assert [job["script"] for job in jobs] == ["train"] * 2 + ["evaluate"] * 2
-    assert [job["varied"] for job in measured] == [{"seed": "1", "epoch": "1"}, {"seed": "1", "epoch": "3"}]
-    assert {job["needs"] for job in measured} == {trainings[1]["hash"]}
-    checkpoint = f"checkpoint=out/s/{trainings[1]['hash']}/checkpoints/epoch-001.safetensors"
-    assert measured[0]["overrides"] == [checkpoint, "alignment=none"]
-    assert len({job["hash"] for job in jobs}) == 4
+    assert [job.script for job in jobs] == ["train"] * 2 + ["evaluate"] * 2
+    assert [job.varied for job in measured] == [{"seed": "1", "epoch": "1"}, {"seed": "1", "epoch": "3"}]
+    checkpoint = f"checkpoint=out/s/{trainings[1].hash}/checkpoints/epoch-001.safetensors"
+    assert measured[0].overrides == [checkpoint, "alignment=none"]
+    assert len({job.hash for job in jobs}) == 4
 
 
 def test_an_evaluation_with_a_misspelt_key_is_refused() -> None:

@@ -301,13 +301,13 @@ def test_trust_changes_no_hash_and_is_not_taken_from_a_run(mine: Path) -> None:
 
 
 def test_a_sweeps_evaluations_may_name_what_its_trainings_named(mine: Path) -> None:
-    from ima.sweep.grid import compose_sweep
+    from ima.cli.sweep import plan
 
     argv = [*TINY, "encoder._target_=mine_trust.encoders.Own", "seed=1,2", "evaluations=[{epochs:[1]}]"]
-    measured = [job for job in compose_sweep(argv).jobs if job.script == "evaluate"]
+    measured = [job for job, _ in plan(argv)[2]]
     assert measured and all("trust=[mine_trust.encoders.Own]" in job.overrides for job in measured)
-    plain = compose_sweep([*TINY, "seed=1,2", "evaluations=[{epochs:[1]}]"]).jobs
-    assert not any("trust" in text for job in plain for text in job.overrides)
+    plain = plan([*TINY, "seed=1,2", "evaluations=[{epochs:[1]}]"])[2]
+    assert not any("trust" in text for job, _ in plain for text in job.overrides)
 
 
 # -- whole programs ----------------------------------------------------------------------------------------------------

@@ -18,16 +18,16 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ima.cli.sweep import plan
 from ima.config.compose import CONF, choices_of, compose
 from ima.core.types import Sample
 from ima.runs.identity import STACKED, arguments_of, bare_name, canonical, config_hash, spelled
-from ima.sweep.grid import compose_sweep
 from ima.tasks.base import Prediction
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 RUN = "tests/artefacts/run"
-NOT_CALLED = ("choices", "name", "output_dir", "resume", "overwrite", "logger", "trust", "offline")
+NOT_CALLED = ("choices", "name", "output_dir", "resume", "overwrite", "logger", "trust", "objective", "rerun", "offline")
 PLACES = {"published_": ["data.folder=somewhere"], "mt_llava15": ["mixture.llava_558k.data.folder=somewhere",
           "mixture.llava_665k.data.folder=somewhere"]}  # fmt: skip
 
@@ -76,18 +76,12 @@ def experiment_job(name: str) -> dict[str, Any]:
     return plain(compose([f"experiment={name}", *given(name)]))
 
 
-def sweep_jobs(name: str) -> list[dict[str, Any]]:
-    """overrides, script, hash and what it needs, of every job."""
+def sweep_jobs(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """(hash, composed config) of every job, those that follow trainings last."""
     text = (CONF / "sweep" / f"{name}.yaml").read_text()
-    evaluates = "script: evaluate" in text and "lmm=" not in text
-    return list(plain(compose_sweep([f"sweep={name}", *([f"checkpoint={RUN}"] if evaluates else [])]))["jobs"])
-
-
-def config_of(job: Mapping[str, Any], jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The composed config of a job of a sweep; of an evaluation after its training too."""
-    training = next((each for each in jobs if each["hash"] == job.get("needs")), None)
-    trained = config_of(training, jobs) if training else None
-    return plain(compose(job["overrides"], job["script"], trained=trained))
+    evaluates = "script: evaluate" in text and "lmm" not in text
+    _, jobs, after = plan([f"sweep={name}", *([f"checkpoint={RUN}"] if evaluates else [])])
+    return [(job.hash, job.config) for job in [*jobs, *(job for job, _ in after)]]
 
 
 def job_name(sweep: str, number: int) -> str:
@@ -99,9 +93,8 @@ def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in choices_of("experiment", CONF):
         yield f"experiment={name}", experiment_job(name)
     for name in choices_of("sweep", CONF):
-        listed = sweep_jobs(name)
-        for number, job in enumerate(listed):
-            yield job_name(name, number), config_of(job, listed)
+        for number, (_, config) in enumerate(sweep_jobs(name)):
+            yield job_name(name, number), config
 
 
 def plain(config: Any) -> dict[str, Any]:

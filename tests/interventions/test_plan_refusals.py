@@ -19,6 +19,11 @@ from ima.pipeline import assemble as parts
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def line_of(capsys: pytest.CaptureFixture[str], arguments: list[str], entry: Any) -> str:
     code = run_script("train", arguments, entry=entry)
     out, err = capsys.readouterr()

@@ -134,16 +134,15 @@ def test_masks_are_read_compared_and_applied(launcher: Launcher, place: Path) ->
 def test_the_table_of_a_sweep_is_made_again_from_jobs_that_are_found_by_their_hash(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ima.sweep.grid import compose_sweep
-    from ima.sweep.job import jobs_of
+    from ima.cli.sweep import plan
     from ima.sweep.table import finish_table
 
     monkeypatch.chdir(place)
     folder = Path("tests/artefacts/sweep")
     kept = json.loads((folder / "sweep.json").read_text())
-    config: Any = OmegaConf.to_container(compose_sweep(typed(kept["command"])))
-    jobs = jobs_of(config, folder)
+    jobs = plan(typed(kept["command"]))[1]
     for job, name in zip(jobs, kept["folders"], strict=True):  # the hash of before the keys moved
+        job.folder = folder / job.hash
         (folder / name).rename(job.folder)
         job.hash = name
     assert all(job.is_done() for job in jobs)

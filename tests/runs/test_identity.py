@@ -209,9 +209,9 @@ def test_an_unfinished_folder_of_today_is_resumed(tmp_path: Path) -> None:
     assert load_finished_or_clear(tmp_path, plain(*SMOKE, "loader.num_workers=4")) is None
 
 
-def test_a_sweep_is_named_by_its_jobs_and_not_by_how_they_are_written() -> None:
-    from ima.cli.scripts import compose_sweep
+def test_a_sweep_is_named_by_what_is_given_in_whatever_order() -> None:
+    from ima.cli.sweep import plan
 
-    first, second = (compose_sweep([*SMOKE, "seed=0,1", *more]).name for more in ([], ["optimizer.lr=2e-3"]))
+    first, second = (plan(argv)[0] for argv in ([*SMOKE, "seed=0,1"], ["seed=0,1", *reversed(SMOKE), "overwrite=true"]))
     assert first == second
-    assert compose_sweep([*SMOKE, "seed=0,2"]).name != first
+    assert plan([*SMOKE, "seed=0,2"])[0] != first

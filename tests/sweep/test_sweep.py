@@ -12,20 +12,20 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from ima.cli.scripts import compose_sweep
+from ima.cli import sweep as sweep_command
+from ima.cli.sweep import plan
 from ima.config.compose import compose
 from ima.core.errors import UserError
 from ima.core.files import write_json
 from ima.sweep import job as job_module
 from ima.sweep import pool
 from ima.sweep.job import Job, last_words, quoted
-from ima.sweep.run import run_jobs
+from ima.sweep.process import command_of
 from ima.sweep.table import aligned, short_table
 from ima.sweep.view import View, last_epoch, seconds_left
 
@@ -34,7 +34,7 @@ PLAN = "plan.json"  # beside the run folders: what the fake training does, by se
 FAKE = """
 import json, os, signal, sys, time
 from pathlib import Path
-given = dict(text.split("=", 1) for text in sys.argv[1:])
+given = {name: value.strip("'") for name, value in (text.split("=", 1) for text in sys.argv[1:])}
 root = Path(given["output_dir"])
 folder = root / given["name"]
 folder.mkdir(parents=True, exist_ok=True)
@@ -89,21 +89,15 @@ def sweep(out: Path, num: int = 3, plan: dict[str, str] | None = None, *more: st
     out.mkdir(parents=True, exist_ok=True)
     (out / PLAN).write_text(json.dumps(plan or {}))
     seeds = ",".join(str(seed) for seed in range(num))
-    return run_jobs(unquoted(["llm=tiny", f"seed={seeds}", "name=s", *more], out))
+    return run([f"seed={seeds}", *more], out)
 
 
-def unquoted(arguments: list[str], out: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.to_container(compose_sweep([*arguments, f"output_dir={quoted(str(out))}"]))
-    assert isinstance(config, dict)
-    return {str(name): value for name, value in config.items()}
+def run(arguments: list[str], out: Path) -> int:
+    return sweep_command.main(["llm=tiny", *arguments, "name=s", f"output_dir={quoted(str(out))}"])
 
 
-@pytest.fixture(autouse=True)
-def plain_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAKE has no override grammar: it gets paths as they are."""
-    monkeypatch.setattr(job_module, "quoted", lambda text: text)
+def first_job(arguments: list[str], out: Path) -> Job:
+    return plan(["llm=tiny", *arguments, "name=s", f"output_dir={quoted(str(out))}"])[1][0]
 
 
 def calls(out: Path) -> list[str]:
@@ -133,7 +127,7 @@ def test_finished_jobs_are_skipped_and_no_row_comes_twice(fake: Path) -> None:
 
 def test_equal_jobs_of_a_grid_run_once(fake: Path) -> None:
     fake.mkdir()
-    assert run_jobs(unquoted(["llm=tiny", "seed=1,1", "name=s"], fake)) == 0
+    assert run(["seed=1,1"], fake) == 0
     assert calls(fake) == ["1"] and len(table(fake)) == 1
 
 
@@ -191,8 +185,7 @@ def test_parallel_jobs_take_the_gpus_in_turn(fake: Path, monkeypatch: pytest.Mon
 
 def test_a_folder_that_another_process_writes_is_waited_for(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "ELSEWHERE_SECONDS", 0.05)
-    config = unquoted(["llm=tiny", "seed=0,1", "name=s"], fake)
-    folder = fake / "s" / config["jobs"][0]["hash"]
+    folder = first_job(["seed=0,1"], fake).folder
     folder.mkdir(parents=True)
     lock, jobs = FileLock(folder / "lock"), []
     with lock:
@@ -206,18 +199,17 @@ def test_a_folder_that_another_process_writes_is_waited_for(fake: Path, monkeypa
                 lock.release()
 
         monkeypatch.setattr(pool.Pool, "postpone", postpone)
-        assert run_jobs(config) == 0
+        assert run(["seed=0,1"], fake) == 0
     assert calls(fake) == ["1"] and jobs[0].state == "finished" and len(table(fake)) == 2
 
 
 def test_a_foreign_result_is_left_alone(fake: Path) -> None:
-    config = unquoted(["llm=tiny", "seed=0,1", "name=s"], fake)
-    folder = fake / "s" / config["jobs"][0]["hash"]
+    folder = first_job(["seed=0,1"], fake).folder
     folder.mkdir(parents=True)
     text = json.dumps({"status": "ok", "config_hash": "of another run"})
     (folder / "result.json").write_text(text)
     (fake / PLAN).write_text(json.dumps({"0": "refused"}))
-    assert run_jobs(config) == 1
+    assert run(["seed=0,1"], fake) == 1
     assert (folder / "result.json").read_text() == text
 
 
@@ -231,11 +223,10 @@ def test_an_interrupted_sweep_ends_its_jobs_and_goes_on_later(fake: Path, number
         from pathlib import Path
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import ima.sweep.run, ima.sweep.job as job_module
-        from ima.cli import run_script
+        from ima.cli.sweep import main
         job_module.SCRIPTS = Path({str(fake.parent)!r})
-        job_module.quoted = lambda text: text
         ima.sweep.run.page = lambda folder, jobs: None
-        sys.exit(run_script("sweep", ["llm=tiny", "seed=0,1,2", "name=s", "output_dir='{fake}'"]))
+        sys.exit(main(["llm=tiny", "seed=0,1,2", "name=s", "output_dir='{fake}'"]))
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -256,7 +247,7 @@ def test_an_interrupted_sweep_ends_its_jobs_and_goes_on_later(fake: Path, number
 
 
 def test_the_parent_imports_no_torch() -> None:
-    code = "import sys, ima.sweep, ima.cli.scripts; sys.exit('torch' in sys.modules)"
+    code = "import sys, ima.sweep.run, ima.cli.sweep; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ}).returncode == 0
 
 
@@ -330,11 +321,10 @@ def test_a_sweep_of_evaluations_varies_the_plan_of_one_checkpoint(tmp_path: Path
     config = OmegaConf.to_container(compose(["experiment=smoke", "logger=none"], "train"))
     write_json(run / "result.json", {"status": "ok", "config": config})
     given = ["script=evaluate", f"checkpoint={run}", "intervention=[skip_ffn]", "intervention.skip_ffn.start=1"]
-    composed: Any = OmegaConf.to_container(compose_sweep([*given, "intervention.skip_ffn.ratio=0.5,1.0"]))
-    jobs = job_module.jobs_of(composed, tmp_path / "sweep")
+    _, jobs, _ = plan([*given, "intervention.skip_ffn.ratio=0.5,1.0"])
     assert [job.varied for job in jobs] == [{"intervention.skip_ffn.ratio": ratio} for ratio in ("0.5", "1.0")]
     assert len({job.hash for job in jobs}) == 2
     for job in jobs:
-        assert Path(job_module.command_of(job, "s", "out")[1]).name == "evaluate.py"
-    with pytest.raises(UserError, match="resume.*no key of sweep.py or evaluate.py"):
-        compose_sweep([*given, "resume=never", "seed=0,1"])
+        assert Path(command_of(job, "s", "out")[1]).name == "evaluate.py"
+    with pytest.raises(UserError, match="resume: no 'resume'"):
+        plan([*given, "resume=never", "seed=0,1"])

@@ -97,7 +97,7 @@ def test_parent_and_child_killed_in_the_middle_leave_a_sweep_that_ends_as_one_th
     assert before == {path: path.stat().st_mtime_ns for path in before}, "a finished job was run again"
     rows = table(out)
     assert sorted(row["config.seed"] for row in rows) == list("012345") and {row["status"] for row in rows} == {"ok"}
-    assert [path for path in out.rglob(".*")] == [], "something half written is left"
+    assert [path for path in out.rglob(".*") if path.name != ".hydra"] == [], "something half written is left"
     seed = json.loads((folder / "result.json").read_text())["config"]["seed"]
     whole = start(twin, f"params.seed=[{seed}]", "trainer.max_epochs=2")
     assert finish(whole) and whole.returncode == 0

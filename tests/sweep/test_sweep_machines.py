@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from ima.cli import submit
+from ima.cli.sweep import plan
 from ima.core.errors import UserError
 from ima.runs.folders import load_finished_or_clear, refuse_run, refuse_sweep
-from ima.runs.record import read_result
 from ima.sweep.job import Job
 from ima.sweep.pool import Pool
-from ima.sweep.run import alone_in, refuse_ranks, run_jobs
+from ima.sweep.process import refuse_ranks
+from ima.sweep.run import alone_in
 from ima.sweep.view import View, total_left
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ def test_no_sweep_goes_into_the_folder_of_a_run_and_no_run_into_that_of_a_sweep(
     refuse_sweep(run)
     refuse_run(sweep)
     with pytest.raises(UserError, match="holds a run"):
-        run_jobs({"output_dir": str(tmp_path), "name": "run"})
+        plan(["llm=tiny", "seed=0,1", f"output_dir={tmp_path}", "name=run"])
     with pytest.raises(UserError, match="holds a sweep"):
         load_finished_or_clear(sweep, {"overwrite": True})
     assert [path.name for path in run.iterdir()] == ["result.json"] and (sweep / "sweep.json").is_file()
@@ -136,14 +137,3 @@ def test_jobs_are_one_group_on_wandb_unless_the_environment_says_which(monkeypat
     assert Pool([], config, View([])).environment(0)["WANDB_RUN_GROUP"] == "encoders"
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     assert Pool([], config, View([])).environment(0)["WANDB_RUN_GROUP"] == "mine"
-
-
-def test_what_a_failed_training_was_to_be_measured_for_is_a_failed_row_each(tmp_path: Path) -> None:
-    training = Job(["llm=tiny"], "a" * 12, {}, tmp_path / "a", tmp_path / "a.txt", state="failed", reason="no memory")
-    measured = Job(
-        ["checkpoint=x"], "b" * 12, {}, tmp_path / "b", tmp_path / "b.txt", script="evaluate", needs="a" * 12
-    )
-    config = {"name": "s", "output_dir": str(tmp_path), "num_parallel": 1, "keep_going": True}
-    Pool([training, measured], config, View([])).run()
-    assert (measured.state, measured.reason) == ("failed", "its training failed: no memory")
-    assert read_result(tmp_path / "b")["reason"] == measured.reason
