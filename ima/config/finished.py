@@ -34,11 +34,16 @@ def root_of(cfg: Mapping[str, Any]) -> str:
 
 
 def finished(
-    cfg: DictConfig, root: str | None = None, conf: Path = CONF, hydra: DictConfig | None = None, running: bool = False
+    cfg: DictConfig,
+    root: str | None = None,
+    conf: Path | None = None,
+    hydra: DictConfig | None = None,
+    running: bool = False,
 ) -> dict[str, Any]:
     """The config of a run from what Hydra composed. hydra: its own node, where it is not in `cfg`. running:
     `${hydra:...}` can be resolved. Raises UserError for the first value that does not fit."""
     root, hydra = root or root_of(cfg), cfg.hydra if hydra is None else hydra
+    conf = conf or conf_of(hydra)
     names = signature(ROOT_TARGETS[root])
     tree = written(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
     config = current_names(resolve(tree, running))
@@ -70,6 +75,14 @@ def finished(
 
 def is_ours(target: str) -> bool:
     return target.split(".")[0] == "ima"
+
+
+def conf_of(hydra: DictConfig) -> Path:
+    """The folder of the primary config."""
+    for source in hydra.runtime.config_sources:
+        if source.provider == "main" and source.schema == "file":
+            return Path(str(source.path))
+    return CONF
 
 
 @functools.lru_cache

@@ -116,13 +116,14 @@ def repeat(cfg: DictConfig, overrides: Sequence[Override], conf: Path, extra: Se
     source = last_value(overrides, "rerun", cfg.get("rerun"))
     if source is None:
         return {}
+    folder = run_folder(str(source), "rerun")
     given = {each.key_or_group for each in overrides}
-    names = [name for name in (*INHERITED, "init") if name not in given]
+    names = [name for name in (*INHERITED, "optimizer", "scheduler", "callbacks", "init") if name not in given]
     with trusting(trusted(str(source), overrides, extra), conf):
         found = run_config(str(source), names)
     for name in names:
         if name in found:
             cfg[name] = found[name]
     if cfg.get("name") is None and "name" not in given:
-        cfg["name"] = f"{run_folder(str(source), 'rerun').name}-rerun"
+        cfg["name"] = f"{folder.name}-rerun"
     return {name: found["choices"].get(name) for name in names if name in found}

@@ -114,6 +114,7 @@ class Loader(ConfigLoaderImpl):
             if is_group and not override.is_sweep_override() and not isinstance(override.value(), dict):
                 options = repo.get_group_options(name)
                 if check_choice(override, options, self.root, self.conf, self.names) is None:
+                    kept = [each for each in kept if each.key_or_group != name]
                     continue
             kept.append(override)
         if config_name is not None:

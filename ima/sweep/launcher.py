@@ -12,6 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from ima.core.errors import UserError
 from ima.sweep.grid import compose_jobs
 from ima.sweep.job import Job, JobFailed
 from ima.sweep.pool import Pool, sigterm_interrupts
@@ -24,6 +25,8 @@ class PoolLauncher(Launcher):
     """num_parallel: jobs at the same time. keep_going: with the other jobs where one fails."""
 
     def __init__(self, num_parallel: int = 1, keep_going: bool = True) -> None:
+        if not isinstance(num_parallel, int) or num_parallel < 1:
+            raise UserError(f"hydra.launcher.num_parallel: {num_parallel} is out of range; allowed: >= 1")
         self.num_parallel, self.keep_going = num_parallel, keep_going
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -97,7 +97,8 @@ LEAVES = {
     "defaults: [override /hydra/launcher: ima, override /hydra/sweeper: ima]",
 }
 TRAIN = """
-defaults: [_self_, multirun: default, encoder: base, adapter: pool, llm: tiny, task: caption, data: stamps, {intervention: [none]},
+defaults: [_self_, multirun: default, encoder: base, adapter: pool, llm: tiny, task: caption, data: stamps,
+  {intervention: [none]},
   alignment: default, trainer: default, logger: none, experiment: null, sweep: null]
 seed: 0
 hydra:
@@ -116,7 +117,8 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
     (folder / "conf" / "train.yaml").write_text(TRAIN)
-    evaluate = "defaults: [_self_, multirun: default, data: null, {intervention: null}, alignment: null, trainer: null, sweep: null]\n"
+    evaluate = "defaults: [_self_, multirun: default, data: null, {intervention: null}, alignment: null, trainer: null,"
+    evaluate += " sweep: null]\n"
     (folder / "conf" / "evaluate.yaml").write_text(evaluate + "checkpoint: ???\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -269,7 +271,7 @@ def test_gpu_is_an_accelerator() -> None:
         ("train", ["llm"], "llm: not of the form key=value; did you mean llm? allowed"),
         ("sweep", ["sweep.params.seed=[1]"], "sweep.params.seed: sweep=<choice> takes a file of"),
         ("train", ["-m", "name=a,b", "seed=0,1"], "name: several values, but it is the sweep's own and has one"),
-        ("evaluate", ["intervention=skip,prune"], "intervention: several values need a multirun; give them one at a time,"),
+        ("evaluate", ["intervention=skip,prune"], "intervention: several values need a multirun; give"),
     ],
 )  # fmt: skip
 def test_advice_is_to_the_point(root: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -415,7 +417,8 @@ def test_an_evaluation_takes_from_the_run_what_it_does_not_choose(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["checkpoint=nowhere"], ["checkpoint=."], ["checkpoint=nowhere", "seeed=3"], ["-m", "checkpoint=a,b"]]
+    "arguments",
+    [[], ["checkpoint=nowhere"], ["checkpoint=."], ["checkpoint=nowhere", "seeed=3"], ["-m", "checkpoint=a,b"]],
 )
 def test_an_evaluation_without_a_run_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script("evaluate", arguments, entry=lambda config: pytest.fail("was run")) == 2
@@ -438,7 +441,9 @@ def test_cfg_prints_the_resolved_config_and_runs_nothing(capsys: pytest.CaptureF
     assert run_script("train", ["--cfg", "job", "seed=4", "encoder.dim=${seed}"], entry=pytest.fail) == 0
     shown = OmegaConf.create(capsys.readouterr().out)
     assert shown.encoder.dim == 4
-    assert (shown.encoder.zoom, shown.trainer.tags, shown.objective) == (1, [], "val/loss"), "every key, with its default"
+    assert (shown.encoder.zoom, shown.trainer.tags, shown.objective) == (1, [], "val/loss"), (
+        "every key, with its default"
+    )
     assert run_script("train", ["seed=4", "--cfg"], entry=pytest.fail) == 0 and "seed: 4" in capsys.readouterr().out
 
 
