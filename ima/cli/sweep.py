@@ -1,6 +1,7 @@
 """sweep.py: a multirun of train.py (or of evaluate.py, where the sweep's file says so), and what follows it.
 
-With the name of a sweep it is `train.py` with --multirun and that name. Evaluations that follow trainings are a second multirun, into
+With the name of a sweep it is `train.py` with --multirun and that name. Evaluations that follow trainings are a second
+multirun, into
 the same folder; table and page are of both. A few short keys stand for longer ones of Hydra (SHORT).
 """
 

@@ -27,7 +27,18 @@ from ima.tasks.base import Prediction
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 RUN = "tests/artefacts/run"
-NOT_CALLED = ("choices", "name", "output_dir", "resume", "overwrite", "logger", "trust", "objective", "rerun", "offline")
+NOT_CALLED = (
+    "choices",
+    "name",
+    "output_dir",
+    "resume",
+    "overwrite",
+    "logger",
+    "trust",
+    "objective",
+    "rerun",
+    "offline",
+)
 PLACES = {"published_": ["data.folder=somewhere"], "mt_llava15": ["mixture.llava_558k.data.folder=somewhere",
           "mixture.llava_665k.data.folder=somewhere"]}  # fmt: skip
 
