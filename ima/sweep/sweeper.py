@@ -51,7 +51,7 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         plain: Any = OmegaConf.to_container(OmegaConf.create({"params": self.params, "points": list(self.points)}))
         overrides, varied = expand(arguments, plain["params"], plain["points"], OverridesParser.create(self.loader))
-        varied = [LABELS.get(tuple(one), own) for one, own in zip(overrides, varied, strict=True)]
+        varied = [LABELS.get(tuple(f"{key}={value}" for key, value in own.items()), own) for own in varied]
         ours = isinstance(self.launcher, PoolLauncher)
         keep_going = self.launcher.keep_going if isinstance(self.launcher, PoolLauncher) else True
         folder = Path(str(self.config.hydra.sweep.dir))
