@@ -74,8 +74,8 @@ def probed(label: str, x_ED: Tensor, names: Sequence[str], clusters: Sequence[st
     spread = torch.tensor(chance, dtype=torch.float64)
     yield Row(score=f"probe_{label}_null", value=float(spread.mean()), se=float(spread.std()), n=n, **fields)
     chosen_by_view = selectivity(x, chosen, mine)
-    note = None if chosen_by_view == chosen_by_view else f"fewer than {LEAST} examples of clusters with two views"
-    yield Row(score=f"probe_{label}_selectivity", value=chosen_by_view, n=n, note=note, **fields)
+    unmeasured = None if chosen_by_view == chosen_by_view else f"fewer than {LEAST} examples of clusters with two views"
+    yield Row(score=f"probe_{label}_selectivity", value=chosen_by_view, n=n, note=unmeasured, **fields)
 
 
 def usable(x_ED: Tensor, names: Sequence[str], clusters: Sequence[str]) -> list[int]:

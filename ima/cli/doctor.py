@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ima.cli.scripts import describe
+from ima.cli.help import describe
 from ima.config.compose import CONF, compose
 from ima.core.assets.registry import missing
 from ima.core.cache import cache_dir

@@ -65,7 +65,7 @@ TASKS = {"train": train, "evaluate": evaluate}
 def work(root: str, cfg: DictConfig) -> Any:
     """The value of the objective. What a single run is refused for is kept for the script, which says it in a line."""
     global STARTED, REFUSAL
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     STARTED = True
     if TYPED is not None:
         sys.argv = list(TYPED)  # ranks are started with it, and result.json tells it

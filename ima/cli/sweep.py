@@ -97,7 +97,8 @@ def translated(argv: list[str], conf: Path = CONF) -> tuple[str, list[str]]:
         elif name == "script":
             root = value
         elif name == "overrides":
-            words += [str(item) for item in parse(text, OWN).value()]
+            given: Any = parse(text, OWN).value()
+            words += [str(item) for item in given]
         elif first == "params":
             words += axes_of(text, rest)
         elif first == "sweep" and rest:
@@ -124,7 +125,7 @@ def nearest_own(name: str) -> str:
 
 def axes_of(text: str, key: str) -> list[str]:
     """params.seed=[0,1] as seed=choice(0,1)."""
-    values = parse(text, OWN).value()
+    values: Any = parse(text, OWN).value()
     axes = {key: values} if key else values
     if not isinstance(axes, dict) or any(not isinstance(each, list) for each in axes.values()):
         raise UserError(f"{text}: a grid needs a list of values; write {key or 'seed'}=0,1")

@@ -36,7 +36,7 @@ def fill_below(parent: DictConfig | ListConfig, key: Any, place: str) -> None:
         if isinstance(target, str):
             add(node, at(place, target), set(), partial=bool(inside(node, "_partial_")))
         for name in list(node.keys()):
-            fill_below(node, name, f"{place}.{name}")
+            fill_below(node, name, f"{place}.{name!s}")
     elif isinstance(node, ListConfig):
         for index in range(len(node)):
             fill_below(node, index, f"{place}.{index}")

@@ -45,7 +45,7 @@ def finished(
     root, hydra = root or root_of(cfg), cfg.hydra if hydra is None else hydra
     conf = conf or conf_of(hydra)
     names = signature(ROOT_TARGETS[root])
-    tree = written(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+    tree = written(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
     config = current_names(resolve(tree, running))
     config = {name: value for name, value in config.items() if name in names.parameters}
     for group in groups_of(root):

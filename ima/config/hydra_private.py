@@ -68,7 +68,7 @@ def argument_parser() -> argparse.ArgumentParser:
     def error(message: str) -> Any:
         raise Misused(message)
 
-    parser.error = error  # type: ignore[method-assign,assignment]
+    parser.error = error  # type: ignore[method-assign]
     return parser
 
 
@@ -85,5 +85,5 @@ def mark(node: DictConfig, key: str) -> None:
 
 def is_marked(node: DictConfig, key: str) -> bool:
     child = node._get_node(key)
-    flags = child._metadata.flags if child is not None else None  # type: ignore[union-attr]
+    flags = child._metadata.flags if child is not None else None
     return bool(flags and flags.get(MARK))

@@ -106,7 +106,7 @@ class Loader(ConfigLoaderImpl):
         parsed = [parse(text, known) for text in overrides]
         places = [str(each.input_line) for each in parsed if each.key_or_group == "hydra.searchpath"]
         _, repo = super()._parse_overrides_and_create_caching_repo(config_name, places)
-        kept = []
+        kept: list[Override] = []
         for override in [one for each in parsed for one in self.with_measures(each, known)]:
             name = override.key_or_group
             known_here = name in default_groups(self.root, self.conf)
@@ -149,7 +149,8 @@ class Loader(ConfigLoaderImpl):
         """`alignment=[full,maps]` as a choice and the groups of measures that are added to it."""
         if override.key_or_group != "alignment" or not isinstance(override.value(), list):
             return [override]
-        base, added = measured(override.value(), choices_of("alignment", self.conf))
+        value: Any = override.value()
+        base, added = measured(value, choices_of("alignment", self.conf))
         return [parse(f"alignment={base}", known), parse(f"alignment.groups=[{','.join(added)}]", known)]
 
     def gives(self, key: str) -> bool:
@@ -222,6 +223,6 @@ class Loader(ConfigLoaderImpl):
             target = str(current_names({"_target_": target})["_target_"])
             names = at(place, target)
             for key in [key for key in node if not str(key).startswith("_")]:
-                if key not in names.parameters and not names.open and f"{place}.{key}" not in given:
+                if key not in names.parameters and not names.open and f"{place}.{key!s}" not in given:
                     del node[key]
             node["_target_"] = target

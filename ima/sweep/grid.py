@@ -50,9 +50,10 @@ def expand(
             axes[name] = values
         else:
             shared.append(text)
-    jobs, varied = [], []
-    for point, *values in itertools.product(together or [[]], *axes.values()):
-        own = [*point, *(f"{name}={value}" for name, value in zip(axes, values, strict=True))]
+    jobs: list[list[str]] = []
+    varied: list[dict[str, str]] = []
+    for point, *chosen in itertools.product(together or [[]], *axes.values()):
+        own = [*point, *(f"{name}={value}" for name, value in zip(axes, chosen, strict=True))]
         jobs.append([*shared, *own])
         varied.append(dict(text.split("=", 1) for text in own))
     return jobs, varied

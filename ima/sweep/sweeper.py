@@ -40,11 +40,12 @@ class GridSweeper(Sweeper):
         script: str = "train",
     ) -> None:
         self.params, self.points = params or {}, points
-        EVALUATIONS[:] = [dict(entry) for entry in OmegaConf.to_container(OmegaConf.create(list(evaluations)))]  # type: ignore[arg-type]
+        entries: Any = OmegaConf.to_container(OmegaConf.create(list(evaluations)))
+        EVALUATIONS[:] = [dict(entry) for entry in entries]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config, self.loader = config, hydra_context.config_loader
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.settings, self.loader = config, hydra_context.config_loader
+        self.runner = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -52,16 +53,15 @@ class GridSweeper(Sweeper):
         plain: Any = OmegaConf.to_container(OmegaConf.create({"params": self.params, "points": list(self.points)}))
         overrides, varied = expand(arguments, plain["params"], plain["points"], OverridesParser.create(self.loader))
         varied = [LABELS.get(tuple(f"{key}={value}" for key, value in own.items()), own) for own in varied]
-        ours = isinstance(self.launcher, PoolLauncher)
-        keep_going = self.launcher.keep_going if isinstance(self.launcher, PoolLauncher) else True
-        folder = Path(str(self.config.hydra.sweep.dir))
-        jobs = compose_jobs(self.loader, self.config, overrides, varied, keep_going)
+        keep_going = self.runner.keep_going if isinstance(self.runner, PoolLauncher) else True
+        folder = Path(str(self.settings.hydra.sweep.dir))
+        jobs = compose_jobs(self.loader, self.settings, overrides, varied, keep_going)
         if all(job.state == "failed" for job in jobs):
             raise UserError(jobs[0].reason)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
-        if ours:
-            self.launcher.run(jobs)
+        write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.settings))
+        if isinstance(self.runner, PoolLauncher):
+            self.runner.run(jobs)
         else:
             self.launch_elsewhere(jobs)
         failed = [job for job in jobs if job.state not in ("ok", "finished")]
@@ -77,7 +77,7 @@ class GridSweeper(Sweeper):
             if job.state == "failed":
                 record(job, "failed", job.reason)
         single = list({job.hash: job for job in reversed(jobs) if job.state != "failed"}.values())[::-1]
-        results: Sequence[JobReturn] = self.launcher.launch([job.overrides for job in single], initial_job_idx=0)
+        results: Sequence[JobReturn] = self.runner.launch([job.overrides for job in single], initial_job_idx=0)
         for job, result in zip(single, results, strict=True):
             try:
                 _ = result.return_value

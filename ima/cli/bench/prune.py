@@ -59,7 +59,7 @@ def main(num_rounds: int) -> None:
         "one_shot_vs_forward": ratio(seconds, "one_shot", "forward"),
     }
     bits = bits_per_weight(
-        Mask(sequential(llm, batches, decide), {p: tuple(m.weight.shape) for p, m in linears.items()})
+        Mask(sequential(llm, batches, decide), {path: (m.out_features, m.in_features) for path, m in linears.items()})
     )
     ratios["bits_per_weight"] = (bits, bits, bits)
     facts: dict[str, Any] = {"llm": llm.name, "dtype": str(llm.dtype), "device": str(llm.device), "rounds": num_rounds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
@@ -78,7 +79,9 @@ def layer_maps(rows: Sequence[Row]) -> list[Figure]:
         for index in range(len(shown), 2 * -(-len(shown) // 2)):
             figure.delaxes(grid[index // 2][index % 2])
 
-    table = [[score, a, b, value] for score in shown for (a, b), value in sorted(found[score].items())]
+    table: list[Sequence[Any]] = [
+        [score, a, b, value] for score in shown for (a, b), value in sorted(found[score].items())
+    ]
     caption = (
         f"Each layer of the {word} against each layer of the text. On the diagonal: the same layer. Dots: the best text"
         f" layer of each {word} layer, where it stands out from permuted pairings (z above {LEAST_Z:g}). No best layer"
