@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -80,6 +81,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     skipped = Counter(groups.reason_of(report) for report in terminalreporter.stats.get("skipped", []))
     for line in groups.last_lines(config.stash[LEFT_OUT], skipped):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Hydra's applications, run in this process, leave handlers that write to this test's closed streams."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = [handler for handler in root.handlers if handler in handlers]
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
