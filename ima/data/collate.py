@@ -70,7 +70,7 @@ class NoPercepts:
         return {}
 
 
-class Laid(NamedTuple):
+class TokenizedSample(NamedTuple):
     """A sample's text: ids, roles and labels of equal length, and before which of them each medium stands."""
 
     ids: list[int]
@@ -108,7 +108,7 @@ class Collate:
         """ids, roles and labels of one sample. Raises UserError naming a sample without anything to learn."""
         return self.lay(sample, draw)[:3]
 
-    def lay(self, sample: Sample, draw: int) -> Laid:
+    def lay(self, sample: Sample, draw: int) -> TokenizedSample:
         laid = self.plain(sample, draw) if self.chat is None else self.conversation(sample, draw)
         num_media = len(sample.media_samples)
         if len(laid.places) != num_media:
@@ -116,7 +116,7 @@ class Collate:
         if self.max_tokens is not None and len(laid.ids) > self.max_tokens:
             most = self.max_tokens
             places = [min(place, most) for place in laid.places]
-            laid = Laid(laid.ids[:most], laid.roles[:most], laid.labels[:most], places)
+            laid = TokenizedSample(laid.ids[:most], laid.roles[:most], laid.labels[:most], places)
         if laid.labels and 0 not in laid.places:  # nothing stands before the first token that could predict it
             laid.labels[0] = -100
         if self.answers and not any(label != -100 for label in laid.labels):
@@ -125,9 +125,9 @@ class Collate:
             )
         return laid
 
-    def plain(self, sample: Sample, draw: int) -> Laid:
+    def plain(self, sample: Sample, draw: int) -> TokenizedSample:
         """[BOS] prompt answer EOS."""
-        laid = Laid([], [], [], [0] * len(sample.media_samples))
+        laid = TokenizedSample([], [], [], [0] * len(sample.media_samples))
         if self.bos_id is not None:
             laid.add([self.bos_id], Role.SPECIAL, False)
         prompt = self.task.prompt_for(sample)
@@ -146,10 +146,10 @@ class Collate:
             laid.add([self.eos_id], Role.SPECIAL, True)
         return laid
 
-    def conversation(self, sample: Sample, draw: int) -> Laid:
+    def conversation(self, sample: Sample, draw: int) -> TokenizedSample:
         """As the chat template says."""
         assert self.chat is not None
-        laid = Laid([], [], [], [])
+        laid = TokenizedSample([], [], [], [])
         turns = self.task.turns_for(sample, draw, self.answers)
         if self.answers and not any(text.strip() for name, text in turns if name == "assistant"):
             raise UserError(f"sample {sample.id}: its target text is empty, nothing to learn from; fix or remove it")

@@ -10,10 +10,10 @@ from ima.core.errors import UserError
 from ima.core.files import write_atomic
 from ima.report.collect import csv_table, table_rows, write_table
 from ima.report.entry_table import csv_of
-from ima.report.figures.all import comparison_figures, figures_of
+from ima.report.figures.order import comparison_figures, figures_of
 from ima.report.load import load_runs
 from ima.report.mixture import run_lines
-from ima.report.page.page import page
+from ima.report.page.html import page_html
 from ima.report.proxies import correlation_table
 from ima.report.run import Run
 
@@ -52,7 +52,7 @@ def write_files(runs: list[Run], target: Path) -> Path:
 
     figures = figures_of(runs[0]) if len(runs) == 1 else comparison_figures(runs)
     proxies = correlation_table(runs) if len(runs) > 1 else []
-    write_atomic(target, page(runs, figures, proxies))
+    write_atomic(target, page_html(runs, figures, proxies))
     for figure in figures:
         figure.save(target.parent / "figures")
     if len(runs) > 1:

@@ -17,9 +17,9 @@ from report_runs import make_run
 from ima.cli.report import main
 from ima.core.errors import UserError
 from ima.report.build import write_report
-from ima.report.figures.all import figures_of
+from ima.report.figures.order import figures_of
 from ima.report.load import load_run
-from ima.report.page.page import page
+from ima.report.page.html import page_html
 
 FIGURES = ("ima_by_layer", "ima_heatmap", "training", "ima_by_epoch", "ima_gap", "ima_variants", "norms", "consecutive",
            "tasks")  # fmt: skip
@@ -45,7 +45,7 @@ def rewrite_result(folder: Path, **fields: Any) -> None:
 def page_of(folder: Path) -> str:
     """The page alone, without the files beside it."""
     run = load_run(folder)
-    return page([run], figures_of(run))
+    return page_html([run], figures_of(run))
 
 
 def test_page_holds_headlines_with_intervals_figures_samples_and_the_command(demo: Path) -> None:

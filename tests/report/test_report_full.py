@@ -14,11 +14,11 @@ import pytest
 from report_runs import make_run
 
 from ima.core.csv_text import csv_text
-from ima.report.figures.all import figures_of, full_figures
 from ima.report.figures.cones import compared_cones
 from ima.report.figures.drawing import Figure
+from ima.report.figures.order import figures_of, full_figures
 from ima.report.load import load_run, load_runs
-from ima.report.page.page import page
+from ima.report.page.html import page_html
 
 LAYERS, RESERVOIR = 4, (0, 2, 4)
 SITES = ("resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post")
@@ -179,7 +179,7 @@ def test_tsne_joins_the_two_rows_of_each_point(measured: Path) -> None:
 
 def test_page_of_a_full_evaluation_has_every_figure_once_and_ids_stay_unique(measured: Path) -> None:
     run = load_run(measured)
-    html = page([run], figures_of(run))
+    html = page_html([run], figures_of(run))
     assert [name for name in NAMES if html.count(f'id="plot-{name}"') != 1] == []
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
@@ -192,7 +192,7 @@ def test_a_default_run_gets_none_of_these_figures(tmp_path: Path) -> None:
             "role_b": "P", "variant": "nosink"}  # fmt: skip
     assert full_figures([*run.rows, {**run.rows[-1], **cone}]) == []
     assert full_figures([]) == []
-    html = page([run], figures_of(run))
+    html = page_html([run], figures_of(run))
     assert "full_" not in html and "decode to" not in html
 
 
@@ -218,7 +218,7 @@ def test_values_that_are_not_numbers_leave_gaps_and_do_not_stop_the_page(tmp_pat
     rows = [{**row, "value": None, "se": None} if index % 4 == 0 else row for index, row in
             enumerate(full_measurement())]  # fmt: skip
     run = load_run(full_run(tmp_path / "some", rows))
-    assert "plot-full_geometry" in page([run], figures_of(run))
+    assert "plot-full_geometry" in page_html([run], figures_of(run))
     none = load_run(full_run(tmp_path / "none", [{**row, "value": None} for row in rows]))
     assert full_figures(none.rows) == []
 
@@ -273,11 +273,11 @@ def test_decoded_words_are_shown_escaped_and_a_broken_file_is_left_out(tmp_path:
     top = [{"sample": "s<1>", "layer": layer, "token": token, "top": [["<script>", 0.5], [" cow\n", 0.25]]}
            for layer in (0, 2) for token in range(2)]  # fmt: skip
     (folder / "alignment.json").write_text(json.dumps({"top_tokens": top}))
-    html = page([load_run(folder)], [])
+    html = page_html([load_run(folder)], [])
     part = html.partition('<section id="words">')[2].partition("</section>")[0]
     assert part.count("<tr>") == 3 and part.count("layer 2") == 1
     assert part.count("&lt;script&gt;</code> 0.50") == 4 and part.count("·cow\\n</code> 0.25") == 4
     assert "s&lt;1&gt;" in part and html.count("<script>") == 1
     for broken in ("{", "[]", '{"top_tokens": [1]}', '{"top_tokens": [{"sample": 1}]}'):
         (folder / "alignment.json").write_text(broken)
-        assert 'id="words"' not in page([load_run(folder)], [])
+        assert 'id="words"' not in page_html([load_run(folder)], [])

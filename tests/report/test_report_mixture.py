@@ -13,7 +13,7 @@ from report_runs import ENTRIES, make_mixture, make_run
 from ima.report import curves as series
 from ima.report.build import write_report
 from ima.report.entry_table import entry_lines, text_rows
-from ima.report.figures.all import figures_of
+from ima.report.figures.order import figures_of
 from ima.report.load import load_run, load_runs
 from ima.report.mixture import by_modality, lines_of, mixture_points, variant_section
 

@@ -13,7 +13,7 @@ import pytest
 from ima.core.errors import UserError
 from ima.core.types import Sample
 from ima.pipeline.evaluator import metric_rows
-from ima.report.page.page import headlines
+from ima.report.page.html import headlines
 from ima.report.run import Run
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask

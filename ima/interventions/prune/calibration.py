@@ -41,7 +41,7 @@ def one_shot(llm: FrozenLLM, batches: Iterable[Inputs]) -> Sums:
 
 
 @dataclasses.dataclass
-class Held:
+class CachedBatch:
     """One batch on its way through the blocks: what enters the next one, and how the model calls each."""
 
     x_BSD: Tensor
@@ -49,7 +49,7 @@ class Held:
     calls: list[tuple[Args, Kwargs]]
 
 
-class Enough(Exception):
+class StopForward(Exception):
     """All linear maps of the block have been seen: the rest of its pass is not needed."""
 
 
@@ -76,7 +76,7 @@ def sequential(llm: FrozenLLM, batches: Iterable[Inputs], decide: Decide) -> dic
     return bits
 
 
-def hold(llm: FrozenLLM, x_BSD: Tensor, roles_BS: Tensor) -> Held:
+def hold(llm: FrozenLLM, x_BSD: Tensor, roles_BS: Tensor) -> CachedBatch:
     """Input of the first block and the arguments of all, from a pass in which no block computes anything."""
     calls: list[tuple[Args, Kwargs]] = []
     first: list[Tensor] = []
@@ -92,17 +92,17 @@ def hold(llm: FrozenLLM, x_BSD: Tensor, roles_BS: Tensor) -> Held:
         for layer in llm.table.blocks:
             shadow(stack, layer, record)
         llm(x_BSD, roles_BS)
-    return Held(first[0], roles_BS, calls)
+    return CachedBatch(first[0], roles_BS, calls)
 
 
-def block_sums(layer: Any, block: int, linears: Mapping[str, Any], held: list[Held]) -> Sums:
+def block_sums(layer: Any, block: int, linears: Mapping[str, Any], held: list[CachedBatch]) -> Sums:
     watch = Watch(linears)
     waiting: set[str] = set()
 
     def seen(path: str) -> None:
         waiting.discard(path)
         if not waiting:
-            raise Enough
+            raise StopForward
 
     watch.on_seen = seen
     with watch.hooked():
@@ -113,6 +113,6 @@ def block_sums(layer: Any, block: int, linears: Mapping[str, Any], held: list[He
             args, kwargs = with_states(*batch.calls[block], batch.x_BSD)
             try:
                 layer(*args, **kwargs)
-            except Enough:
+            except StopForward:
                 continue
     return watch.sums

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ima.interventions.skip.token_index import Rows
+from ima.interventions.skip.token_index import TokenIndex
 from ima.interventions.work import Decision
 from ima.models.llm.facts import LlmFacts
 from ima.models.llm.frozen import FrozenLLM, PassContext
@@ -58,9 +58,9 @@ class BlockDecision:
 
     def __init__(
         self,
-        ffn: Rows | None,
-        queries: Rows | None,
-        keys: Rows | None,
+        ffn: TokenIndex | None,
+        queries: TokenIndex | None,
+        keys: TokenIndex | None,
         hidden_BK: Tensor | None,
         heads: dict[int, Tensor],
         running: PassContext,

@@ -21,7 +21,7 @@ from ima.interventions.skip.attention import deciding, switch_attention
 from ima.interventions.skip.decision import BlockDecision, Decide, SkipRule
 from ima.interventions.skip.fast_path import FastPathForward, unsupported_reason
 from ima.interventions.skip.select import real, share_of
-from ima.interventions.skip.token_index import Rows
+from ima.interventions.skip.token_index import TokenIndex
 from ima.interventions.work import Decision
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import PassContext
@@ -196,15 +196,15 @@ class Engine:
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def _now(self, block: int, decision: Decision, running: PassContext) -> BlockDecision:
-        def rows(*parts: str) -> Rows | None:
+        def rows(*parts: str) -> TokenIndex | None:
             skips = [decision[part] for part in parts if part in decision and bool(decision[part].any())]
             if not skips:
                 return None
             skip_BS = torch.stack(skips).any(0)
             key = ("rows", skip_BS.cpu().numpy().tobytes())
             if key not in running.memo:
-                running.memo[key] = Rows(~skip_BS, real(running.roles_BS))
-            found: Rows = running.memo[key]
+                running.memo[key] = TokenIndex(~skip_BS, real(running.roles_BS))
+            found: TokenIndex = running.memo[key]
             return found
 
         now = BlockDecision(rows("ffn", "block"), rows("attn", "block"), rows("hidden"), None, {}, running)

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ima.core.types import Role
 from ima.interventions.skip.decision import BlockDecision
-from ima.interventions.skip.token_index import Rows
+from ima.interventions.skip.token_index import TokenIndex
 from ima.models.llm.acceleration.self_check import without_hooks
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import PassContext
@@ -54,7 +54,7 @@ def num_inner_hooks(layer: nn.Module) -> int:
     )
 
 
-def take(x_BSD: Tensor, rows: Rows | None) -> Tensor:
+def take(x_BSD: Tensor, rows: TokenIndex | None) -> Tensor:
     """(B, n, D): the taken columns of every example."""
     if rows is None:
         return x_BSD
@@ -63,7 +63,7 @@ def take(x_BSD: Tensor, rows: Rows | None) -> Tensor:
     return x_BSD.gather(1, rows.queries()[..., None].expand(-1, -1, x_BSD.shape[-1]))
 
 
-def add_at(x_BSD: Tensor, y_BnD: Tensor, rows: Rows | None, owned: bool) -> Tensor:
+def add_at(x_BSD: Tensor, y_BnD: Tensor, rows: TokenIndex | None, owned: bool) -> Tensor:
     """x + y where y was taken. `owned`: x may be written to."""
     if rows is None:
         return x_BSD.add_(y_BnD) if owned else x_BSD + y_BnD
@@ -175,7 +175,9 @@ def unsupported_reason(llm: FrozenLLM, block: int) -> str:
     position = (angle.cos().to(x_BSD), angle.sin().to(x_BSD))
     roles = torch.full((2, 5), int(Role.PROMPT), device=x_BSD.device)
     everything = torch.ones_like(roles, dtype=torch.bool)
-    now = BlockDecision(Rows(everything, everything), Rows(everything, everything), None, None, {}, PassContext(roles))
+    now = BlockDecision(
+        TokenIndex(everything, everything), TokenIndex(everything, everything), None, None, {}, PassContext(roles)
+    )
     kwargs = {"attention_mask": None, "position_embeddings": position}
     with without_hooks(layer):
         stock = type(layer).forward(layer, x_BSD, **kwargs)

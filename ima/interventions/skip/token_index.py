@@ -13,7 +13,7 @@ from torch import Tensor
 MAX_SURPLUS = 1.25  # a slice may hold this many times the positions that are asked for
 
 
-class Rows:
+class TokenIndex:
     """Positions keep_BS of a pass with real (not PAD) positions real_BS. PAD may be computed or not: nobody reads it.
 
     lo, hi: the slice of columns, where it is one; mask_Bn says which of its positions are to be kept (None: all).

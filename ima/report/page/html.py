@@ -25,7 +25,7 @@ from ima.report.proxies import proxy_section
 from ima.report.run import Run
 
 
-def page(runs: Sequence[Run], figures: Sequence[Figure], proxies: Sequence[dict[str, Any]] = ()) -> str:
+def page_html(runs: Sequence[Run], figures: Sequence[Figure], proxies: Sequence[dict[str, Any]] = ()) -> str:
     """The whole document. `proxies`: the correlations over several runs."""
     whole = run_page(runs[0], figures) if len(runs) == 1 else comparison_page(runs, figures, proxies)
     return whole.encode("utf-8", "replace").decode()  # a generated text may hold half a surrogate pair
