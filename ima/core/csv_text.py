@@ -14,10 +14,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that beg
 def csv_text(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """CSV with a header. None and NaN are empty cells; a text that a spreadsheet would run as a formula gets an
     apostrophe in front, as spreadsheets have it. Numbers stay numbers."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([harmless(cell) for cell in row] for row in (header, *rows))
-    return buffer.getvalue()
+    return "".join(line([harmless(cell) for cell in row]) for row in (header, *rows))
+
+
+def line(cells: Sequence[Any]) -> str:
+    """The csv module puts a cell into quotes for the characters that end its lines, so these must be both."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def harmless(cell: Any) -> Any:

@@ -297,7 +297,7 @@ def test_blind_samples_that_show_the_same_text_share_a_generation_and_no_others(
     evaluator = Evaluator(Model(), ConversationTask(), nothing, NoPercepts(), 4)  # type: ignore[arg-type]
     found = evaluator.predict(samples, blind=True)
     assert [prediction.text for prediction in found] == ["said A cat.", "said A cat.", "said A dog."]
-    assert len(asked) == 2 and asked[-1] == "c/2"
+    assert len(set(asked)) == len(asked) == 2, "what is shown names the draw, not the sample that comes last"
     # of one question, but other options to choose from
     options = [dataclasses.replace(sample_of([]), question="Which?", facts={"choices": names}, id=name)
                for name, names in (("a", ("x", "y")), ("b", ("u", "v")))]  # fmt: skip

@@ -94,7 +94,7 @@ def test_kernels_are_exact_on_the_cpu_unless_the_user_says_otherwise(tmp_path: P
     before = torch.are_deterministic_algorithms_enabled()
     try:
         torch.use_deterministic_algorithms(False)
-        trainer_of(config, SimpleNamespace(flags=flags_of(config)), Place(), tmp_path, [])  # type: ignore[arg-type]
+        trainer_of(config, SimpleNamespace(flags=flags_of(config), alignment=None), Place(), tmp_path, [])  # type: ignore[arg-type]
         assert torch.are_deterministic_algorithms_enabled() is found
     finally:
         torch.use_deterministic_algorithms(before)
