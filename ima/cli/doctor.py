@@ -25,6 +25,7 @@ from ima.core.cache import cache_dir
 from ima.core.errors import UserError
 from ima.core.network import hub_folder
 from ima.core.provenance import provenance
+from ima.core.signatures import signature
 
 GB = 1e9
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -106,7 +107,10 @@ def needs(config: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def dataset_size(node: Mapping[str, Any]) -> int | None:
-    """Media, as far as the config tells."""
+    """Media, as far as the config tells, or the defaults of its class."""
+    parameters = signature(str(node["_target_"])).parameters if "_target_" in node else {}
+    sizes = {name: parameters[name].default for name in ("num_train", "num_test", "limit") if name in parameters}
+    node = sizes | dict(node)
     counts = [value for name, value in node.items() if name == "limit" or name.startswith("num_")]
     numbers = [value for value in counts if isinstance(value, int) and not isinstance(value, bool)]
     return sum(numbers) or None

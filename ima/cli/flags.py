@@ -101,6 +101,7 @@ def refuse_option(text: str, name: str, options: list[str]) -> None:
         raise UserError(f"{name}: no such option; {known}, written key=value without '--'")
     if "." in key or "=" in text:
         raise UserError(
-            f"{name}: no such option; keys are written key=value without '--' (in a W&B sweep: ${{args_no_hyphens}})"
+            f"{name}: no such option; write {text.lstrip('-')} without '--' "
+            "(in a W&B sweep ${args_no_hyphens} in place of ${args})"
         )
     raise UserError(f"{name}: no such option; {nearest(name, options)}")

@@ -388,7 +388,7 @@ def test_a_sweep_file_is_a_grid_that_the_command_line_extends() -> None:
         ("num_parallel=0 seed=0,1", ">= 1"),
         ("params.seed=3", "list"),
         ("trainer.lrr=3 seed=0,1", "lr"),
-        ("-m seed=0,x", "whole number"),
+        ("-m seed=0,x keep_going=false", "whole number"),
     ],
 )
 def test_a_mistake_in_a_grid_is_refused_before_any_job_runs(

@@ -56,12 +56,14 @@ def test_the_table_is_what_pyproject_says() -> None:
         assert {module(line) for line in extras[extra]} - {"ima"} <= EXTRA_OF.keys()
 
 
-def test_a_set_up_installs_the_core_and_all_extras_but_the_opt_in_one() -> None:
+def test_a_set_up_installs_the_core_and_all_extras_but_the_opt_in_ones() -> None:
     found = set(install.requirements())
     named = {
         line for lines in PROJECT["optional-dependencies"].values() for line in lines if not line.startswith("ima[")
     }
-    assert found == set(PROJECT["dependencies"]) | named - set(PROJECT["optional-dependencies"]["svg"])
+    extras = PROJECT["optional-dependencies"]
+    opt_in = {*extras["svg"], *extras["sweeps"]} - {*extras["slurm"]}
+    assert found == set(PROJECT["dependencies"]) | named - opt_in
 
 
 def test_a_missing_package_is_one_line_that_names_its_extra(
