@@ -164,6 +164,9 @@ class Loader(ConfigLoaderImpl):
             if name in self.names.parameters and not cfg.get(name):
                 # Hydra leaves out what a file without keys says, such as none.yaml
                 cfg[name] = {} if name in STACKED else None
+        for name in STACKED:  # entries of one's own may be added; what stands in them is checked with the rest
+            if isinstance(cfg.get(name), DictConfig):
+                OmegaConf.set_struct(cfg[name], False)
         self.check_roots(cfg)
         self.use_targets(cfg)
         extra = [place for place in map(Path, places) if place != self.conf and place.is_dir()]
