@@ -24,8 +24,10 @@ from ima.config.finished import ROOT_TARGETS, finished
 from ima.config.folders import is_ours, keep_quiet, sweep_folder
 from ima.config.hydra_private import CachingConfigRepository, ConfigLoaderImpl
 from ima.config.inherit import inherit, repeat, stand_alone
+from ima.config.instantiation import flags_of
 from ima.config.overrides import check_choice, parse, refuse_own, refuse_several, targets_given
 from ima.config.values import CHOICES_ONLY, at, check_key, unknown
+from ima.core.distributed import place_of
 from ima.core.errors import UserError
 from ima.core.moved_names import current_names
 from ima.core.signatures import signature
@@ -89,6 +91,7 @@ class Loader(ConfigLoaderImpl):
         else:
             self.config = finished(cfg, self.root, self.conf)
             if not self.looks and OmegaConf.select(cfg, "hydra.mode") != RunMode.MULTIRUN:
+                place_of(flags_of(self.config))  # ranks that contradict the config are refused before Hydra writes
                 keep_quiet(cfg, self.config)
         return cfg
 

@@ -41,7 +41,7 @@ def expand(
     together = [list(map(str, point)) for point in points]
     shared = []
     for text in arguments:
-        override = parser.parse_override(text)
+        (override,) = parser.parse_overrides([text])  # this one knows the loader, which glob(...) asks
         name = str(override.get_key_element())
         values = axis_of(override, text) if override.is_sweep_override() else [text.partition("=")[2]]
         if any(key_of(item) == name for point in together for item in point):
