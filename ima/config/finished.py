@@ -21,7 +21,7 @@ from ima.config.values import check_node
 from ima.core.errors import UserError, nearest
 from ima.core.moved_names import current_names
 from ima.core.signatures import signature
-from ima.core.trust import CONF, named_in, targets_of
+from ima.core.trust import CONF, Trust, named_in, targets_of
 from ima.runs.identity import MANAGEMENT, STACKED, config_hash
 
 ROOT_TARGETS = {"train": "ima.config.roots.TrainConfig", "evaluate": "ima.config.roots.EvaluateConfig"}
@@ -64,8 +64,9 @@ def finished(
             choices[name] = "+".join(map(str, value))
     check_groups(root, config, conf)
     config["choices"] = choices
+    trust = Trust(tuple(config["trust"]), conf)
     outside = {target for target in targets_of(config) if not is_ours(target) and not is_named(conf, target)}
-    config["trust"] = sorted({*config["trust"], *outside})
+    config["trust"] = sorted({*config["trust"], *(target for target in outside if not trust.allows(target))})
     check_together(config)
     if root == "train" and config.get("name") is None:
         given = [text.lstrip("+~").partition("=")[0] for text in hydra.overrides.task]

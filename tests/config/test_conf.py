@@ -48,7 +48,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 def test_every_sweep_composes_all_its_jobs(choice: str, tmp_path: Path) -> None:
     given = []
     text = (CONF / "sweep" / f"{choice}.yaml").read_text()
-    if "script: evaluate" in text and "lmm=" not in text:  # the run to evaluate is the user's
+    if "script: evaluate" in text and "override /lmm:" not in text:  # the run to evaluate is the user's
         config = OmegaConf.to_container(compose(["experiment=demo"], "train"))
         write_json(tmp_path / "result.json", {"status": "ok", "config": config})
         given = [f"checkpoint={tmp_path}"]
