@@ -11,6 +11,7 @@ import yaml
 
 from ima.config.settings import GroupName
 from ima.core.errors import UserError, nearest
+from ima.core.files import read_utf8
 from ima.core.trust import CONF
 
 
@@ -46,7 +47,7 @@ def measured(items: list[Any], allowed: list[str]) -> tuple[str, list[str]]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(read_utf8(path)) or {}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; the config files lie in {CONF}") from None
     except yaml.YAMLError as error:
@@ -65,5 +66,5 @@ def choices_of(group: str, conf: Path) -> list[str]:
 
 def check_package(path: Path) -> None:
     """A delta over the whole config says so in its header; without it Hydra puts its keys below its own name."""
-    if not re.search(r"^#\s*@package\s+_global_", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+    if not re.search(r"^#\s*@package\s+_global_", read_utf8(path), flags=re.MULTILINE):
         raise UserError(f"conf/{path.parent.name}/{path.name}: begin it with the line '# @package _global_'")

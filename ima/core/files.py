@@ -5,6 +5,7 @@ The only way a whole file is written. On any error the old content stays and not
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import errno
@@ -90,6 +91,39 @@ def remove_temporaries(folder: Path, name: str | None = None) -> None:
 def short(name: str) -> str:
     """Room for what is put around it: file names have 255 bytes at most."""
     return name if len(name.encode()) <= 200 else hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, without a byte order mark. Raises UserError, in one line, for another encoding; OSError."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise not_utf8(str(path), error.object[error.start], error.start) from error
+
+
+def check_utf8(path: Path, block: int = 1 << 20) -> None:
+    """As `read_utf8`, for a file that need not fit into memory."""
+    decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0
+    with open(path, "rb") as file:
+        while True:
+            chunk = file.read(block)
+            kept = len(decoder.getstate()[0])  # the beginning of a character that the block before cut
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                place = begin - kept + error.start
+                raise not_utf8(str(path), error.object[error.start], place) from error
+            if not chunk:
+                return
+            begin += len(chunk)
+
+
+def not_utf8(name: str, byte: int, place: int) -> UserError:
+    """name: of the file, perhaps inside an archive; place: offset of its first byte that is not UTF-8."""
+    guess = "utf-16" if place < 2 and byte in (0xFE, 0xFF) else "latin1"
+    return UserError(
+        f"{name}: not UTF-8: byte 0x{byte:02x} at offset {place}; convert it, as with iconv -f {guess} -t utf-8"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

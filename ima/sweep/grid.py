@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ima.config.overrides import PARSER
 from ima.config.refusals import one_line
 from ima.core.errors import UserError
+from ima.core.progress import progress
 from ima.runs.identity import config_hash, digest
 from ima.sweep.job import Job
 from ima.sweep.process import flags_of, hydra_overrides
@@ -72,24 +73,28 @@ def compose_jobs(
     folder = Path(str(config.hydra.sweep.dir))
     flags, shared = flags_of(config.hydra, loader.root), hydra_overrides(config.hydra)
     jobs = []
-    for number, (one, own) in enumerate(zip(overrides, varied, strict=True), first):
-        try:
-            cfg = loader.load_sweep_config(config, one)
-            cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
-            place = folder / str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
-        except REFUSED as error:
-            if not keep_going:
-                raise UserError(one_line(error)) from None
-            name = digest({"refused": one})
-            job = Job(one, name, own, folder / name, log_of(folder, name), script=loader.root, reason=one_line(error))
+    with progress(len(overrides), "compose", "job") as advance:  # a thousand take more than a minute
+        for number, (one, own) in enumerate(zip(overrides, varied, strict=True), first):
+            advance(1)
+            try:
+                cfg = loader.load_sweep_config(config, one)
+                cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+                place = folder / str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
+            except REFUSED as error:
+                if not keep_going:
+                    raise UserError(one_line(error)) from None
+                name = digest({"refused": one})
+                job = Job(
+                    one, name, own, folder / name, log_of(folder, name), script=loader.root, reason=one_line(error)
+                )
+                jobs.append(job)
+                job.state = "failed"
+                continue
+            found = dict(loader.config)
+            name = config_hash(found)
+            job = Job(one, name, own, place, log_of(folder, place.name), script=loader.root, config=found)
+            job.overwrite, job.flags, job.shared = bool(found.get("overwrite")), flags, shared
             jobs.append(job)
-            job.state = "failed"
-            continue
-        found = dict(loader.config)
-        name = config_hash(found)
-        job = Job(one, name, own, place, log_of(folder, place.name), script=loader.root, config=found)
-        job.overwrite, job.flags, job.shared = bool(found.get("overwrite")), flags, shared
-        jobs.append(job)
     return jobs
 
 

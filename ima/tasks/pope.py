@@ -1,11 +1,13 @@
 """Yes/no probes of what is there (POPE, arXiv 2305.10355): how often the model affirms what is not.
 
 Negatives come in types (random, popular, adversarial); only the last asks for eyes rather than for habit. The parsing
-rule is the published one: whatever does not say no counts as yes, also silence, so the yes-ratio stands beside all.
+rule is the published one: whatever does not say no counts as yes, also silence, so the yes-ratio stands beside all,
+and the share of answers that say neither.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +76,11 @@ def says_yes(text: str) -> bool:
     return not NO & set(text.split(".")[0].replace(",", "").split(" "))
 
 
+def is_unclear(text: str) -> bool:
+    """Neither yes nor no is a word of its first sentence; the published rule takes it for a yes."""
+    return says_yes(text) and "yes" not in re.findall(r"[a-z]+", text.split(".")[0].lower())
+
+
 def truth(sample: Sample) -> bool:
     """Raises UserError naming a sample whose answer is not one of yes and no."""
     answers = {text.strip().lower() for text in sample.references}
@@ -83,7 +90,7 @@ def truth(sample: Sample) -> bool:
 
 
 def measures(predictions: Sequence[Prediction], ending: str) -> list[Metric]:
-    """Accuracy, precision, recall and F1 of "yes", and how often it is said."""
+    """Accuracy, precision, recall and F1 of "yes", how often it is said, and how often neither yes nor no is."""
     clusters = [p.sample.cluster or p.sample.id for p in predictions]
     said = np.array([says_yes(p.text) for p in predictions], dtype=np.float64)
     true = np.array([truth(p.sample) for p in predictions], dtype=np.float64)
@@ -94,5 +101,6 @@ def measures(predictions: Sequence[Prediction], ending: str) -> list[Metric]:
         "recall": ratio(hits, true, clusters),
         "f1": ratio(2 * hits, said + true, clusters),  # 2tp / (2tp + fp + fn)
         "yes_ratio": mean(said, clusters),
+        "unclear_ratio": mean(np.array([is_unclear(p.text) for p in predictions], dtype=np.float64), clusters),
     }
     return [Metric.of(name + ending, interval, len(predictions)) for name, interval in found.items()]

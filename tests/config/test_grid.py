@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from ima.cli.sweep import plan
@@ -73,3 +76,16 @@ def test_an_evaluation_with_a_misspelt_key_is_refused() -> None:
         jobs_of("seed=0,1", "evaluations=[{epoch:[1]}]")
     with pytest.raises(UserError, match="evaluations: they follow trainings"):
         jobs_of("seed=0,1", "evaluations=[{epochs:[1]}]", "script=evaluate", "checkpoint=x")
+
+
+def test_composing_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand jobs take more than a minute."""
+    seen: list[int] = []
+
+    @contextmanager
+    def recorded(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
+        seen.append(-total)
+        yield seen.append
+
+    monkeypatch.setattr("ima.sweep.grid.progress", recorded)
+    assert len(jobs_of("seed=0,1,2")) == 3 and seen == [-3, 1, 1, 1]

@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "the annotation file is empty": ("coco", put(COCO, ""), f"{COCO}: empty file"),
     "not JSON": ("coco", put(COCO, '{"images": [\n  {"split" "train"}]}'), rf"{COCO}:2:12: not JSON \(Expecting ':'"),
     "JSON cut off": ("coco", put(COCO, '{"images": ['), rf"{COCO}:1:\d+: not JSON"),
-    "not UTF-8": ("coco", put(COCO, b'{"images": "\xff"}'), rf"{COCO}: not UTF-8 \(byte 12\)"),
+    "not UTF-8": ("coco", put(COCO, b'{"images": "\xff"}'), rf"{COCO}: not UTF-8: byte 0xff at offset 12; convert"),
     "a list, not an object": ("coco", put(COCO, "[]"), f"{COCO}: a list, must be an object"),
     "an object, not a list": ("aokvqa", put("aokvqa_v1p0_train.json", "{}"), "train.json: an object, must be a list"),
     "no images": ("coco", edit(COCO, lambda v: v.pop("images") and None), f"{COCO}: key 'images' is missing"),

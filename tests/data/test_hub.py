@@ -174,6 +174,38 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+LATIN = {
+    "json": '[{"image": "a.jpg", "caption": "caf\u00e9"}]'.encode("latin1"),
+    "jsonl": b'{"image": "a.jpg", "caption": "fine"}\n' * 40_000 + b'{"image": "a.jpg", "caption": "caf\xe9"}\n',
+    "utf16.jsonl": '{"image": "a.jpg", "caption": "a"}\n'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("name", LATIN)
+def test_text_of_another_encoding_is_one_line_with_file_byte_and_what_to_do(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"train.{name}"
+    path.write_bytes(LATIN[name])
+    byte, place = (0xFF, 0) if "16" in name else (0xE9, LATIN[name].index(b"\xe9"))
+    with pytest.raises(UserError) as caught:
+        caption_source(tmp_path if "16" not in name else path)
+    wanted = f"{path}: not UTF-8: byte 0x{byte:02x} at offset {place}; convert it, as with iconv -f "
+    assert str(caught.value).startswith(wanted) and str(caught.value).count("\n") == 0
+
+
+def test_text_of_another_encoding_inside_archives_and_parquet_names_member_or_row(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w") as file:
+        for name, data in (("0.png", png(0)), ("0.json", b'{"caption": "caf\xe9"}')):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"train-0.tar: 0.json: not UTF-8: byte 0xe9 at offset 16; convert it"):
+        HubCaptions(str(tmp_path), "image", "png", "json.caption")
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 5], np.int32)), pa.py_buffer(b"acaf\xe9"))
+    pq.write_table(pa.table({"image": ["a.jpg", "b.jpg"], "caption": text}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"train.parquet: train\[1\]: not UTF-8: byte 0xe9 at offset 3; convert it"):
+        caption_source(tmp_path / "train.parquet").samples("train")
+
+
 def first_medium(source: HubCaptions) -> Any:
     return source.medium(source.samples("train")[0])
 

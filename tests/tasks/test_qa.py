@@ -183,6 +183,16 @@ def test_probe_that_always_says_no_has_no_precision_and_no_f1_of_its_own() -> No
     assert math.isnan(found["precision"].value) and found["f1"].value == 0 and found["yes_ratio"].value == 0
 
 
+def test_what_says_neither_yes_nor_no_counts_as_yes_and_its_share_is_told() -> None:
+    said = ["Yes, it is.", "yes", "a dog", "", "Maybe. No.", "It is not.", "No", "eyes no"]
+    answers = [
+        Prediction(probe.sample, text) for probe, text in zip(probes(("random",), "y" * 8, "y" * 8), said, strict=True)
+    ]
+    found = named(ProbeTask().score(answers, []))
+    assert found["yes_ratio"].value == 5 / 8 and found["unclear_ratio"].value == 3 / 8
+    assert found["unclear_ratio_random"].value == 3 / 8
+
+
 def test_lines_of_probes_say_what_was_said() -> None:
     (row,) = ProbeTask().per_example(probes(("popular",), "n", "y"))
     assert row["right"] is False and row["says_yes"] is True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ima.core.errors import UserError, nearest
+from ima.core.files import not_utf8
 from ima.core.media import Clip, Medium
 from ima.core.types import Sample
 from ima.data.corpora.base import BadMedium, plain
@@ -131,7 +132,7 @@ class Hub(Source):
         for column in columns:
             check_column(self._rows[split], split, column)
         rows = self._rows[split].select_columns(sorted({column.partition(".")[0] for column in columns}))
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self._read_texts(rows, split)):
             if split == "train" and index == self.limit:
                 return
             where = f"{self.path}: {split}[{index}]"
@@ -150,6 +151,15 @@ class Hub(Source):
                 weights=tuple(weights),
                 medium_id=f"{self.name}/{key}" if key else "",
             )
+
+    def _read_texts(self, rows: Any, split: str) -> Iterator[dict[str, Any]]:
+        index = 0
+        try:
+            for row in rows:
+                yield row
+                index += 1
+        except UnicodeDecodeError as error:  # Parquet of a program that did not look at its texts
+            raise not_utf8(f"{self.path}: {split}[{index}]", error.object[error.start], error.start) from error
 
 
 class HubCaptions(Hub):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.core.files import read_utf8
 
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true/false"}
 
@@ -113,15 +114,12 @@ def find_file(folder: Path, name: str, key: str) -> Path:
 
 def read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        text = read_utf8(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    if not data.strip():
+    if not text.strip():
         raise UserError(f"{path}: empty file")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it") from error
+    return text
 
 
 def read_json(path: Path, keyed: bool = False) -> Any:

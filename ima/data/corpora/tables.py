@@ -5,12 +5,14 @@ Hidden here: the builders' names, their many exceptions, how the features of a t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
 from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.core.files import check_utf8, not_utf8
 from ima.core.network import hint
 from ima.data.corpora.reading import Record
 
@@ -50,6 +52,8 @@ def local_files(path: Path, splits: dict[str, str] | None) -> dict[str, list[Pat
                 raise UserError(f"{file}: empty file")
             if file.suffix == ".tar" and tarfile.is_tarfile(file):
                 check_end(file)
+            if FORMATS[file.suffix] == "json":
+                check_utf8(file)
     return files
 
 
@@ -63,12 +67,29 @@ def check_end(tar: Path) -> None:
 
 
 def load_local(files: dict[str, list[Path]]) -> dict[str, Any]:
-    return {
-        split: load(
-            FORMATS[paths[0].suffix], str(paths[0]), data_files={"train": [str(path) for path in paths]}, split="train"
-        )
-        for split, paths in files.items()
-    }
+    found = {}
+    for split, paths in files.items():
+        names = [str(path) for path in paths]
+        try:
+            found[split] = load(FORMATS[paths[0].suffix], names[0], data_files={"train": names}, split="train")
+        except UserError:
+            for path in paths:
+                if path.suffix == ".tar":
+                    check_members(path)
+            raise
+    return found
+
+
+def check_members(tar: Path) -> None:
+    """Raises UserError that names the first text in an archive which is not UTF-8; the reader of tars says no place."""
+    with contextlib.suppress(tarfile.TarError, OSError), tarfile.open(tar) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name.endswith((".json", ".jsonl", ".txt")) else None
+            try:
+                if file is not None:
+                    file.read().decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise not_utf8(f"{tar}: {member.name}", error.object[error.start], error.start) from error
 
 
 def load_hub(path: str, subset: str | None, revision: str | None, splits: dict[str, str] | None) -> dict[str, Any]:

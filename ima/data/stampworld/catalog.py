@@ -21,6 +21,7 @@ from PIL import Image
 
 from ima.core.assets.registry import locate
 from ima.core.errors import UserError, nearest
+from ima.core.files import read_utf8
 from ima.tasks.metrics.vocabulary import Noun, load_nouns
 
 TABLE = Path(__file__).parent / "stamps.tsv"
@@ -58,8 +59,8 @@ class Stamp:
 def read_table(path: Path = TABLE) -> tuple[Stamp, ...]:
     """The usable rows (status core) of a table, sorted by key. Raises UserError naming the row that is wrong."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        text = io.StringIO(read_utf8(path), newline="")
+        rows = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a table of stamps is a .tsv like {TABLE.name}") from error
     stamps = []

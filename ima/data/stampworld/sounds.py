@@ -20,6 +20,7 @@ import numpy as np
 
 from ima.core.assets.registry import locate
 from ima.core.errors import UserError
+from ima.core.files import read_utf8
 from ima.data.source import MediumError
 from ima.data.stampworld.catalog import read_checked
 from ima.tasks.metrics.vocabulary import Noun, load_nouns
@@ -52,8 +53,8 @@ class Recording:
 def read_sounds(path: Path = SOUND_TABLE) -> tuple[Recording, ...]:
     """The usable rows (status core) of a table, sorted by key. Raises UserError naming the row that is wrong."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        text = io.StringIO(read_utf8(path), newline="")
+        rows = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; a table of sounds is a .tsv like {SOUND_TABLE.name}") from error
     out = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.core.errors import UserError, nearest
+from ima.core.files import read_utf8
 from ima.core.types import MEDIUM, Role, Turn
 from ima.models.llm.pieces import Before, PieceTokenizer
 
@@ -190,4 +191,4 @@ def template_of(tokenizer: Any, choice: str) -> str:
     path = Path(choice)
     if not path.is_file():
         raise UserError(f"llm.chat: {choice!r} is no format and no file; {nearest(choice, ['tokenizer', *TEMPLATES])}")
-    return path.read_text(encoding="utf-8")
+    return read_utf8(path)
