@@ -2,8 +2,9 @@
 
 maps       which layer of P fits which layer of T       null        pairing scores against permuted units
 sinks      massive activations, and IMA without them     connector   what the adapter keeps of its encoder
-probes     what a linear map reads off the states
-All of them are made of the mean tokens that the headline keeps, so they cost little more than their arithmetic.
+probes     what a linear map reads off the states        lens        which words in real text tokens are near to
+All but the last are made of the mean tokens that the headline keeps, so they cost little more than their arithmetic;
+the lens keeps single tokens of some media and needs the bank of words.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ from torch import Tensor
 
 from ima.alignment.calibration import NUM_PROCRUSTES_LAYERS, null_rows
 from ima.alignment.connector import connector_rows
+from ima.alignment.contextual_lens import ContextualLens, Shown
 from ima.alignment.kept_means import KeptMeans, Means, TextBank
+from ima.alignment.kept_percepts import KeptPercepts
 from ima.alignment.layer_maps import map_rows
+from ima.alignment.lens_shares import Nouns
+from ima.alignment.naming import Namer
 from ima.alignment.probes import probe_rows
 from ima.alignment.rows import Base
 from ima.alignment.scores import norm_quantiles
 from ima.alignment.sink_shares import SinkShares
 from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.tap import Sink
+from ima.alignment.views import evenly
+from ima.alignment.word_bank import WordBank
 from ima.core.progress import progress
 from ima.core.types import Row, Site
 from ima.models.llm.frozen import FrozenLLM
 
-NEED_FEATURES = ("null", "connector", "probes")
+NEED_WORDS = {"lens"}
 # What a group costs, said before it starts.
 COSTS = {
     "maps": "one small product for each pair of layers",
@@ -36,16 +43,22 @@ COSTS = {
     "sinks": "one more reading of each state in the pass",
     "connector": "a few decompositions of examples x examples",
     "probes": "ridge regressions at every layer, out of fold",
+    "lens": "the nearest of some thousand words of each token at nine layers; of the whole vocabulary at five",
 }
+NUM_LENS_MEDIA, NUM_LENS_LAYERS = 256, 9
 
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
     """What is known of the examples of a pairing beside their states. features_EN: mean tokens of the encoder; None
-    where there are none. labels: noun, category -> of each example, "" for none."""
+    where there are none. labels: noun, category -> of each example, "" for none. nouns: all that each shows; namer: of
+    their vocabulary; words: the bank of the lens, where it was asked for."""
 
     features_EN: Tensor | None
     labels: dict[str, list[str]]
+    nouns: list[Nouns] = dataclasses.field(default_factory=list)
+    namer: Namer | None = None
+    words: WordBank | None = None
 
 
 class Groups:
@@ -64,15 +77,22 @@ class Groups:
         self.prompts: KeptMeans | None = None
         if "probes" in names:
             self.prompts = KeptMeans(bank.pairing.ids, bank.layers, bank.dims, "prompt")
+        self.percepts: KeptPercepts | None = None
+        if "lens" in names:
+            layers = evenly(bank.layers, NUM_LENS_LAYERS)
+            self.percepts = KeptPercepts(bank.pairing.ids[:NUM_LENS_MEDIA], layers)
+
+    @property
+    def kept(self) -> list[SinkShares | KeptMeans | KeptPercepts]:
+        return [sink for sink in (self.shares, self.prompts, self.percepts) if sink is not None]
 
     @property
     def sinks(self) -> list[Sink]:
-        return [sink for sink in (self.shares, self.prompts) if sink is not None]
+        return [*self.kept]
 
     def reduce(self) -> None:
-        for sink in (self.shares, self.prompts):
-            if sink is not None:
-                sink.reduce()
+        for sink in self.kept:
+            sink.reduce()
 
     def rows(self, stats: AlignmentStats, media: Means, base: Base, seconds: dict[str, float]) -> list[Row]:
         """Each group's rows; its time is added to `seconds`."""
@@ -82,6 +102,7 @@ class Groups:
             "sinks": lambda: self.shares.rows(base) if self.shares is not None else iter(()),
             "connector": lambda: self._connector(stats, media, base),
             "probes": lambda: self._probes(media, base),
+            "lens": lambda: self._lens(base),
         }
         out: list[Row] = []
         with progress(len(self.names), "groups", "group") as advance:
@@ -93,12 +114,15 @@ class Groups:
                 advance(1)
         return out
 
-    def _some_layers(self) -> list[int]:
-        layers = self.bank.layers
-        if len(layers) <= NUM_PROCRUSTES_LAYERS:
-            return layers
-        steps = NUM_PROCRUSTES_LAYERS - 1
-        return [layers[round(index * (len(layers) - 1) / steps)] for index in range(NUM_PROCRUSTES_LAYERS)]
+    def _some_layers(self) -> Sequence[int]:
+        return evenly(self.bank.layers, NUM_PROCRUSTES_LAYERS)
+
+    def _lens(self, base: Base) -> Iterator[Row]:
+        assert self.percepts is not None and self.beside.words is not None, "the lens was asked for"
+        pairing, beside = self.bank.pairing, self.beside
+        shown = Shown(pairing.ids, pairing.clusters, beside.nouns, beside.namer)
+        shown = shown.only([index < NUM_LENS_MEDIA for index in range(len(pairing.ids))])
+        return ContextualLens(beside.words, self.percepts, shown, self.llm).rows(base)
 
     def _connector(self, stats: AlignmentStats, media: Means, base: Base) -> Iterator[Row]:
         if 0 not in self.bank.layers:

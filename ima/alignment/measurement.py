@@ -27,7 +27,7 @@ from ima.alignment.rows import Base, alignment_rows, example_lines
 from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.tap import Sink, Tap
 from ima.alignment.tsne import tsne_rows
-from ima.alignment.views import Plan, lowest
+from ima.alignment.views import Plan, evenly, lowest
 from ima.config.settings import Alignment
 from ima.core.errors import UserError
 from ima.core.files import write_atomic
@@ -37,15 +37,6 @@ from ima.models.llm.frozen import FrozenLLM
 
 NUM_RESERVOIR_LAYERS = 9
 MIN_CLUSTERS = 20
-
-
-def evenly(layers: Sequence[int], num: int) -> tuple[int, ...]:
-    """`num` of the layers, the first and the last among them; all where there are fewer. One: the last."""
-    if num >= len(layers):
-        return tuple(layers)
-    if num < 2:
-        return tuple(layers[-num:] if num else ())
-    return tuple(layers[round(index * (len(layers) - 1) / (num - 1))] for index in range(num))
 
 
 class Measurement:
@@ -169,10 +160,12 @@ def spent(seconds: dict[str, float], what: str, start: float) -> float:
 
 def write_measurement(folder: Path, measurement: Measurement, lens: Lens | None, facts: dict[str, Any]) -> None:
     """`alignment.safetensors` for the cones, `alignment.json` with the words that perceptual tokens decode to,
-    `examples.jsonl` with each example's own alignment."""
+    `examples.jsonl` with each example's own alignment, `words.safetensors` with the bank of the contextual lens."""
     write_sums(folder, measurement.stats, facts)
     if measurement.stats.examples is not None:
         lines = "".join(json.dumps(line) + "\n" for line in example_lines(measurement.stats))
         write_atomic(folder / "examples.jsonl", lines)
+    if measurement.groups is not None and measurement.groups.beside.words is not None:
+        measurement.groups.beside.words.write(folder / "words.safetensors", facts)
     if lens is not None:
         write_atomic(folder / "alignment.json", json.dumps(facts | {"top_tokens": lens.shown}) + "\n")

@@ -100,3 +100,12 @@ def draw_of(sample_id: str, seed: int, what: str) -> str:
 def lowest(sample_ids: Sequence[str], num: int, seed: int, what: str) -> list[str]:
     """`num` of the samples, or all where there are fewer, in the order of their places."""
     return sorted(set(sample_ids), key=lambda sample_id: (draw_of(sample_id, seed, what), sample_id))[:num]
+
+
+def evenly(layers: Sequence[int], num: int) -> tuple[int, ...]:
+    """`num` of the layers, the first and the last among them; all where there are fewer. One: the last."""
+    if num >= len(layers):
+        return tuple(layers)
+    if num < 2:
+        return tuple(layers[-num:] if num else ())
+    return tuple(layers[round(index * (len(layers) - 1) / (num - 1))] for index in range(num))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 Range = tuple[float | None, float | None]
 SiteName = Literal["resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post"]
-GroupName = Literal["maps", "null", "sinks", "connector", "probes"]
+GroupName = Literal["maps", "null", "sinks", "connector", "probes", "lens"]
 VariantName = Literal["nosink", "nomassive", "scaled", "centred", "update"]
 
 
@@ -171,7 +171,8 @@ class Alignment:
     at `num_tsne_layers`. `examples`: also write each example's own alignment.
 
     `num_paired` (0: none): of at most so many examples, whole units, mean tokens are kept and paired with those of
-    their texts alone: retrieval by layer and its growth. `groups`: what is measured beyond that (GROUPS).
+    their texts alone: retrieval by layer and its growth. `groups`: what is measured beyond that (GROUPS). `words`: a
+    text file, a text a line, that the lens takes its words from; None for training references and carrier sentences.
     """
 
     RANGES: ClassVar[dict[str, Range]] = {
@@ -194,6 +195,7 @@ class Alignment:
     num_scale_samples: int = 32
     num_paired: int = 512
     groups: tuple[GroupName, ...] = ()
+    words: str | None = None
     num_reservoir: int = 0
     reservoir_layers: tuple[int, ...] | None = None
     num_vocabulary_layers: int = 0

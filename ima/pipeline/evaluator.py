@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ima.alignment.groups import NEED_WORDS
 from ima.alignment.kept_means import TextBank, text_bank
 from ima.alignment.measurement import Measurement
 from ima.alignment.pairing import Pairing, TextKey
@@ -31,7 +32,7 @@ from ima.data.loader import eval_loader
 from ima.data.source import Source
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
-from ima.pipeline.beside import beside_of, cluster_of
+from ima.pipeline.beside import WordBanks, beside_of, cluster_of
 from ima.tasks.base import Metric, Prediction, Task
 
 
@@ -71,6 +72,7 @@ class Evaluator:
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seconds: dict[str, float] = {}
         self._bank: tuple[object, TextBank] | None = None
+        self._words = WordBanks()
 
     @property
     def settings(self) -> Generation:
@@ -90,6 +92,9 @@ class Evaluator:
             if bank is not None and alignment.groups:
                 kept = [by_id[name] for name in bank.pairing.ids]
                 beside = beside_of(kept, self.percepts, module, self.channel, self.batch_size)
+                if NEED_WORDS & set(alignment.groups):
+                    words = self._words.of(llm, self.source, beside.namer, alignment.words)
+                    beside = dataclasses.replace(beside, words=words)
             suite = Measurement(alignment, llm, [sample.id for sample in samples], clusters, bank, beside)
             self._scales(samples, suite)
         start = time.perf_counter()

@@ -45,8 +45,10 @@ def measured(evaluator, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole():
-    return measured(evaluator_of(), groups=tuple(COSTS))
+def whole(tmp_path_factory):
+    words = tmp_path_factory.mktemp("words") / "words.txt"
+    words.write_text("\n".join(f"here is the {noun}" for noun in NOUNS))
+    return measured(evaluator_of(), groups=tuple(COSTS), words=str(words))
 
 
 def at(rows, score, **fields):

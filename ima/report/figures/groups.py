@@ -35,7 +35,7 @@ LEAST_Z = 3.0
 
 def group_figures(rows: Sequence[Row]) -> list[Figure]:
     """rows: of the validation split, as `curves.alignment_rows` gives them."""
-    return [figure for make in (layer_maps, calibrated, sinks, probes) for figure in make(rows)]
+    return [figure for make in (layer_maps, calibrated, sinks, probes, lens) for figure in make(rows)]
 
 
 def by_layer(rows: Sequence[Row], label: str, **fields: object) -> Curve:
@@ -152,4 +152,33 @@ def probes(rows: Sequence[Row]) -> list[Figure]:
         "Accuracy out of fold, by cluster, of a ridge classifier on mean tokens. Decodable is not aligned: an untrained"
         " adapter passes on what its encoder knows.",
         panels, ylabel="accuracy",
+    )  # fmt: skip
+
+
+def lens(rows: Sequence[Row]) -> list[Figure]:
+    """Contextual lens against chance, and beside the logit lens and word embeddings on nouns of one token."""
+    mine = series.where(rows, role_a="P", role_b=TEXT_ALONE)
+    word = series.medium_word(rows)
+    panels = [
+        Panel("words in context", [
+            Stroke(label, by_layer(mine, label, score=score, variant="centred"), colour, dash)
+            for label, score, colour, dash in (
+                ("among five", "lens_share", "c0", DASHES[0]), ("chance", "lens_chance", "muted", DASHES[2]),
+                ("the nearest", "lens_share_first", "c1", DASHES[1]),
+            )
+        ]),
+        Panel("three ways to look words up", [
+            Stroke(label, by_layer(mine, label, score="lens_one_token", variant=variant), colour, dash)
+            for label, variant, colour, dash in (
+                ("words in context", "centred", "c0", DASHES[0]), ("logit lens", "logit", "c2", DASHES[1]),
+                ("input embeddings", "embedding", "c3", DASHES[3]),
+            )
+        ]),
+    ]  # fmt: skip
+    return multiples(
+        "lens", f"Do perceptual tokens name what the {word} shows?",
+        "Share of perceptual tokens with a name of what is there among their five nearest distinct words. Chance: the"
+        f" same share in every {word} that shows something else. On the right: nouns with a name of one token, on the"
+        " same examples. The words are the LLM's own states of words in real text, at half of its depth.",
+        panels, ylabel="share of tokens",
     )  # fmt: skip
