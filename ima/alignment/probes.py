@@ -2,8 +2,8 @@
 
 Ridge on standardised mean tokens without sinks, 5 folds by cluster over classes with at least two clusters. Beside each
 accuracy: its null (labels permuted over clusters), the encoder's features, and for T the prompt of the same pass, which
-does not know the answer. `selectivity`: 2 folds by view, minus the same with labels drawn at random for each cluster.
-Decodable is not aligned: an untrained adapter passes on what its encoder knows.
+does not know the answer, at nine layers. `selectivity`: 2 folds by view, minus the same with labels drawn at random for
+each cluster. Decodable is not aligned: an untrained adapter passes on what its encoder knows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ima.alignment.kept_means import Means, TextBank
-from ima.alignment.ridge import NUM_FOLDS, folds_of, out_of_fold
+from ima.alignment.ridge import NUM_FOLDS, fits, folds_of, out_of_fold
 from ima.alignment.rows import Base
 from ima.alignment.scores import mean_with_error
+from ima.alignment.views import evenly
 from ima.core.types import Row, Site
 
 NUM_NULL = 20
 LEAST = 20  # examples
+NUM_PROMPT_LAYERS = 9  # that the prompt is looked at
 
 
 def probe_rows(
@@ -37,8 +39,11 @@ def probe_rows(
     clusters = bank.pairing.clusters
     for label, names in labels.items():
         for role, side in (("P", media), ("T.prompt", prompts)):
-            for index, layer in enumerate(bank.layers if side is not None else ()):
-                assert side is not None
+            if side is None:
+                continue
+            looked = bank.layers if role == "P" else evenly(bank.layers, NUM_PROMPT_LAYERS)
+            for layer in looked:
+                index = bank.layers.index(layer)
                 fields = base | {
                     "site": Site.RESID_POST.value,
                     "role_a": role,
@@ -118,10 +123,11 @@ def selectivity(x_ND: Tensor, names: Sequence[str], clusters: Sequence[str]) -> 
         zip(sorted(set(clusters)), torch.randint(len(classes), (len(seen),), generator=generator), strict=True)
     )
     random = [classes[int(drawn[cluster])] for cluster in clusters]
-    rates = []
-    for labels in (names, random):
-        y_NC = targets([labels[index] for index in kept], classes)
-        mine = [clusters[index] for index in kept]
-        made_NC, _ = out_of_fold(x_ND[kept], y_NC, mine, [view[index] for index in kept])
-        rates.append(float((made_NC.argmax(1) == y_NC.argmax(1)).double().mean()))
-    return rates[0] - rates[1]
+    mine = [clusters[index] for index in kept]
+    asked = [targets([labels[index] for index in kept], classes) for labels in (names, random)]
+    right = [torch.zeros(len(kept), dtype=torch.float64) for _ in asked]
+    for test_N, fit in fits(x_ND[kept], mine, [view[index] for index in kept]):
+        for y_NC, right_N in zip(asked, right, strict=True):
+            made_MC = fit.predictions(y_NC[~test_N], fit.penalty(y_NC[~test_N]))
+            right_N[test_N] = (made_MC.argmax(1) == y_NC[test_N].argmax(1)).double()
+    return float(right[0].mean() - right[1].mean())

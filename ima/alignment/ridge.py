@@ -1,13 +1,15 @@
 """Ridge regression out of fold, in fp64, for probes and the connector report.
 
 Features are standardised on the training part; a dimension that does not vary there is left out. The penalty is chosen
-among PENALTIES (times the number of training examples) by inner folds, by squared error; examples of one cluster are
-never on both sides.
+among PENALTIES (times the number of training examples) by the squared error of inner folds of the training part, with
+its standardisation and mean; examples of one cluster are never on both sides. Each training part is decomposed once:
+what a fit without an inner fold would say of that fold follows from the fit with it, (I - H)^-1 times its residuals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,47 +41,69 @@ def standardised(train_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
     return (train_ND - mean_D) * scale_D, (test_MD - mean_D) * scale_D
 
 
-def predictions(train_ND: Tensor, y_NC: Tensor, test_MD: Tensor, penalties: Sequence[float]) -> Tensor:
-    """y_PMC: predictions of the test part under each penalty."""
-    x_ND, z_MD = standardised(train_ND, test_MD)
-    mean_C = y_NC.mean(0)
-    values_N, vectors_NN = torch.linalg.eigh(x_ND @ x_ND.T)
-    projected_NC = vectors_NN.T @ (y_NC - mean_C)
-    kernel_MN = (z_MD @ x_ND.T) @ vectors_NN
-    made = [
-        kernel_MN @ (projected_NC / (values_N.clamp_min(0) + penalty * len(x_ND))[:, None]) for penalty in penalties
-    ]
-    return torch.stack(made) + mean_C
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Ridge on one training part of N examples, for M others: K = V diag(values_N) V^T, kernel_MN = K_test V. inner: of
+    each inner fold its examples and their rows of V."""
+
+    values_N: Tensor
+    vectors_NN: Tensor
+    kernel_MN: Tensor
+    inner: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, train_ND: Tensor, test_MD: Tensor, clusters: Sequence[str]) -> Fit:
+        x_ND, z_MD = standardised(train_ND, test_MD)
+        values_N, vectors_NN = torch.linalg.eigh(x_ND @ x_ND.T)
+        fold_N = torch.tensor(folds_of(clusters, NUM_INNER, what="inner"))
+        places = [(fold_N == fold).nonzero()[:, 0] for fold in fold_N.unique()]
+        inner = [(place_F, vectors_NN[place_F]) for place_F in places]
+        return cls(values_N.clamp_min(0), vectors_NN, (z_MD @ x_ND.T) @ vectors_NN, inner)
+
+    def predictions(self, y_NC: Tensor, penalty: float) -> Tensor:
+        """y_MC of the others."""
+        mean_C = y_NC.mean(0)
+        projected_NC = self.vectors_NN.T @ (y_NC - mean_C)
+        return self.kernel_MN @ (projected_NC / (self.values_N + penalty * len(y_NC))[:, None]) + mean_C
+
+    def penalty(self, y_NC: Tensor) -> float:
+        if len(self.inner) < 2:
+            return PENALTIES[0]
+        y_NC = y_NC - y_NC.mean(0)
+        projected_NC = self.vectors_NN.T @ y_NC
+        errors = []
+        for penalty in PENALTIES:
+            shrunk_N = self.values_N / (self.values_N + penalty * len(y_NC))
+            left_NC = y_NC - self.vectors_NN @ (shrunk_N[:, None] * projected_NC)
+            error = 0.0
+            for place_F, mine_FN in self.inner:
+                less_FF = torch.eye(len(place_F), dtype=y_NC.dtype) - (mine_FN * shrunk_N) @ mine_FN.T
+                error += float(torch.linalg.solve(less_FF, left_NC[place_F]).square().sum())
+            errors.append(error)
+        return PENALTIES[errors.index(min(errors))]
 
 
-def penalty_for(x_ND: Tensor, y_NC: Tensor, clusters: Sequence[str]) -> float:
-    folds = torch.tensor(folds_of(clusters, NUM_INNER, what="inner"))
-    error_P = torch.zeros(len(PENALTIES), dtype=torch.float64)
-    for fold in range(NUM_INNER):
-        test_N = folds == fold
-        if bool(test_N.any()) and int((~test_N).sum()) > 1:
-            made_PMC = predictions(x_ND[~test_N], y_NC[~test_N], x_ND[test_N], PENALTIES)
-            error_P += (made_PMC - y_NC[test_N]).square().sum((1, 2))
-    return PENALTIES[int(error_P.argmin())]
+def fits(x_ND: Tensor, clusters: Sequence[str], folds: Sequence[int]) -> Iterator[tuple[Tensor, Fit]]:
+    """Of each fold: test_N, and the fit on the others; none where fewer than two are left."""
+    fold_N, x_ND = torch.tensor(list(folds)), x_ND.double()
+    for fold in sorted(set(folds)):
+        test_N = fold_N == fold
+        if int((~test_N).sum()) < 2:
+            continue
+        names = [name for name, test in zip(clusters, test_N.tolist(), strict=True) if not test]
+        yield test_N, Fit.of(x_ND[~test_N], x_ND[test_N], names)
 
 
 def out_of_fold(
     x_ND: Tensor, y_NC: Tensor, clusters: Sequence[str], folds: Sequence[int], more_NX: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """(predictions of y, those of further targets with the same penalties), each example by a fit without its fold."""
-    x_ND, y_NC = x_ND.double(), y_NC.double()
+    y_NC = y_NC.double()
     made_NC = torch.full_like(y_NC, torch.nan)
     rest_NX = None if more_NX is None else torch.full_like(more_NX, torch.nan, dtype=torch.float64)
-    fold_N = torch.tensor(list(folds))
-    for fold in sorted(set(folds)):
-        test_N = fold_N == fold
-        if int((~test_N).sum()) < 2:
-            continue
-        names = [name for name, test in zip(clusters, test_N.tolist(), strict=True) if not test]
-        penalty = penalty_for(x_ND[~test_N], y_NC[~test_N], names)
-        targets = [y_NC] if more_NX is None else [y_NC, more_NX.double()]
-        found = predictions(x_ND[~test_N], torch.cat(targets, dim=1)[~test_N], x_ND[test_N], (penalty,))[0]
-        made_NC[test_N] = found[:, : y_NC.shape[1]]
-        if rest_NX is not None:
-            rest_NX[test_N] = found[:, y_NC.shape[1] :]
+    for test_N, fit in fits(x_ND, clusters, folds):
+        penalty = fit.penalty(y_NC[~test_N])
+        made_NC[test_N] = fit.predictions(y_NC[~test_N], penalty)
+        if more_NX is not None and rest_NX is not None:
+            rest_NX[test_N] = fit.predictions(more_NX[~test_N].double(), penalty)
     return made_NC, rest_NX
