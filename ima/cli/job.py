@@ -9,6 +9,7 @@ process of its own, whose command line the ranks inherit.
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -25,6 +26,8 @@ from omegaconf import DictConfig
 from ima.config.finished import finished
 from ima.config.folders import is_first_rank
 from ima.config.hub_names import hub_names
+from ima.config.instantiation import flags_of
+from ima.core.distributed import Place, place_of
 from ima.core.errors import UserError, memory_line, nearest
 from ima.core.extras import missing_extra
 from ima.core.network import settle
@@ -67,6 +70,7 @@ def work(root: str, cfg: DictConfig) -> Any:
     global STARTED, REFUSAL
     hydra: Any = HydraConfig.get()
     STARTED = True
+    gc.enable()
     if TYPED is not None:
         sys.argv = list(TYPED)  # ranks are started with it, and result.json tells it
     several = hydra.mode == RunMode.MULTIRUN
@@ -112,7 +116,14 @@ def run(root: str, config: dict[str, Any]) -> None:
 
 
 def run_job(root: str, config: dict[str, Any], folder: Path, hydra: DictConfig) -> Any:
-    """A job of a multirun in the process of its launcher. Raises JobFailed with the reason."""
+    """A job of a multirun in the process of its launcher. Raises JobFailed with the reason.
+
+    A launcher may have started all its ranks (srun with several tasks): they take part, the first one alone looks after
+    the folder."""
+    place = place_of(flags_of(config)) if wants_ranks(config) else Place()
+    if not place.is_main:
+        run(root, config)
+        return None
     overrides = [str(text) for text in hydra.overrides.task]
     job = Job(overrides, config_hash(config), {}, folder, folder / "log.txt", script=root)
     anew = bool(config.get("overwrite"))
@@ -122,7 +133,7 @@ def run_job(root: str, config: dict[str, Any], folder: Path, hydra: DictConfig) 
         if not anew and job.is_done():
             return objective_of(config, folder)
         try:
-            if wants_ranks(config):
+            if place.starts:
                 run_as_process(root, hydra, overrides, config)
             else:
                 run(root, config)

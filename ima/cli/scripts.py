@@ -7,7 +7,9 @@ exit code 2; a multirun in which a job failed gives 1; errors of the program kee
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import os
 import sys
 import time
@@ -44,7 +46,15 @@ def run_script(
     """The whole of a script; returns its exit code. `entry` replaces the function that trains or evaluates (tests).
     follow: called with the folder of a multirun before its end."""
     prepare()
-    return at_border(functools.partial(start, root, list(argv), entry, conf, follow))
+    # Composing makes many small objects that stay. Looking through them for garbage, meanwhile and at the end of the
+    # process, would take a third of the time of a refusal; `ima.cli.job` turns it on again.
+    gc.disable()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
+    try:
+        return at_border(functools.partial(start, root, list(argv), entry, conf, follow))
+    finally:
+        gc.enable()
 
 
 def at_border(call: Callable[[], int]) -> int:
@@ -78,6 +88,7 @@ def start(
         print(help_text(root, conf, flags.config_dirs))
         return 0
     if flags.has("multirun"):
+        gc.enable()
         refuse_ranks(os.environ)
     elif flags.is_run and any(text.startswith("sweep=") for text in argv) and "hydra.mode=RUN" not in argv:
         raise UserError(f"sweep: several runs; write {command_of(root)} --multirun, or {command_of('sweep')}")

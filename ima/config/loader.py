@@ -67,6 +67,21 @@ class Loader(ConfigLoaderImpl):
 
     # -- what Hydra calls
 
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Hydra first asks for the mode alone (it validates nothing then): only the command line sets it, so that
+        nothing has to be composed twice."""
+        if config_name is not None and not validate_sweep_overrides:
+            given = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("hydra.mode=")]
+            return OmegaConf.create({"hydra": {"mode": RunMode[given[-1]] if given else None}})
+        return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+
     def _load_configuration_impl(
         self, config_name: Any, overrides: Any, run_mode: Any, *args: Any, **kwargs: Any
     ) -> DictConfig:
@@ -84,10 +99,9 @@ class Loader(ConfigLoaderImpl):
         if run_mode == RunMode.MULTIRUN:
             for override in self.overrides:
                 refuse_own(override)
-            if kwargs.get("validate_sweep_overrides", True):
-                self.sweep_dir = sweep_folder(cfg).absolute()
-                refuse_run(self.sweep_dir)
-                cfg.hydra.sweep.dir = str(self.sweep_dir)
+            self.sweep_dir = sweep_folder(cfg).absolute()
+            refuse_run(self.sweep_dir)
+            cfg.hydra.sweep.dir = str(self.sweep_dir)
         else:
             self.config = finished(cfg, self.root, self.conf)
             if not self.looks and OmegaConf.select(cfg, "hydra.mode") != RunMode.MULTIRUN:
@@ -98,6 +112,8 @@ class Loader(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, defaults: Any, repo: Any, *args: Any, **kwargs: Any) -> DictConfig:
         cfg = super()._compose_config_from_defaults_list(defaults, repo, *args, **kwargs)
         if self.config_name is not None:
+            if cfg.hydra.get("mode") is not None:
+                raise UserError("hydra.mode: a file sets it; only the command line does, as --multirun")
             chosen = {str(default.config_path).rpartition("/")[0] for default in defaults} - {""}
             self.complete(cfg, chosen, [source.path for source in repo.get_sources() if source.scheme() == "file"])
         return cfg

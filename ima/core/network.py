@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import urllib.parse
-import urllib.request
 from collections.abc import Collection
 from pathlib import Path
 
@@ -55,6 +53,9 @@ def hint() -> str:
 
 def reach(url: str, seconds: float) -> None:
     """Raises OSError where nobody answers at `url` in that time. Behind a proxy nothing can be said."""
+    import urllib.parse  # a hundredth of a second of each start, for what few runs ask
+    import urllib.request
+
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
     if urllib.request.getproxies() and not urllib.request.proxy_bypass(host):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
@@ -24,6 +23,8 @@ PACKAGES = (
 
 def provenance() -> dict[str, Any]:
     """{versions, git}; git is {"commit": None} outside a checkout."""
+    import importlib.metadata  # a part of each start that refusals and --help do not need
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -38,6 +38,8 @@ def jobs_in(folder: Path) -> list[Job]:
     for path in sorted(folder.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime):
         with contextlib.suppress(UserError):
             result = read_record(path.parent)
+            if not result.config:  # the comparison of masks, no job
+                continue
             overrides = read_overrides(path.parent)
             job = Job(overrides, str(result.config_hash), dict(text.split("=", 1) for text in overrides if "=" in text),
                       path.parent, path.parent / "train.log", config=result.config)  # fmt: skip

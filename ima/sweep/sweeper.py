@@ -83,7 +83,8 @@ class GridSweeper(Sweeper):
                 _ = result.return_value
                 job.state = "ok"
             except Exception as error:
-                job.state, job.reason = "failed", str(error)
+                told = job.result()
+                job.state, job.reason = "failed", str(told.reason if told and told.status == "failed" else error)
         states = {job.hash: job for job in single}
         for job in jobs:
             if job.hash in states:

@@ -20,6 +20,7 @@ OWN = {
     "encoder/mine.yaml": "# mine\n_target_: own_parts.Mine\ndepth: 3\n",
     "experiment/own.yaml": "# @package _global_\n# mine\ndefaults:\n  - override /encoder: mine\nseed: 5\n"
     "hydra:\n  run: {dir: own_place}\n  job: {env_set: {OWN_VARIABLE: seen}}\n",
+    "experiment/own_mode.yaml": "# @package _global_\n# mine\nhydra: {mode: MULTIRUN}\n",
     "sweep/own.yaml": "# @package _global_\n# mine\nhydra: {sweeper: {params: {seed: [1, 2]}}}\n",
 }
 PARTS = """
@@ -67,6 +68,7 @@ LINES: list[tuple[str, int, str]] = [
     ("train hydra.searchpath=[file://own] encoder=mine --cfg job -p encoder", 0, "width: 7"),
     ("train encoder._target_=own_parts.Mine encoder.width=9 --cfg job -p encoder", 0, "width: 9"),
     ("train -cd own encoder=mine encoder.widht=9", 2, "width"),
+    ("train -cd own experiment=own_mode", 2, "--multirun"),
     ("train -cp own -cn train", 2, "train"),
     ("train -cn evaluate --cfg job", 2, "checkpoint"),
     ("train hydra.job.name=other --cfg hydra -p hydra.job.name", 0, "other"),

@@ -19,6 +19,7 @@ from ima.config.loader import Loader
 ROOT = Path(__file__).resolve().parents[2]
 # Method of Hydra's loader -> its parameters, as far as they are used here.
 METHODS = {
+    "load_configuration": ["config_name", "overrides", "run_mode", "from_shell", "validate_sweep_overrides"],
     "_load_configuration_impl": ["config_name", "overrides", "run_mode"],
     "_compose_config_from_defaults_list": ["defaults", "repo"],
     "_parse_overrides_and_create_caching_repo": ["config_name", "overrides"],
