@@ -19,8 +19,11 @@ TEXT_ROLES = ("T", "T.answer", "T.prompt", "T.text")
 MEDIA = {"image": "picture", "video": "clip", "audio": "sound"}
 TRACKS = ("T0", "T1", "T2", "test", "val")
 EVALUATED = -1  # stands for the epoch where a run has none: one evaluation of a checkpoint
-EPOCH_KEY = "epoch (0 = untrained adapter)"
 Z95 = 1.959964
+
+
+class Step(int):
+    """Stands for the epoch in the rows of a run that measured its alignment every so many steps."""
 
 
 @dataclasses.dataclass
@@ -74,9 +77,24 @@ def where(rows: Iterable[Row], **fields: Any) -> list[Row]:
     return [row for row in rows if all(row[key] in values for key, values in wanted)]
 
 
+def unit_of(epochs: Sequence[int]) -> str:
+    """What these numbers count: epochs, or steps where a run measured its alignment by step."""
+    return "step" if any(isinstance(epoch, Step) for epoch in epochs) else "epoch"
+
+
 def epoch_key(epochs: Sequence[int]) -> str:
-    """What a legend of these epochs is headed."""
-    return "" if list(epochs) == [EVALUATED] else EPOCH_KEY
+    """What a legend of these epochs, or of steps, is headed."""
+    return "" if list(epochs) == [EVALUATED] else f"{unit_of(epochs)} (0 = untrained adapter)"
+
+
+def by_step(rows: Sequence[Row]) -> list[Row]:
+    """The rows of a run whose alignment was measured every so many steps: the step stands in for the epoch."""
+    return [
+        {**row, "epoch": Step(row["step"])}
+        if row["step"] is not None and row["track"] is None and row["split"] != "train"
+        else row
+        for row in rows
+    ]
 
 
 def epoch_name(epoch: int) -> str:
@@ -162,17 +180,18 @@ def epochs(rows: Iterable[Row]) -> list[int]:
 
 
 def by_layer(rows: Sequence[Row], score: str, variant: str = "raw", role: str | None = None) -> dict[int, Curve]:
-    """Cross-modal score over the textual layer, one curve per epoch."""
+    """Cross-modal score over the textual layer, one curve per epoch (or step)."""
     role = role or text_role(rows, score)
     variants = (variant, None) if variant == "raw" else (variant,)
     kept = [row for row in where(rows, score=score, role_b=role, variant=variants) if row["layer_b"] is not None]
     return {
-        epoch: curve(where(kept, epoch=epoch), f"epoch {epoch}", lambda row: row["layer_b"]) for epoch in epochs(kept)
+        epoch: curve(where(kept, epoch=epoch), f"{unit_of([epoch])} {epoch}", lambda row: row["layer_b"])
+        for epoch in epochs(kept)
     }
 
 
 def by_epoch(rows: Sequence[Row], score: str, variant: str = "raw") -> Curve:
-    """A score pooled over the layers, over the epochs."""
+    """A score pooled over the layers, over the epochs (or steps)."""
     role = text_role(rows, score)
     variants = (variant, None) if variant == "raw" else (variant,)
     kept = [row for row in where(rows, score=score, variant=variants, role_b=(role,)) if row["layer_a"] in (None, 0)]

@@ -14,6 +14,7 @@ from typing import Any
 
 from ima.core.errors import UserError
 from ima.core.metric_names import current_row
+from ima.report.curves import by_step
 from ima.report.labels import name_jobs
 from ima.report.run import Run
 from ima.runs.record import RunRecord, read_record
@@ -86,6 +87,9 @@ def read_details(run: Run) -> None:
             run.rows.append(current_row(row))
     except (UserError, UnicodeDecodeError) as error:
         run.notes.append(f"rows.jsonl was read up to a broken line: {error}")
+    alignment = run.result["config"].get("alignment")
+    if isinstance(alignment, dict) and alignment.get("every_num_steps"):
+        run.rows = by_step(run.rows)
     run.samples, broken = read_samples(run.folder / "samples.jsonl")
     if broken:
         run.notes.append(f"samples.jsonl: {broken} line(s) could not be read and are left out")

@@ -368,3 +368,24 @@ def test_cards_show_the_question_and_every_kind_of_verdict(tmp_path: Path) -> No
         ({"right": 0.531, "cider_d": 0.531}, "CIDEr-D 0.53"), ({"right": True, "cider_d": 1.0}, "✓ right"),
     ):  # fmt: skip
         assert words in card_of(tmp_path, **fields)
+
+
+def test_alignment_that_was_measured_by_step_is_drawn_over_steps(tmp_path: Path) -> None:
+    """One epoch, measured five times in it: five points and five columns, not one; the tasks stay at their epochs."""
+    run = make_run(tmp_path / "run", epochs=4, layers=3)
+    rows = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["track"] is None and row["split"] != "train":
+            row["step"], row["epoch"] = 50 * row["epoch"], min(row["epoch"], 1)
+    (run / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = json.loads((run / "result.json").read_text())
+    result["config"]["alignment"] = {"every_num_steps": 50}
+    (run / "result.json").write_text(json.dumps(result))
+    page = write_report([run]).read_text()
+    assert "IMA by layer and step" in page and "step (0 = untrained adapter)" in page and "IMA score by step" in page
+    steps = ["0", "50", "100", "150", "200"]
+    for name in ("ima_by_layer", "ima_heatmap", "ima_by_epoch"):
+        with (run / "figures" / f"{name}.csv").open(newline="") as file:
+            assert sorted({row["step"] for row in csv.DictReader(file)}, key=int) == steps, name
+    with (run / "figures" / "tasks.csv").open(newline="") as file:
+        assert {row["epoch"] for row in csv.DictReader(file)} <= {"1", "2", "3", "4"}

@@ -55,9 +55,10 @@ def layer_figure(
             ax.axhline(0, color=theme["muted"], linewidth=0.8)
         ax.set(xlabel="layer (0 = what enters the first block)", ylabel=label)
 
-    table = table_of([([epoch], found) for epoch, found in curves.items()], ["epoch"], "layer")
+    unit = series.unit_of(list(curves))
+    table = table_of([([epoch], found) for epoch, found in curves.items()], [unit], "layer")
     if len(curves) > MAX_LINES:
-        caption += f" {MAX_LINES} of {len(curves)} epochs are drawn; the CSV has all."
+        caption += f" {MAX_LINES} of {len(curves)} {unit}s are drawn; the CSV has all."
     return Figure(name, title, caption, draw, table)
 
 
@@ -70,7 +71,7 @@ def retrieval(rows: Sequence[series.Row]) -> Figure:
         rows, "retrieval_by_layer", f"Does a {word} find its own text?",
         f"Share of {series.media_word(rows)} whose nearest text is their own, layer by layer. The texts were read by"
         " the LLM alone, so they know nothing of the media; both sides are centred and without sinks. At layer 0 the"
-        " adapter has done it all; what rises after it the LLM adds. Epoch 0: the untrained adapter.",
+        " adapter has done it all; what rises after it the LLM adds. 0: the untrained adapter.",
         "retrieval", "share that finds its own text", "centred", level,
     )  # fmt: skip
 
@@ -80,14 +81,15 @@ def chance_of(rows: Sequence[series.Row]) -> float | None:
 
 
 def heat_map(rows: Sequence[series.Row]) -> Figure:
-    title, name = "IMA by layer and epoch", "ima_heatmap"
-    caption = "The same similarity as a map: where in the stack, and when in training, it rises or falls."
     curves = series.by_layer(rows, "sim")
+    unit = series.unit_of(list(curves))
+    title, name = f"IMA by layer and {unit}", "ima_heatmap"
+    caption = "The same similarity as a map: where in the stack, and when in training, it rises or falls."
     values = [y for found in curves.values() for y in found.y if math.isfinite(y)]
     if not values:
         return Figure(name, title, caption, missing="no `sim` rows with numbers on the validation split")
     if len(curves) < 2:
-        return Figure(name, title, caption, missing="only one epoch was measured: a map needs two")
+        return Figure(name, title, caption, missing=f"only one {unit} was measured: a map needs two")
     shown = sorted(curves)
     layers = sorted({int(x) for found in curves.values() for x in found.x})
 
@@ -109,20 +111,18 @@ def heat_map(rows: Sequence[series.Row]) -> Figure:
         ax.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
         ticks = thinned(range(len(shown)), 10)
         ax.set_xticks(ticks, [str(shown[tick]) for tick in ticks])
-        ax.set(xlabel=series.EPOCH_KEY, ylabel="layer")
+        ax.set(xlabel=series.epoch_key(shown), ylabel="layer")
         bar = figure.colorbar(image, ax=ax, label="mean cosine, P against T", pad=0.02)
         bar.outline.set_visible(False)
 
-    return Figure(
-        name, title, caption, draw, table_of([([epoch], curves[epoch]) for epoch in shown], ["epoch"], "layer")
-    )
+    return Figure(name, title, caption, draw, table_of([([epoch], curves[epoch]) for epoch in shown], [unit], "layer"))
 
 
 def variants(rows: Sequence[series.Row]) -> Figure:
     title, name = "What the similarity is made of", "ima_variants"
     word, words = series.medium_word(rows), series.media_word(rows)
     caption = (
-        f"Last epoch. Raw: all pairs of {word} and text. Own text: a {word} against its own text only. No"
+        f"Last measurement. Raw: all pairs of {word} and text. Own text: a {word} against its own text only. No"
         f" sinks: without the first position and BOS. Layer-0 {words}: perceptual tokens as they enter the LLM."
     )
     wanted = (
@@ -152,8 +152,10 @@ def variants(rows: Sequence[series.Row]) -> Figure:
 
 
 def ima_by_epoch(rows: Sequence[series.Row]) -> Figure:
-    title, name = "IMA score by epoch", "ima_by_epoch"
-    caption = "The similarity pooled over all layers: one number per epoch, with its 95 % interval."
+    measured = series.epochs(rows)
+    unit = series.unit_of(measured)
+    title, name = f"IMA score by {unit}", "ima_by_epoch"
+    caption = f"The similarity pooled over all layers: one number per {unit}, with its 95 % interval."
     wanted = (
         ("IMA", "ima", "raw"),
         ("no sinks", "ima", "nosink"),
@@ -169,19 +171,17 @@ def ima_by_epoch(rows: Sequence[series.Row]) -> Figure:
         ax = figure.add_subplot()
         for index, (label, found) in enumerate(curves):
             line(ax, found, theme.category(index), label, linestyle=DASHES[index], marker=MARKERS[index])
-        ax.set(xlabel=series.EPOCH_KEY, ylabel="IMA (mean cosine)")
+        ax.set(xlabel=series.epoch_key(measured), ylabel="IMA (mean cosine)")
         whole_ticks(ax)
         legend(ax)
 
-    return Figure(
-        name, title, caption, draw, table_of([([label], found) for label, found in curves], ["score"], "epoch")
-    )
+    return Figure(name, title, caption, draw, table_of([([label], found) for label, found in curves], ["score"], unit))
 
 
 def norms(rows: Sequence[series.Row]) -> Figure:
     title, name = "Token norms by layer", "norms"
     caption = (
-        "Median L2 norm of perceptual (P) and textual (T) tokens at the last epoch, band: quartiles; dotted:"
+        "Median L2 norm of perceptual (P) and textual (T) tokens at the last measurement, band: quartiles; dotted:"
         " the untrained adapter."
     )
     roles = series.roles_of(rows, "norm_q50")
@@ -228,7 +228,7 @@ def norms(rows: Sequence[series.Row]) -> Figure:
 def consecutive(rows: Sequence[series.Row]) -> Figure:
     title, name = "Consecutive similarity", "consecutive"
     caption = (
-        "Last epoch: cosine of a token with itself one and eight blocks on. Near 1: the blocks in between change"
+        "Last measurement: cosine of a token with itself one and eight blocks on. Near 1: the blocks in between change"
         " little, a candidate for skipping."
     )
     kept = series.where(rows, score="consecutive")

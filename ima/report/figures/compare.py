@@ -92,12 +92,15 @@ def comparison_figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def overlays(runs: Sequence[Run]) -> list[Figure]:
+    aligned = [series.alignment_rows(run.rows) for run in runs]
+    units = {series.unit_of(series.epochs(rows)) for rows in aligned if rows}
+    unit = " or ".join(sorted(units)) or "epoch"
     return [
         overlay(runs, "compare_ima_by_layer", "Implicit alignment by layer",
                 "Mean cosine of pictures and texts at every block's output, last measured epoch of each run.",
                 ("layer", "layer"), "mean cosine, P against T", last_layers),
-        overlay(runs, "compare_ima_by_epoch", "IMA score by epoch", "Pooled over the layers; band: 95 % interval.",
-                (series.EPOCH_KEY, "epoch"), "IMA (mean cosine)",
+        overlay(runs, "compare_ima_by_epoch", f"IMA score by {unit}", "Pooled over the layers; band: 95 % interval.",
+                (f"{unit} (0 = untrained adapter)", unit.replace(" ", "_")), "IMA (mean cosine)",
                 lambda run: series.by_epoch(series.alignment_rows(run.rows), "ima")),
         overlay(runs, "compare_val_loss", "Validation loss", "Cross-entropy on the answer tokens, nats per token.",
                 ("step", "step"), "loss", lambda run: series.training(run.rows).get("val")),

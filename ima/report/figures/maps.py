@@ -30,15 +30,16 @@ def titles(groups: Groups) -> dict[str, str]:
 
 
 def heat_map(aligned: Groups) -> Figure:
-    title, name = "IMA by layer and epoch", "ima_heatmap"
-    caption = "The same similarity as maps with one scale: where in the stack, and when in training, it rises or falls."
     curves = {entry: finite(series.by_layer(rows, "sim")) for entry, rows in aligned.items()}
     curves = {entry: found for entry, found in curves.items() if found}
+    epochs = sorted({epoch for found in curves.values() for epoch in found})
+    unit = series.unit_of(epochs)
+    title, name = f"IMA by layer and {unit}", "ima_heatmap"
+    caption = "The same similarity as maps with one scale: where in the stack, and when in training, it rises or falls."
     if not curves:
         return Figure(name, title, caption, missing="no `sim` rows with numbers on the validation split")
-    epochs = sorted({epoch for found in curves.values() for epoch in found})
     if len(epochs) < 2:
-        return Figure(name, title, caption, missing="only one epoch was measured: a map needs two")
+        return Figure(name, title, caption, missing=f"only one {unit} was measured: a map needs two")
     points = {
         entry: {(epoch, int(x)): y for epoch, one_curve in found.items() for x, y, _ in one_curve.points}
         for entry, found in curves.items()
@@ -67,7 +68,7 @@ def heat_map(aligned: Groups) -> Figure:
             if index % columns == 0:
                 ax.set_ylabel("layer")
             if index + columns >= len(curves):
-                ax.set_xlabel("epoch")
+                ax.set_xlabel(unit)
         for index in range(len(curves), num_rows * columns):
             figure.delaxes(grid[index // columns][index % columns])
         bar = figure.colorbar(image, ax=figure.axes, label="mean cosine, P against T", pad=0.02, shrink=0.9)
@@ -76,6 +77,6 @@ def heat_map(aligned: Groups) -> Figure:
     table = table_of(
         [([entry, series.modality_of(aligned[entry]), epoch], found)
          for entry, by_epoch in curves.items() for epoch, found in sorted(by_epoch.items())],
-        ["entry", "modality", "epoch"], "layer",
+        ["entry", "modality", unit], "layer",
     )  # fmt: skip
     return Figure(name, title, caption, draw, table, panels=True)

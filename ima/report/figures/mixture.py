@@ -31,7 +31,7 @@ def mixture_figures(groups: Groups, headlines: Mapping[str, str]) -> list[Figure
     return [
         layers(aligned, "ima_by_layer", "Implicit alignment by layer",
                "Mean cosine between the media's and the texts' mean tokens, over all pairs, at the output of each"
-               " block, entry by entry; bands: 95 % interval, first and last epoch. Compare within one LLM only.",
+               " block, entry by entry; bands: 95 % interval, first and last measurement. Compare within one LLM only.",
                "sim", "mean cosine, P against T"),
         retrieval(aligned),
         heat_map(aligned),
@@ -63,7 +63,7 @@ def retrieval(aligned: Groups) -> Figure:
     return layers(
         aligned, "retrieval_by_layer", "Does a medium find its own text?",
         "Share of media whose nearest text is their own, layer by layer, entry by entry; the texts were read by the LLM"
-        " alone. Both sides are centred and without sinks. Epoch 0: the untrained adapter.",
+        " alone. Both sides are centred and without sinks. 0: the untrained adapter.",
         "retrieval", "share that finds its own text", "centred", chances,
     )  # fmt: skip
 
@@ -89,17 +89,18 @@ def layers(
     figure = one(multiples(name, title, caption, panels, ylabel=ylabel, key=key), name, title,
                  f"no `{score}` rows with numbers on the validation split")  # fmt: skip
     if len(epochs) > len(shown):
-        figure.caption += f" {len(shown)} of {len(epochs)} epochs are drawn; the CSV has all."
+        figure.caption += f" {len(shown)} of {len(epochs)} {series.unit_of(epochs)}s are drawn; the CSV has all."
     figure.table = table_of(
         [([entry, series.modality_of(aligned[entry]), epoch], found)
          for entry, by_epoch in curves.items() for epoch, found in by_epoch.items()],
-        ["entry", "modality", "epoch"], "layer",
+        ["entry", "modality", series.unit_of(epochs)], "layer",
     )  # fmt: skip
     return figure
 
 
 def by_epoch(aligned: Groups) -> Figure:
-    title, name = "IMA score by epoch", "ima_by_epoch"
+    unit = series.unit_of([epoch for rows in aligned.values() for epoch in series.epochs(rows)])
+    title, name = f"IMA score by {unit}", "ima_by_epoch"
     labels = titles(aligned)
     curves = {
         (score_label, entry): series.by_epoch(rows, score, variant)
@@ -116,10 +117,10 @@ def by_epoch(aligned: Groups) -> Figure:
     ]  # fmt: skip
     caption = "The similarity pooled over all layers, a line for each entry, with its 95 % interval."
     figure = one(multiples(name, title, caption, panels, columns=3, ylabel="IMA (mean cosine)", alike="row",
-                           xlabel="epoch"), name, title, "no pooled `ima` rows")  # fmt: skip
+                           xlabel=unit), name, title, "no pooled `ima` rows")  # fmt: skip
     figure.table = table_of(
         [([entry, series.modality_of(aligned[entry]), label], found) for (label, entry), found in curves.items()],
-        ["entry", "modality", "score"], "epoch",
+        ["entry", "modality", "score"], unit,
     )  # fmt: skip
     return figure
 
@@ -140,8 +141,8 @@ def variants(aligned: Groups) -> Figure:
 
     return panelled(
         aligned, "ima_variants", "What the similarity is made of",
-        "Last epoch. Raw: all pairs of medium and text. Own text: a medium against its own text only. No sinks: without"
-        " the first position and BOS. Layer-0 media: perceptual tokens as they enter the LLM.",
+        "Last measurement. Raw: all pairs of medium and text. Own text: a medium against its own text only. No sinks:"
+        " without the first position and BOS. Layer-0 media: perceptual tokens as they enter the LLM.",
         "mean cosine, P against T", strokes, "no alignment rows on the validation split",
     )  # fmt: skip
 
@@ -159,7 +160,7 @@ def norms(aligned: Groups) -> Figure:
 
     return panelled(
         aligned, "norms", "Token norms by layer",
-        "Median L2 norm of perceptual (P) and textual (T) tokens at the last epoch, band: quartiles.",
+        "Median L2 norm of perceptual (P) and textual (T) tokens at the last measurement, band: quartiles.",
         "L2 norm (log scale)", strokes, "no `norm_q50` rows with numbers", log=True,
     )  # fmt: skip
 
@@ -179,7 +180,7 @@ def consecutive(aligned: Groups) -> Figure:
 
     return panelled(
         aligned, "consecutive", "Consecutive similarity",
-        "Last epoch: cosine of a token with itself one and eight blocks on. Near 1: the blocks in between change"
+        "Last measurement: cosine of a token with itself one and eight blocks on. Near 1: the blocks in between change"
         " little, a candidate for skipping.", "cosine", strokes, "no `consecutive` rows with numbers",
     )  # fmt: skip
 
@@ -197,8 +198,8 @@ def vocabulary(aligned: Groups) -> list[Figure]:
 
     return multiples(
         "vocabulary", "Perceptual tokens decoded to the vocabulary",
-        "Distributions over the vocabulary that the LLM's head reads from a layer (logit lens), last epoch: how far P"
-        " is from T (nats), how sure P is (nats), and how much it keeps from the layer measured before; bands: 95 %"
+        "Distributions over the vocabulary that the LLM's head reads from a layer (logit lens), last measurement: how far"
+        " P is from T (nats), how sure P is (nats), and how much it keeps from the layer measured before; bands: 95 %"
         " interval.",
         [panel("KL(P || T)", "kl", "T"), panel("JS divergence of P and T", "js", "T"),
          panel("entropy of P", "entropy", "P"), panel("cosine with the layer before", "vocabulary_cosine", "P")],

@@ -60,13 +60,15 @@ def variant_figures(runs: Sequence[Run]) -> list[Figure]:
     groups = groups_of(runs)
     if sum(len(entries) > 1 for entries in groups.values()) < 2:
         return []
+    measured = [series.alignment_rows(rows) for entries in groups.values() for rows in entries.values()]
+    unit = " or ".join(sorted({series.unit_of(series.epochs(rows)) for rows in measured if rows})) or "epoch"
     return [
         overlaid(groups, "compare_ima_by_layer", "Implicit alignment by layer",
                  "Mean cosine of media and texts at every block's output, last measured epoch of each run.",
                  "layer", "mean cosine, P with T", last_layers),
-        overlaid(groups, "compare_ima_by_epoch", "IMA score by epoch",
-                 "Pooled over the layers; epoch 0: the untrained adapter.",
-                 "epoch", "IMA (mean cosine)",
+        overlaid(groups, "compare_ima_by_epoch", f"IMA score by {unit}",
+                 "Pooled over the layers; 0: the untrained adapter.",
+                 unit, "IMA (mean cosine)",
                  lambda rows: series.by_epoch(series.alignment_rows(rows), "ima")),
         overlaid(groups, "compare_val_loss", "Validation loss", "Cross-entropy on the answer tokens, nats per token.",
                  "step", "loss", lambda rows: series.training(rows).get("val")),
