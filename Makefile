@@ -14,7 +14,7 @@ PY := .venv/bin/python
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 SEED ?=
 # Groups that `make test` leaves out; tests/groups.py says what each does.
-GROUPS := processes browser
+GROUPS := processes browser plugins
 NO_GROUP := not (processes or docs or browser or fuzz or plugins or slurm)
 
 # These act only when they are set before torch and the hub library are imported; a value of yours wins.
@@ -59,6 +59,9 @@ test-docs: setup  ## run every command of README and docs as written, on small p
 test-browser: setup  ## the page in Chromium, which is installed where it is missing
 	@$(PY) tests/chromium.py
 	@$(PY) -m pytest -m browser
+
+test-plugins: setup  ## multiruns under launchers and sweepers of others, which go into .venv-plugins
+	@python=$$($(PY) tests/plugin_packages.py) && $$python -m pytest -m plugins
 
 test-fuzz: setup  ## five minutes of random configs and damaged files; SEED=... repeats
 	@IMA_FUZZ_SEED=$(SEED) $(PY) -m pytest -m fuzz -s
@@ -131,7 +134,7 @@ doctor: setup  ## will a config run here: make doctor ARGS="llm=vicuna trainer=g
 
 clean:  ## remove tool caches and build leftovers; .venv and outputs stay
 	@rm -rf .pytest_cache .ruff_cache .mypy_cache build dist ./*.egg-info
-	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # Any other word fails, also where a file or folder of that name exists, which make would call up to date.
 %: .unknown

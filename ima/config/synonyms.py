@@ -42,7 +42,7 @@ SYNONYMS: dict[str, tuple[str, str]] = {
     "logging_steps": ("trainer.log_every_n_steps", ""),
     "save_steps": ("callbacks.checkpoint.every_num_steps", ""),
     "every_n_train_steps": ("callbacks.checkpoint.every_num_steps", ""),
-    "eval_steps": ("alignment.every_num_epochs", "epochs"),
+    "eval_steps": ("alignment.every_num_steps", "or every_num_epochs"),
     "max_eval_samples": ("evaluation.num_samples", ""),
     "dataloader_num_workers": ("loader.num_workers", ""),
     "gpus": ("trainer.devices", "with trainer.accelerator=gpu"),

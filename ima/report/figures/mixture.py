@@ -198,9 +198,9 @@ def vocabulary(aligned: Groups) -> list[Figure]:
 
     return multiples(
         "vocabulary", "Perceptual tokens decoded to the vocabulary",
-        "Distributions over the vocabulary that the LLM's head reads from a layer (logit lens), last measurement: how far"
-        " P is from T (nats), how sure P is (nats), and how much it keeps from the layer measured before; bands: 95 %"
-        " interval.",
+        "Distributions over the vocabulary that the LLM's head reads from a layer (logit lens), last measurement: how"
+        " far P is from T (nats), how sure P is (nats), and how much it keeps from the layer measured before; bands:"
+        " 95 % interval.",
         [panel("KL(P || T)", "kl", "T"), panel("JS divergence of P and T", "js", "T"),
          panel("entropy of P", "entropy", "P"), panel("cosine with the layer before", "vocabulary_cosine", "P")],
         alike="none",

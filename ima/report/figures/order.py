@@ -42,7 +42,8 @@ def figures_of(run: Run) -> list[Figure]:
         layer_figure(rows, "ima_by_layer", "Implicit alignment by layer",
                      f"Mean cosine between the {series.media_word(rows)}' and the texts' mean tokens, over all pairs,"
                      " at the output of each block; bands: 95 % interval, first and last measurement. It says how close"
-                     " the two lie, not whether they mean the same: noise reaches the same values. Compare within one LLM.",
+                     " the two lie, not whether they mean the same: noise reaches the same values. Compare within one"
+                     " LLM.",
                      "sim", "mean cosine, P against T"),
         retrieval(rows),
         heat_map(rows),
