@@ -3,8 +3,9 @@
 maps       which layer of P fits which layer of T       null        pairing scores against permuted units
 sinks      massive activations, and IMA without them     connector   what the adapter keeps of its encoder
 probes     what a linear map reads off the states        lens        which words in real text tokens are near to
-All but the last are made of the mean tokens that the headline keeps, so they cost little more than their arithmetic;
-the lens keeps single tokens of some media and needs the bank of words.
+attention  which tokens give their attention to which
+The first five are made of the mean tokens that the headline keeps, so they cost little more than their arithmetic; the
+lens keeps single tokens of some media and needs the bank of words, attention is looked at in a pass of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from ima.alignment.attention_mass import NUM_EXAMPLES, AttentionMass, attention_rows
 from ima.alignment.calibration import NUM_PROCRUSTES_LAYERS, null_rows
 from ima.alignment.connector import connector_rows
 from ima.alignment.contextual_lens import ContextualLens, Shown
@@ -29,7 +31,7 @@ from ima.alignment.scores import norm_quantiles
 from ima.alignment.sink_shares import SinkShares
 from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.tap import Sink
-from ima.alignment.views import evenly
+from ima.alignment.views import evenly, lowest
 from ima.alignment.word_bank import WordBank
 from ima.core.progress import progress
 from ima.core.types import Row, Site
@@ -44,6 +46,7 @@ COSTS = {
     "connector": "a few decompositions of examples x examples",
     "probes": "ridge regressions at every layer, out of fold",
     "lens": "the nearest of some thousand words of each token at nine layers; of the whole vocabulary at five",
+    "attention": f"a pass over {NUM_EXAMPLES} examples that also computes attention weights, before the measurement",
 }
 NUM_LENS_MEDIA, NUM_LENS_LAYERS = 256, 9
 
@@ -73,14 +76,21 @@ class Groups:
         beside: Beside,
     ) -> None:
         self.names, self.llm, self.bank, self.beside = list(names), llm, bank, beside
+        self.clusters = clusters
         self.shares = SinkShares(bank.dims, llm.num_blocks + 1, llm.width, clusters) if "sinks" in names else None
         self.prompts: KeptMeans | None = None
         if "probes" in names:
             self.prompts = KeptMeans(bank.pairing.ids, bank.layers, bank.dims, "prompt")
+        self.attention: AttentionMass | None = None  # of a pass of its own, over `attended`
         self.percepts: KeptPercepts | None = None
         if "lens" in names:
             layers = evenly(bank.layers, NUM_LENS_LAYERS)
             self.percepts = KeptPercepts(bank.pairing.ids[:NUM_LENS_MEDIA], layers)
+
+    @property
+    def attended(self) -> list[str]:
+        """The examples whose attention is looked at."""
+        return lowest(self.bank.pairing.ids, NUM_EXAMPLES, 0, "attention") if "attention" in self.names else []
 
     @property
     def kept(self) -> list[SinkShares | KeptMeans | KeptPercepts]:
@@ -91,7 +101,7 @@ class Groups:
         return [*self.kept]
 
     def reduce(self) -> None:
-        for sink in self.kept:
+        for sink in (*self.kept, *([self.attention] if self.attention is not None else [])):
             sink.reduce()
 
     def rows(self, stats: AlignmentStats, media: Means, base: Base, seconds: dict[str, float]) -> list[Row]:
@@ -103,6 +113,7 @@ class Groups:
             "connector": lambda: self._connector(stats, media, base),
             "probes": lambda: self._probes(media, base),
             "lens": lambda: self._lens(base),
+            "attention": lambda: attention_rows(self.attention, self.clusters, base),
         }
         out: list[Row] = []
         with progress(len(self.names), "groups", "group") as advance:

@@ -27,13 +27,15 @@ def rows() -> list[dict[str, Any]]:
     out += [row("sim", 0.5, layer, layer, role_b="T", variant="raw") for layer in range(4)]
     out += [row("probe_noun", 0.4, layer, role_b=None, variant="nosinkdim") for layer in range(4)]
     out += [row(score, 0.05 * layer, layer, 2) for layer in range(4) for score in ("lens_share", "lens_chance")]
+    asked = {"role_a": "T.answer", "role_b": "P", "variant": "raw"}
+    out += [row("attention_mass", 0.1 * layer, layer, layer, **asked) for layer in range(1, 4)]
     out += [row("retrieval", 0.2 * layer, layer, layer) for layer in range(4)]
     return [*out, row("retrieval_chance", 0.125)]
 
 
 def test_each_group_has_its_figure_with_the_rows_values() -> None:
     found = {figure.name: figure for figure in group_figures(alignment_rows(rows()))}
-    assert list(found) == ["layer_maps", "calibrated", "sinks", "probes", "lens"]
+    assert list(found) == ["layer_maps", "calibrated", "sinks", "probes", "lens", "attention"]
     header, table = found["layer_maps"].table
     assert list(header) == ["map", "layer_a", "layer_b", "value"]
     assert ["retrieval_map", 3, 1, pytest.approx(0.31)] in [list(line) for line in table]

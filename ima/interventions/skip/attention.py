@@ -5,7 +5,6 @@ While an engine is open, attention of its model goes through `attend`, which loo
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ima.interventions.skip.decision import BlockDecision
+from ima.models.llm.attention_weights import eager_attention_forward
 
 ATTENTION = "ima_skip"
 PLAIN_ATTENTION = "ima_skip_eager"  # of models whose attention bounds its scores (Gemma 2)
@@ -41,14 +41,6 @@ def switch_attention(stack: ExitStack, config: Any) -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
     config._attn_implementation = {"": name}
     stack.callback(setattr, config, "_attn_implementation", {"": before})
-
-
-def eager_attention_forward(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The family's own products, bounds of the scores included."""
-    found: tuple[Tensor, Tensor | None] = sys.modules[type(module).__module__].eager_attention_forward(
-        module, *args, **kwargs
-    )
-    return found
 
 
 def attend_plainly(

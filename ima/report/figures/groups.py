@@ -35,7 +35,7 @@ LEAST_Z = 3.0
 
 def group_figures(rows: Sequence[Row]) -> list[Figure]:
     """rows: of the validation split, as `curves.alignment_rows` gives them."""
-    return [figure for make in (layer_maps, calibrated, sinks, probes, lens) for figure in make(rows)]
+    return [figure for make in (layer_maps, calibrated, sinks, probes, lens, attention) for figure in make(rows)]
 
 
 def by_layer(rows: Sequence[Row], label: str, **fields: object) -> Curve:
@@ -181,4 +181,25 @@ def lens(rows: Sequence[Row]) -> list[Figure]:
         f" same share in every {word} that shows something else. On the right: nouns with a name of one token, on the"
         " same examples. The words are the LLM's own states of words in real text, at half of its depth.",
         panels, ylabel="share of tokens",
+    )  # fmt: skip
+
+
+def attention(rows: Sequence[Row]) -> list[Figure]:
+    keys = (("the first position", "sink", "c2", DASHES[2]), ("percepts", "P", "P", DASHES[0]),
+            ("prompt", "T.prompt", "T", DASHES[1]), ("answer", "T.answer", "c3", DASHES[3]))  # fmt: skip
+    panels = [
+        Panel(title, [
+            Stroke(label, by_layer(rows, label, score=score, role_a=query, role_b=key, variant="raw"), colour, dash)
+            for label, key, colour, dash in keys
+        ], ylabel=ylabel)
+        for title, query, score, ylabel in (
+            ("of what predicts the answer", "T.answer", "attention_mass", "share of attention"),
+            ("for each token that it may read", "T.answer", "attention_per_token", "share of attention"),
+        )
+    ]  # fmt: skip
+    return multiples(
+        "attention", "What does the answer read?",
+        "Share of their attention that the positions which predict the answer give to each kind of token, mean over"
+        " heads; on the right divided by the number of such tokens. The first position takes what is wanted nowhere.",
+        panels, alike="none",
     )  # fmt: skip
