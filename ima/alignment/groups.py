@@ -3,9 +3,9 @@
 maps       which layer of P fits which layer of T       null        pairing scores against permuted units
 sinks      massive activations, and IMA without them     connector   what the adapter keeps of its encoder
 probes     what a linear map reads off the states        lens        which words in real text tokens are near to
-attention  which tokens give their attention to which
+attention  which tokens give their attention to which   twin        the headline where the percepts are the text
 The first five are made of the mean tokens that the headline keeps, so they cost little more than their arithmetic; the
-lens keeps single tokens of some media and needs the bank of words, attention is looked at in a pass of its own.
+lens keeps single tokens of some media and needs the bank of words; attention and the twin have passes of their own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ima.alignment.scores import norm_quantiles
 from ima.alignment.sink_shares import SinkShares
 from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.tap import Sink
+from ima.alignment.text_twin import twin_rows
 from ima.alignment.views import evenly, lowest
 from ima.alignment.word_bank import WordBank
 from ima.core.progress import progress
@@ -47,6 +48,7 @@ COSTS = {
     "probes": "ridge regressions at every layer, out of fold",
     "lens": "the nearest of some thousand words of each token at nine layers; of the whole vocabulary at five",
     "attention": f"a pass over {NUM_EXAMPLES} examples that also computes attention weights, before the measurement",
+    "twin": "a pass over the paired examples with the embeddings of their texts as percepts, before the measurement",
 }
 NUM_LENS_MEDIA, NUM_LENS_LAYERS = 256, 9
 
@@ -82,6 +84,9 @@ class Groups:
         if "probes" in names:
             self.prompts = KeptMeans(bank.pairing.ids, bank.layers, bank.dims, "prompt")
         self.attention: AttentionMass | None = None  # of a pass of its own, over `attended`
+        self.twin: KeptMeans | None = None  # likewise
+        if "twin" in names:
+            self.twin = KeptMeans(bank.pairing.ids, bank.layers, bank.dims)
         self.percepts: KeptPercepts | None = None
         if "lens" in names:
             layers = evenly(bank.layers, NUM_LENS_LAYERS)
@@ -101,8 +106,9 @@ class Groups:
         return [*self.kept]
 
     def reduce(self) -> None:
-        for sink in (*self.kept, *([self.attention] if self.attention is not None else [])):
-            sink.reduce()
+        for sink in (*self.kept, self.attention, self.twin):
+            if sink is not None:
+                sink.reduce()
 
     def rows(self, stats: AlignmentStats, media: Means, base: Base, seconds: dict[str, float]) -> list[Row]:
         """Each group's rows; its time is added to `seconds`."""
@@ -113,6 +119,7 @@ class Groups:
             "connector": lambda: self._connector(stats, media, base),
             "probes": lambda: self._probes(media, base),
             "lens": lambda: self._lens(base),
+            "twin": lambda: self._twin(base),
             "attention": lambda: attention_rows(self.attention, self.clusters, base),
         }
         out: list[Row] = []
@@ -134,6 +141,10 @@ class Groups:
         shown = Shown(pairing.ids, pairing.clusters, beside.nouns, beside.namer)
         shown = shown.only([index < NUM_LENS_MEDIA for index in range(len(pairing.ids))])
         return ContextualLens(beside.words, self.percepts, shown, self.llm).rows(base)
+
+    def _twin(self, base: Base) -> Iterator[Row]:
+        assert self.twin is not None, "the twin was asked for"
+        return twin_rows(self.bank, self.twin.means(self.bank.pairing.ids), base)
 
     def _connector(self, stats: AlignmentStats, media: Means, base: Base) -> Iterator[Row]:
         if 0 not in self.bank.layers:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ima.alignment.attention_mass import AttentionMass
 from ima.alignment.groups import Beside
 from ima.alignment.naming import Namer
 from ima.alignment.word_bank import WordBank, bank_layers, contexts_of, texts_of, word_bank
 from ima.core.errors import UserError
 from ima.core.progress import progress
-from ima.core.types import Batch, Sample
+from ima.core.types import Sample
 from ima.data.collate import Percepts
 from ima.data.source import Source
-from ima.models.llm.attention_weights import can_watch, watching
 from ima.models.llm.frozen import FrozenLLM
 
 LABELS = ("noun", "category")
@@ -97,21 +95,3 @@ def beside_of(samples: Sequence[Sample], percepts: Percepts, module: Any, channe
             return Beside(None, labels, *shown)
         parts.append(features.float().mean(1).cpu())
     return Beside(torch.cat(parts) if parts else None, labels, *shown)
-
-
-@torch.no_grad()
-def attention_pass(module: Any, batches: Iterable[Batch], nouns: Mapping[str, Sequence[int]]) -> AttentionMass | None:
-    """What attention gives to what, of the examples of `nouns`; None where an intervention has its own."""
-    llm = module.llm
-    if not can_watch(llm):
-        return None
-    mass = AttentionMass(nouns, llm.num_blocks)
-    with watching(llm, mass.see), progress(len(nouns), "measure attention", "sample") as advance:
-        for batch in batches:
-            x_BSD, roles_BS, _ = module.splice(batch)
-            ids = [sample.id for sample in batch.samples]
-            mass.begin(roles_BS, ids)
-            llm(x_BSD, roles_BS, ids)
-            mass.end()
-            advance(len(ids))
-    return mass

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ima.alignment.attention_mass import first_content
 from ima.alignment.groups import NEED_WORDS
 from ima.alignment.kept_means import TextBank, text_bank
 from ima.alignment.measurement import Measurement
@@ -33,7 +32,8 @@ from ima.data.loader import eval_loader
 from ima.data.source import Source
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import Generation
-from ima.pipeline.beside import WordBanks, attention_pass, beside_of, cluster_of
+from ima.pipeline.beside import WordBanks, beside_of, cluster_of
+from ima.pipeline.own_passes import own_passes
 from ima.tasks.base import Metric, Prediction, Task
 
 
@@ -97,10 +97,8 @@ class Evaluator:
                     words = self._words.of(llm, self.source, beside.namer, alignment.words)
                     beside = dataclasses.replace(beside, words=words)
             suite = Measurement(alignment, llm, [sample.id for sample in samples], clusters, bank, beside)
-            if suite.groups is not None and suite.groups.attended:
-                chosen = [by_id[name] for name in suite.groups.attended]
-                nouns = {sample.id: first_content(llm, *self._shown_text(sample)) for sample in chosen}
-                suite.groups.attention = attention_pass(module, self.batches(chosen), nouns)
+            if suite.groups is not None:
+                own_passes(suite.groups, module, by_id, self.batches, self._shown_text)
             self._scales(samples, suite)
         start = time.perf_counter()
         loader = self._loader(samples, self._collate(self.percepts))
