@@ -1,8 +1,9 @@
 """`python -m ima doctor [overrides]`: will this config run here? Versions, devices, memory and disk needed against what
 is there, what would have to be downloaded, what is missing. Seconds: no torch, no weights are loaded.
 
-Sizes are estimates from dimensions: of the model's own config.json where that is here, else of the numbers that the
-choice's line in conf/ states. They tell megabytes from gigabytes and which part is the large one, not the last tenth.
+Sizes are estimates from dimensions: of the model's own config.json where that is here, else of a table; of an encoder
+the numbers that the choice's line in conf/ states. They tell megabytes from gigabytes and which part is the large one,
+not the last tenth.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ima.config.compose import CONF, compose
 from ima.core.assets.registry import missing
 from ima.core.cache import cache_dir
 from ima.core.errors import UserError
+from ima.core.files import read_object
 from ima.core.network import hub_folder
 from ima.core.provenance import provenance
 from ima.core.signatures import signature
@@ -58,14 +60,31 @@ EMBEDDED = {
 }
 
 
-def llm_size(node: Mapping[str, Any], choice: str | None) -> Size | None:
-    """None where neither files nor the choice's line tell."""
+# Of the checkpoints that conf/llm names, from their config.json. `inner` of an FFN of two matrices is two thirds of it.
+PUBLISHED = {
+    "EleutherAI/pythia-6.9b": Size(32, 4096, 10_923, 50_432),
+    "HuggingFaceTB/SmolLM3-3B": Size(36, 2048, 11_008, 128_256, 1 / 4),
+    "Qwen/Qwen2.5-7B": Size(28, 3584, 18_944, 152_064, 1 / 7),
+    "Qwen/Qwen3-8B": Size(36, 4096, 12_288, 151_936, 1 / 4),
+    "facebook/opt-350m": Size(24, 1024, 2731, 50_272),
+    "facebook/opt-6.7b": Size(32, 4096, 10_923, 50_272),
+    "google/gemma-3-4b-pt": Size(34, 2560, 10_240, 262_208, 1 / 5),
+    "lmsys/vicuna-7b-v1.5": Size(32, 4096, 11_008, 32_000),
+    "meta-llama/Llama-2-7b-hf": Size(32, 4096, 11_008, 32_000),
+    "meta-llama/Llama-3.1-8B": Size(32, 4096, 14_336, 128_256, 1 / 4),
+    "microsoft/Phi-3-mini-4k-instruct": Size(32, 3072, 8192, 32_064),
+    "mistralai/Mistral-7B-v0.3": Size(32, 4096, 14_336, 32_768, 1 / 4),
+}
+
+
+def llm_size(node: Mapping[str, Any]) -> Size | None:
+    """None where neither its files nor the table tell."""
     function = str(node.get("_target_")).rpartition(".")[2]
     if function in EMBEDDED:
         return EMBEDDED[function]
     folder = hub_folder(str(node.get("path") or ""))
     if folder is not None and (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "config.json")
         config = config.get("text_config") or config
         width = int(config.get("hidden_size") or config.get("n_embd") or 0)
         blocks = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
@@ -73,12 +92,7 @@ def llm_size(node: Mapping[str, Any], choice: str | None) -> Size | None:
         heads = int(config.get("num_attention_heads") or 1)
         narrow = int(config.get("num_key_value_heads") or heads) / heads
         return Size(blocks, width, inner, int(config.get("vocab_size") or VOCABULARY), narrow)
-    line = describe(CONF / "llm" / f"{choice}.yaml") if choice else ""
-    found = re.search(r"(\d+) blocks(?:,| of) width (\d+)", line)
-    if not found:
-        return None
-    blocks, width = int(found[1]), int(found[2])
-    return Size(blocks, width, round(8 * width / 3), VOCABULARY)
+    return PUBLISHED.get(str(node.get("path")))
 
 
 def encoder_tokens(choice: str | None) -> tuple[int, int] | None:
@@ -91,7 +105,7 @@ def needs(config: Mapping[str, Any]) -> dict[str, float | None]:
     """Estimated bytes by what they are for; None where nothing is known."""
     choices, trainer = config.get("choices") or {}, config.get("trainer") or {}
     llm, loader = config.get("llm") or {}, config.get("loader") or {}
-    size, shape = llm_size(llm, choices.get("llm")), encoder_tokens(choices.get("encoder"))
+    size, shape = llm_size(llm), encoder_tokens(choices.get("encoder"))
     each = BYTES.get(str(llm.get("dtype")), 2 if trainer.get("accelerator") in GPU else 4)
     adapter = config.get("adapter") or {}
     percepts = int(adapter.get("num_tokens") or (10 if choices.get("adapter") == "pool" else (shape or (64, 0))[0]))

@@ -7,7 +7,6 @@ read it back. Keys: checkpoint, repo, out (<run>/hub), private (false), license 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from ima.core.environment import prepare
 from ima.core.errors import UserError, nearest
-from ima.core.files import write_atomic, write_json
+from ima.core.files import read_object, write_atomic, write_json
 from ima.core.metric_names import IMA_MEAN, is_limit, limits_of
 from ima.core.network import is_offline, settle
 from ima.runs.find import find_adapter
@@ -83,7 +82,7 @@ def write(run: Path, adapter: Path, folder: Path, repo: str, license: str) -> No
         target.unlink(missing_ok=True)
         if source.is_file():
             shutil.copyfile(source, target)
-    facts = json.loads(adapter.with_suffix(".json").read_text()) if adapter.with_suffix(".json").is_file() else {}
+    facts = read_object(adapter.with_suffix(".json")) if adapter.with_suffix(".json").is_file() else {}
     write_json(folder / "adapter.json", facts | {"config": record.config})
     write_json(folder / "config.json", record.config)
     has_figure = (run / FIGURE).is_file()

@@ -109,8 +109,16 @@ def groups_of(root: str) -> list[str]:
     return [field.name for field in dataclasses.fields(ROOTS[root]) if str(field.type) in ("Node", "Nodes")]
 
 
+PLAIN = sorted(
+    {key.name for kind in ROOTS.values() for key in dataclasses.fields(kind)}.difference(*map(groups_of, ROOTS))
+)
+
+
 def check_together(config: Mapping[str, Any]) -> None:
     """What must hold between keys; each message names both. Values by themselves are checked elsewhere."""
+    for key in PLAIN:
+        if isinstance(config.get(key), Mapping):  # by ${...}; what is typed there is refused before
+            raise UserError(f"{key}: {{{', '.join(map(str, config[key]))}}} does not fit; allowed: a single value")
     name = config.get("name")
     if name is not None and (not name or name.startswith((".", "-")) or Path(name).is_absolute() or ".." in name):
         raise UserError(f"name: {name!r} is no folder name under output_dir; allowed: letters, digits, '-', '_', '/'")

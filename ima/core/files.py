@@ -101,6 +101,21 @@ def read_utf8(path: Path) -> str:
         raise not_utf8(str(path), error.object[error.start], error.start) from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises UserError, in one line, for whatever is none."""
+    try:
+        value = json.loads(read_utf8(path))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not JSON that can be read; fetch or write it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; fetch or write it again")
+    return value
+
+
 def check_utf8(path: Path, block: int = 1 << 20) -> None:
     """As `read_utf8`, for a file that need not fit into memory."""
     decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0

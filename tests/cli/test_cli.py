@@ -218,6 +218,8 @@ MISTAKES = [
     ("experiment=itself", "include the file itself"),
     ("experiment=hinted", "Did you mean to override"),
     ("-x", "--cfg"),
+    ("name=${llm}", "name: {_target_, anything} does not fit"),
+    ("output_dir=${encoder}", "allowed: a single value"),
 ]
 
 

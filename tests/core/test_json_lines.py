@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ima.core.errors import UserError
-from ima.core.files import json_lines
+from ima.core.files import json_lines, read_object
 from ima.runs.compare import read_predictions
 from ima.runs.record import read_record
 from ima.runs.results import read_rows
@@ -35,6 +35,19 @@ def test_a_line_that_is_none_is_named_with_its_file_and_number(kind: str, tmp_pa
     else:
         with pytest.raises(UserError, match=r"rows\.jsonl:2: [^\n]+$"):
             list(read_rows(path))
+
+
+@pytest.mark.parametrize("content", [*ODD.values(), b"", b"\xff\xfe{\0", b"null"])
+def test_a_file_that_is_no_object_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    if content in (ODD["NaN"], ODD["infinite"], ODD["an odd schema"]):
+        assert read_object(path)["score"] == "ima"
+    else:
+        with pytest.raises(UserError, match=r"config\.json: [^\n]+$"):
+            read_object(path)
+    with pytest.raises(UserError, match="none: No such file"):
+        read_object(tmp_path / "none")
 
 
 @pytest.mark.parametrize("kind", [*ODD, "an odd id"])

@@ -225,3 +225,14 @@ def test_a_model_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="type 'llama' is not supported; supported are gemma3"):
         hf(str(tmp_path))
+
+
+@pytest.mark.parametrize("number", [None, 0])
+@pytest.mark.parametrize("key", ["patch_size", "num_additional_image_tokens"])
+def test_a_processor_that_lacks_a_number_is_one_line(folders: dict[str, Path], key: str, number: int | None) -> None:
+    """Old checkpoints have neither: too few places for the features, or an error of arithmetic."""
+    lmm = hf(str(folders["llava"]), "float32")
+    setattr(lmm.layout.processor, key, number)
+    with pytest.raises(UserError, match=r"is its processor_config.json whole \(patch_size") as refused:
+        lmm.splice(lmm.one("What?", [SOURCE.medium(SOURCE.samples("val")[0])], "image"))
+    assert "\n" not in str(refused.value)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ima.core.errors import UserError
 from ima.core.media import Clip, Medium, Sound
+from ima.core.trust import reason_of
 from ima.core.types import Role
 from ima.models.encoders.audio import resampled
 from ima.models.hf_multimodal.kinds import ID_NAMES, KEYS, Kind
@@ -23,6 +24,7 @@ from ima.models.hf_multimodal.voxtral import lay_out_by_hand
 
 TOKEN_INPUTS = ("input_ids", "mm_token_type_ids", "token_type_ids")  # told of each position
 NOT_INPUTS = ("attention_mask", "labels", "offset_mapping", "text_replacement_offsets")
+WHOLE_PROCESSOR = "is its processor_config.json whole (patch_size, num_additional_image_tokens)?"
 MARK = "\ue000"  # stands for the question while a template is tried out
 
 
@@ -112,7 +114,13 @@ class Layout:
             waves = [self.wave(sound) for sound in media]
             return lay_out_by_hand(self.processor, text, waves, self.shown[modality], asked)
         given = self.given(media, modality) if media else {}
-        return self.processor(text=[text], return_text_replacement_offsets=True, **asked, **given)
+        try:
+            return self.processor(text=[text], return_text_replacement_offsets=True, **asked, **given)
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # its config lacks a number, say
+            raise UserError(
+                f"lmm.path: the processor of {self.name} cannot lay out {'a medium' if media else 'text'} "
+                f"({reason_of(error)}); {WHOLE_PROCESSOR}"
+            ) from error
 
     def given(self, media: Sequence[Medium], modality: str) -> dict[str, Any]:
         """What the processor is called with beside the text."""

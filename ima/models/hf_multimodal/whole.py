@@ -22,7 +22,7 @@ from ima.core.types import Role
 from ima.models.hf_multimodal.batch import LmmBatch, batch_of
 from ima.models.hf_multimodal.check import check_percepts
 from ima.models.hf_multimodal.kinds import REFUSED, Kind, kind_of, types
-from ima.models.hf_multimodal.layout import Layout
+from ima.models.hf_multimodal.layout import WHOLE_PROCESSOR, Layout
 from ima.models.llm.decoding import own_settings
 from ima.models.llm.families import declared_type
 from ima.models.llm.frozen import FrozenLLM
@@ -126,6 +126,13 @@ class Lmm(nn.Module):
             self.whole(**inputs, use_cache=False)
         except Handed:
             pass
+        except UserError:
+            raise
+        except ValueError as error:  # more or fewer features than places for them
+            raise UserError(
+                f"lmm.path: {self.llm.name} does not take what its processor laid out ({reason_of(error)}); "
+                f"{WHOLE_PROCESSOR}"
+            ) from error
         finally:
             handle.remove()
         return handed
