@@ -39,6 +39,10 @@ class CalibrationSource(Protocol):
         """Batches of whole sequences, with answers, on the LLM's device."""
         ...
 
+    def labelled(self, llm: FrozenLLM) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The same with labels_BS: the tokens that are to be predicted at these positions, else -100."""
+        ...
+
 
 Joined = Callable[[FrozenLLM, Sequence[Any]], AbstractContextManager[Any]]
 Calibrate = Callable[[Path | str, int, int], CalibrationSource]  # (run folder, number of examples, seed)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ima.core.cache import sha256_of
 from ima.core.errors import UserError
@@ -57,8 +58,13 @@ class CalibrationTask:
         return {"run": self.name, "source": self.source, "num_examples": self.num_examples, "seed": self.seed}
 
     def inputs(self, llm: FrozenLLM) -> Iterator[Inputs]:
-        """Batches of the whole sequences, with answers, on the LLM's device; the examples of a batch are of like
-        length, so that little is padding. Of a mixture, as many of each entry."""
+        """Batches of the whole sequences, with answers, on the LLM's device."""
+        for x_BSD, roles_BS, _ in self.labelled(llm):
+            yield x_BSD, roles_BS
+
+    def labelled(self, llm: FrozenLLM) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The same with labels_BS; the examples of a batch are of like length, so that little is padding. Of a mixture,
+        as many of each entry."""
         parts = assemble(apply_stage(self.config | {"intervention": {}, "alignment": None}, training=False), llm)
         load_adapter(self.adapter, parts.adapter)
         model = parts.model().to(llm.device).eval()
@@ -71,8 +77,8 @@ class CalibrationTask:
                 chosen.sort(key=lambda sample, lengths=lengths: lengths[sample.id])  # type: ignore[misc]
                 for start in range(0, len(chosen), BATCH_SIZE):
                     batch = collate([(sample, 0) for sample in chosen[start : start + BATCH_SIZE]]).to(llm.device)
-                    x_BSD, roles_BS, _ = model.splice(batch)
-                    yield x_BSD.detach(), roles_BS
+                    x_BSD, roles_BS, labels_BS = model.splice(batch)
+                    yield x_BSD.detach(), roles_BS, labels_BS
 
     def chosen(self, stream: Stream, num: int, device: torch.device) -> list[Sample]:
         """The seeded draw from an entry's training split, its features computed."""
