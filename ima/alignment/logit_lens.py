@@ -20,7 +20,8 @@ from ima.alignment.reservoir import Tokens
 from ima.alignment.rows import Base, make
 from ima.alignment.scores import mean_with_error
 from ima.core.types import Row, Site
-from ima.models.llm.frozen import FrozenLLM, final_norm
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.sites import final_norm
 
 TOP = 5
 NUM_SHOWN = 8
@@ -33,7 +34,7 @@ class Head:
     @torch.no_grad()
     def __init__(self, llm: FrozenLLM) -> None:
         output: Any = llm.model.get_output_embeddings()
-        self.norm = copy.deepcopy(final_norm(llm)).float()
+        self.norm = copy.deepcopy(final_norm(llm.model)).float()
         self.weight_VD = output.weight.float()
         self.bias_V = None if getattr(output, "bias", None) is None else output.bias.float()
         self.cap: float | None = getattr(llm.model.config, "final_logit_softcapping", None)

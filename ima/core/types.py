@@ -124,6 +124,9 @@ class Step:
     channels: frozenset[str]
 
 
+NO_TENSORS = ("samples", "groups", "step", "num_labels", "lengths")
+
+
 @dataclasses.dataclass
 class Batch:
     """B samples as text, padded on the right, and their media.
@@ -131,7 +134,8 @@ class Batch:
     ids_BT, roles_BT: token ids and their roles; labels_BT: the ids to predict at these positions, -100 where nothing
     is supervised. Media: features_BNE or media (preprocessed, B of them) where every sample shows one, before its
     text, through the run's only channel; `groups` in all other cases; none of them where there is text alone. `step`:
-    the step that this batch is a pass of, where a loader says it.
+    the step that this batch is a pass of, where a loader says it. num_labels, lengths: how many tokens are supervised,
+    and how many each text has, known without a look at the device since `to` has moved the batch there.
     """
 
     samples: list[Sample]
@@ -142,10 +146,18 @@ class Batch:
     media: Tensor | None = None
     groups: list[MediaGroup] = dataclasses.field(default_factory=list)
     step: Step | None = None
+    num_labels: int | None = None
+    lengths: list[int] | None = None
 
     def to(self, device: Any) -> Batch:
         moved: dict[str, Any] = {k: value.to(device, non_blocking=True) for k, value in self._tensors().items()}
-        return dataclasses.replace(self, **moved, groups=[group.to(device) for group in self.groups])
+        known: dict[str, Any] = {"num_labels": self.num_labels, "lengths": self.lengths}
+        if self.num_labels is None:
+            known = {
+                "num_labels": int((self.labels_BT != -100).sum()),
+                "lengths": (self.roles_BT != Role.PAD).sum(1).tolist(),
+            }
+        return dataclasses.replace(self, **moved, **known, groups=[group.to(device) for group in self.groups])
 
     def media_groups(self) -> list[MediaGroup]:
         """All media, whichever way they are given."""
@@ -162,14 +174,13 @@ class Batch:
             part |= {name: part[name][:, :length] for name in ("ids_BT", "roles_BT", "labels_BT")}
             groups = [group.of_rows(start, start + size) for group in self.groups]
             part["groups"] = [group for group in groups if group is not None]
-            parts.append(dataclasses.replace(self, samples=self.samples[start : start + size], **part))
+            part |= {"samples": self.samples[start : start + size], "num_labels": None, "lengths": None}
+            parts.append(dataclasses.replace(self, **part))
         return parts
 
     def _tensors(self) -> dict[str, Tensor]:
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return {
-            name: value for name, value in fields if name not in ("samples", "groups", "step") and value is not None
-        }
+        return {name: value for name, value in fields if name not in NO_TENSORS and value is not None}
 
     def __len__(self) -> int:
         return len(self.samples)

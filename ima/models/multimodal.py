@@ -79,7 +79,8 @@ class MultimodalModel(nn.Module):
     def loss_sum(self, batch: Batch) -> Tensor:
         """Summed cross-entropy, in nats, over the labelled tokens of the batch; a scalar."""
         x_BSD, roles_BS, labels_BS = self.splice(batch)
-        return self.llm.loss_sum(self.llm(x_BSD, roles_BS, [sample.id for sample in batch.samples]), labels_BS)
+        h_BSD = self.llm(x_BSD, roles_BS, [sample.id for sample in batch.samples])
+        return self.llm.loss_sum(h_BSD, labels_BS, batch.num_labels)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy, in nats, of a labelled token of the batch; a scalar. Raises UserError where no token is

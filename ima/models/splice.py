@@ -15,19 +15,38 @@ from ima.core.types import Batch, MediaGroup, Role
 from ima.models.llm.frozen import FrozenLLM
 
 Made = tuple[MediaGroup, Tensor]  # a group and its p_MKD
+Spliced = tuple[Tensor, Tensor, Tensor]  # x_BSD, roles_BS, labels_BS
 
 
-def splice(llm: FrozenLLM, batch: Batch, made: Sequence[Made]) -> tuple[Tensor, Tensor, Tensor]:
-    """x_BSD (LLM dtype), roles_BS, labels_BS; padded on the right."""
+def splice(llm: FrozenLLM, batch: Batch, made: Sequence[Made]) -> Spliced:
+    """x_BSD (LLM dtype), roles_BS, labels_BS; padded on the right, to a length that the LLM likes."""
     if not made:
-        return llm.embed(batch.ids_BT), batch.roles_BT, batch.labels_BT
-    group, p_MKD = made[0]
-    if len(made) == 1 and group.rows == list(range(len(batch))) and not any(group.places):
-        return in_front(llm, batch, p_MKD)
-    return anywhere(llm, batch, made)
+        found = llm.embed(batch.ids_BT), batch.roles_BT, batch.labels_BT
+    else:
+        group, p_MKD = made[0]
+        one_each = len(made) == 1 and is_front(group, len(batch))
+        found = in_front(llm, batch, p_MKD) if one_each else anywhere(llm, batch, made)
+    length = found[0].shape[1]
+    return longer(llm, found, more) if (more := llm.padded_length(length) - length) else found
 
 
-def in_front(llm: FrozenLLM, batch: Batch, p_BKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def is_front(group: MediaGroup, num_samples: int) -> bool:
+    """Whether it has one medium for every sample, in front of its text."""
+    return group.rows == list(range(num_samples)) and not any(group.places)
+
+
+def longer(llm: FrozenLLM, found: Spliced, more: int) -> Spliced:
+    """With `more` columns of padding on the right."""
+    x_BSD, roles_BS, labels_BS = found
+    pad_BS = roles_BS.new_full((len(roles_BS), more), llm.pad_id)
+    return (
+        torch.cat([x_BSD, llm.embed(pad_BS)], dim=1),
+        torch.cat([roles_BS, torch.full_like(pad_BS, int(Role.PAD))], dim=1),
+        torch.cat([labels_BS, torch.full_like(pad_BS, -100)], dim=1),
+    )
+
+
+def in_front(llm: FrozenLLM, batch: Batch, p_BKD: Tensor) -> Spliced:
     x_BTD = llm.embed(batch.ids_BT)
     shape = p_BKD.shape[:2]
     return (
@@ -37,7 +56,7 @@ def in_front(llm: FrozenLLM, batch: Batch, p_BKD: Tensor) -> tuple[Tensor, Tenso
     )
 
 
-def anywhere(llm: FrozenLLM, batch: Batch, made: Sequence[Made]) -> tuple[Tensor, Tensor, Tensor]:
+def anywhere(llm: FrozenLLM, batch: Batch, made: Sequence[Made]) -> Spliced:
     """One table of all text embeddings, all perceptual tokens and a pad; each position of the result is a row of it."""
     num_rows, num_text = batch.ids_BT.shape
     tables = [llm.embed(batch.ids_BT).flatten(0, 1)]
@@ -50,7 +69,7 @@ def anywhere(llm: FrozenLLM, batch: Batch, made: Sequence[Made]) -> tuple[Tensor
             shown[row].append((place, range(start, start + num_tokens)))
             start += num_tokens
     tables.append(llm.embed(torch.full((1, 1), llm.pad_id, device=batch.ids_BT.device))[0])
-    lengths = (batch.roles_BT != Role.PAD).sum(1).tolist()
+    lengths = batch.lengths or (batch.roles_BT != Role.PAD).sum(1).tolist()
     picked = []
     for row, media in enumerate(shown):
         first, line, at = row * num_text, list[int](), 0
@@ -59,7 +78,8 @@ def anywhere(llm: FrozenLLM, batch: Batch, made: Sequence[Made]) -> tuple[Tensor
             at = place
         picked.append(line + list(range(first + at, first + lengths[row])))
     length = max(map(len, picked))
-    index_BS = torch.tensor([line + [start] * (length - len(line)) for line in picked], device=batch.ids_BT.device)
+    rows_BS = torch.tensor([line + [start] * (length - len(line)) for line in picked])
+    index_BS = rows_BS.to(batch.ids_BT.device, non_blocking=True)
     num_percept = start - num_rows * num_text
     roles = batch.roles_BT.new_full((num_percept + 1,), int(Role.PERCEPT))
     roles[-1] = int(Role.PAD)

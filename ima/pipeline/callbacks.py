@@ -1,11 +1,13 @@
 """What happens in addition to the training steps: alignment, tasks, rows, checkpoints. Plain callbacks of Lightning.
 
 What is measured needs of a module its `llm`, `device`, `splice` and `generate` (`ima.pipeline.evaluator.Multimodal`);
-rows and checkpoints need its `last_loss`, `last_lr`, `adapter` and `llm`. When they are called: `ima.pipeline.moments`.
+rows and checkpoints need its `last_loss` (a number or a tensor of one), `last_lr`, `adapter` and `llm`. When they are
+called: `ima.pipeline.moments`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from ima.alignment.measurement import write_measurement
 from ima.config.settings import Alignment, Evaluation
@@ -22,7 +26,7 @@ from ima.core.progress import progress
 from ima.core.types import Row, Sample
 from ima.pipeline.checkpoint import LLM_SUM, save_adapter, save_llm
 from ima.pipeline.evaluator import Evaluator, metric_rows
-from ima.pipeline.moments import Part, moment_of
+from ima.pipeline.moments import Part, may_wait, moment_of
 from ima.pipeline.parts import spread
 from ima.pipeline.recorder import Base, Recorder
 from ima.tasks.base import Prediction
@@ -161,17 +165,17 @@ class StepRecorder(Callback):
 
     def __init__(self, recorder: Recorder, every: int) -> None:
         self.recorder, self.every = recorder, every
-        self.rows: list[Row] = []
+        self.losses: list[Tensor] = []  # on the device until rows are written
+        self.rows: list[Row] = []  # theirs, without values, each followed by its rate's
         self.step = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if step != self.step and step % self.every == 0:
             base = self.recorder.base(epoch=trainer.current_epoch, step=step, split="train")
-            self.rows += [
-                Row(score="train_loss", value=pl_module.last_loss, **base),
-                Row(score="lr", value=pl_module.last_lr, **base),
-            ]
+            self.losses.append(torch.as_tensor(pl_module.last_loss))
+            lr = Row(score="lr", value=pl_module.last_lr, **base)
+            self.rows += [Row(score="train_loss", value=math.nan, **base), lr]
         self.step = step
         if len(self.rows) >= 64:
             self.flush()
@@ -184,11 +188,13 @@ class StepRecorder(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.flush()
-        self.recorder.metrics[TRAIN_LOSS] = pl_module.last_loss
+        self.recorder.metrics[TRAIN_LOSS] = float(pl_module.last_loss)
 
     def flush(self) -> None:
+        for index, loss in enumerate(torch.stack(self.losses).tolist() if self.losses else []):
+            self.rows[2 * index] = dataclasses.replace(self.rows[2 * index], value=loss)
         self.recorder.write(self.rows)
-        self.rows = []
+        self.losses, self.rows = [], []
 
     def state_dict(self) -> dict[str, Any]:
         """How many rows the file has, those of steps that a resumed run does not make again among them; it must find
@@ -272,10 +278,13 @@ class Bar(Callback):
             self.advance = self.stack.enter_context(progress(left, what, "step"))
 
     advance: Callable[..., Any] | None = None
+    said = ""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.advance is not None:
-            self.advance(1, f"loss {pl_module.last_loss:.3f}")
+            if may_wait(pl_module.device, trainer.global_step):
+                self.said = f"loss {float(pl_module.last_loss):.3f}"
+            self.advance(1, self.said)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()

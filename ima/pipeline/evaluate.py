@@ -70,7 +70,7 @@ def measure(config: dict[str, Any], folder: Path, command: str, source: Path, ch
         measures = measures_of(parts, model, prepared, recorder, folder)
         named = re.fullmatch(r"epoch-(\d+)", checkpoint.stem)
         epoch = int(named[1]) if named else reached_epoch(source, parts)
-        with stack(parts.llm, parts.acting), fast(parts):
+        with stack(parts.llm, parts.acting), fast(parts, training=False):
             for part in (part for measure in measures for part in measure.parts):
                 part.measure(epoch, 0, last=True)
         run.gather(recorder, measures)

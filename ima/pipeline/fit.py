@@ -146,7 +146,7 @@ def train(
         measures = measures_of(parts, module.model, prepared, recorder, folder)
         measurements, callbacks = callbacks_of(parts, run, recorder, measures)
         trainer = trainer_of(apply_stage(config), parts, place, folder, callbacks)
-        with run.timed("fit"), stack(parts.llm, parts.acting), fast(parts):
+        with run.timed("fit"), stack(parts.llm, parts.acting), fast(parts, training=True):
             fit_module(trainer, module, Data(parts, pools, config["seed"]), resume)
             if measurements.due is not None:  # it was killed after its last step, and there was nothing to train
                 module.to(device_of(parts.flags, place.local))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,6 +27,7 @@ from ima.core.types import Batch, Step
 from ima.models.adapters.base import Adapter, AdapterSet
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.multimodal import MultimodalModel
+from ima.pipeline.moments import may_wait
 from ima.pipeline.schedule import with_total
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 2e-3, "weight_decay": 0.02}
@@ -85,7 +87,8 @@ class MappingModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.optimizer, self.scheduler, self.total_steps = optimizer or ADAMW, scheduler, total_steps
-        self.last_loss, self.last_lr = math.nan, math.nan
+        self.last_lr = math.nan
+        self.last_loss = torch.tensor(math.nan)  # of the last step, on the device: reading it waits for the step to end
         self.step: StepSoFar | None = None  # of which some passes are made
         self.kept: dict[str, Any] | None = None  # of a checkpoint, until training starts
         self.checked = False
@@ -108,15 +111,16 @@ class MappingModule(pl.LightningModule):
             loss_sum = loss_sum + torch.stack([p.sum() * 0.0 for p in self.model.trained_parameters()]).sum()
         # Lightning divides by the passes of a step, DDP averages over ranks; the loss is a sum over both.
         parts = float(self.trainer.world_size * self.trainer.accumulate_grad_batches)
-        return loss_sum * float(torch.tensor(parts) / step.num_labels)
+        return loss_sum * float(np.float32(parts) / np.float32(step.num_labels))
 
     def _begin_step(self, batch: Batch) -> StepSoFar:
         """What the passes of this step hold together, on all ranks."""
-        here = batch.step or Step(
-            int((batch.labels_BT != -100).sum()), frozenset(group.channel for group in batch.media_groups())
-        )
+        num = batch.num_labels if batch.num_labels is not None else int((batch.labels_BT != -100).sum())
+        here = batch.step or Step(num, frozenset(group.channel for group in batch.media_groups()))
         counts = [float(here.num_labels), *(float(name in here.channels) for name in self.model.adapters)]
-        num_labels, *seen = self._sum_over_ranks(torch.tensor(counts)).tolist()
+        if num_ranks() > 1:
+            counts = self._sum_over_ranks(torch.tensor(counts)).tolist()
+        num_labels, *seen = counts
         if num_labels == 0:
             raise UserError(
                 f"data: no token of the batch is supervised (sample {batch.samples[0].id}); check the task's targets"
@@ -128,12 +132,9 @@ class MappingModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         step, self.step = self.step, None
         assert step is not None
-        self.last_loss = float(self._sum_over_ranks(step.loss_sum) / step.num_labels)
-        if not math.isfinite(self.last_loss):
-            raise UserError(
-                f"training: the loss is {self.last_loss} at step {self.trainer.global_step}; "
-                "lower optimizer.lr or use llm.dtype=float32"
-            )
+        self.last_loss = self._sum_over_ranks(step.loss_sum) / step.num_labels
+        if may_wait(self.device, self.trainer.global_step + 1):
+            self._check_loss()
         for name in step.absent:  # its channel is nowhere in the global batch: not even its momentum moves it
             self.model.adapters[name].zero_grad(set_to_none=True)
         if not self.checked:
@@ -141,6 +142,14 @@ class MappingModule(pl.LightningModule):
             self._check_gradients()
         self.last_lr = float(optimizer.param_groups[0]["lr"])
         self.log_dict({"train/loss": self.last_loss, "train/lr": self.last_lr}, on_step=True, batch_size=1)
+
+    def _check_loss(self) -> None:
+        """Where the loss is read anyway, now and then, and before anything is written."""
+        if not math.isfinite(loss := float(self.last_loss)):
+            raise UserError(
+                f"training: the loss is {loss} at step {self.trainer.global_step}; "
+                "lower optimizer.lr or use llm.dtype=float32"
+            )
 
     def configure_gradient_clipping(
         self,
@@ -227,8 +236,10 @@ class MappingModule(pl.LightningModule):
     # -- checkpoints hold what is trained ----------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.global_step > 0:
+            self._check_loss()
         checkpoint["state_dict"] = self.model.trained_state()
-        checkpoint["last_loss"] = self.last_loss
+        checkpoint["last_loss"] = float(self.last_loss)
         if self.step is not None:  # in the middle of a step: each rank's gradients, as their mean
             found = {
                 name: p.grad for name, p in self.model.named_parameters() if p.requires_grad and p.grad is not None
@@ -243,5 +254,5 @@ class MappingModule(pl.LightningModule):
         frozen = {key: value for key, value in self.model.state_dict().items() if not key.startswith("adapter.")}
         whole = frozen | checkpoint["state_dict"]
         checkpoint["state_dict"] = {f"model.{key}": value for key, value in whole.items()}
-        self.last_loss = checkpoint["last_loss"]
+        self.last_loss = torch.tensor(float(checkpoint["last_loss"]))
         self.kept = checkpoint.get("step_so_far")

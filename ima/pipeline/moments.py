@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from ima.core.metric_names import VAL_LOSS
 from ima.pipeline.recorder import Recorder
 
+WAIT_EVERY = 16  # steps on a GPU, which would stand still meanwhile
 DUE = "ima_due"  # of a checkpoint: the measurement that is still to be made at its step, or None
 
 
@@ -39,6 +41,11 @@ def moment_of(trainer: pl.Trainer) -> Moment:
     epoch, step = trainer.current_epoch + int(progress.current.ready > 0), trainer.global_step
     whole = progress.is_last_batch and trainer.max_epochs not in (None, -1) and epoch >= int(trainer.max_epochs or 0)
     return Moment(epoch, step, bool(whole or (trainer.max_steps != -1 and step >= trainer.max_steps)))
+
+
+def may_wait(device: torch.device, step: int) -> bool:
+    """Whether the host may wait for what the device computes in this step: now and then; on a CPU always."""
+    return device.type == "cpu" or step % WAIT_EVERY == 0
 
 
 class Part(Callback):

@@ -22,6 +22,7 @@ from ima.data.feature_cache import read_media
 from ima.interventions.base import Setting
 from ima.interventions.plan import Plan, mean_tokens, plan_facts, plan_of, plan_table
 from ima.models.llm.acceleration.blocks import accelerate
+from ima.models.llm.compiled import CompiledBlocks
 from ima.models.llm.frozen import FrozenLLM
 from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.data_checks import PreparedSamples, check_lengths, check_media, check_shown_media, look_of
@@ -140,8 +141,11 @@ def measured_split(parts: Parts) -> str:
     return parts.alignment.split if parts.alignment else "val"
 
 
-def fast(parts: Parts) -> AbstractContextManager[object]:
-    """Blocks as single autograd nodes where they are of a kind that is understood; entered after interventions."""
+def fast(parts: Parts, training: bool) -> AbstractContextManager[object]:
+    """Blocks compiled (`llm.compile`), or as single autograd nodes where they are of a kind that is understood
+    (`llm.fast`); entered after interventions. For a training, or for measuring alone."""
+    if parts.llm.compiles(training):
+        return CompiledBlocks(parts.llm, parts.llm.activation_budget)
     return accelerate(parts.llm.model) if parts.llm.fast and parts.llm.trains == "none" else nullcontext()
 
 

@@ -41,7 +41,7 @@ MANAGEMENT = (
 # What only changes how fast a run is and where, by group.
 SPEED_AND_PLACE: dict[str, tuple[str, ...]] = {
     "loader": ("num_workers",),
-    "llm": ("fast",),
+    "llm": ("fast", "compile", "activation_budget"),
     "trainer": (
         "accelerator", "devices", "num_nodes", "strategy", "profiler", "enable_progress_bar", "enable_model_summary",
         "enable_checkpointing", "num_sanity_val_steps", "detect_anomaly", "fast_dev_run",

@@ -44,6 +44,8 @@ def of(*argv: str) -> str:
         "loader.num_workers=3",
         "trainer.devices=2",
         "llm.fast=false",
+        "llm.compile=true",
+        "llm.activation_budget=0.5",
         "optimizer.lr=0.002",  # a default, spelled out
         "optimizer.weight_decay=2e-2",
         "callbacks.checkpoint.every_num_steps=7",

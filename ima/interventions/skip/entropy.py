@@ -20,8 +20,9 @@ from ima.interventions.hooks import Phase, described
 from ima.interventions.skip.exit import split
 from ima.interventions.skip.plan import Part, Skip
 from ima.interventions.work import Flops, Savings, weight_of
-from ima.models.llm.frozen import FrozenLLM, final_norm
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pass_context import PassContext
+from ima.models.llm.sites import final_norm
 
 LENS_ROWS = 256  # tokens whose logits exist at one time
 
@@ -95,5 +96,5 @@ def entropy(llm: FrozenLLM, h_ND: Tensor) -> Tensor:
 def lens(llm: FrozenLLM, h_ND: Tensor) -> Tensor:
     """Logits of states inside the stream, by the model's own norm (without its hooks) and head, in its dtype: what is
     decided by must be cheap. fp32 is for measuring (`ima.alignment.logit_lens`)."""
-    norm = final_norm(llm)
+    norm = final_norm(llm.model)
     return llm.logits(type(norm).forward(norm, h_ND))

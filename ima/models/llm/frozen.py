@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,11 @@ from ima.models.llm.decoding import check_tokens, contiguous_head, end_ids, own_
 from ima.models.llm.facts import LlmFacts, of_config
 from ima.models.llm.pass_context import Generation, PassContext
 from ima.models.llm.pieces import Before, PieceTokenizer
-from ima.models.llm.positions import check_positions, num_positions
+from ima.models.llm.positions import bucket, causal_mask, check_positions, num_positions
 from ima.models.llm.sites import SiteTable, check_sites
 from ima.models.llm.tuning import Train, make_trainable, merge_lora
 
+Compile = Literal["auto", True, False]
 MAX_PLAIN_LENGTH = 192  # in bf16 on two cores: 8 times faster at 38 positions, 2 at 128, slower from 256
 
 
@@ -33,6 +34,8 @@ class FrozenLLM(nn.Module):
     """`model`: any decoder-only LM of the site table, put into eval mode; `trains`: what of it learns (as a rule
     nothing, and there are no gradient buffers). `chat`: how conversations are laid out, None where text is plain.
     `fast`: whether its blocks may be replaced by faster ones that compute the same (`ima.models.llm.acceleration`).
+    `compile`: whether they are compiled (`ima.models.llm.compiled`), auto: in training on a GPU; `activation_budget`:
+    the share of their activations that is then kept for the backward pass.
 
     width D of the embeddings, num_blocks L, embedding_norm: mean L2 norm of the vocabulary's embeddings as they enter
     the first block (the scale at which perceptual tokens should start).
@@ -50,8 +53,12 @@ class FrozenLLM(nn.Module):
         chat: str | None = None,
         seed: int = 0,
         fast: bool = True,
+        compile: Compile = "auto",
+        activation_budget: float = 1.0,
     ) -> None:
         super().__init__()
+        self.compile = check_compile(compile, activation_budget)
+        self.activation_budget = float(activation_budget)
         if bos not in ("auto", "always", "never"):
             raise UserError(f"llm.bos: {bos!r} is not one of auto, always, never")
         if trains not in ("none", "lora", "all"):
@@ -76,6 +83,7 @@ class FrozenLLM(nn.Module):
             self.stop_ids.append(self.chat.stop_id)
         self.embedding_norm = self._embedding_norm()
         self.running: PassContext | None = None
+        self.compiling = False  # while `ima.models.llm.compiled` acts
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,6 +92,20 @@ class FrozenLLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def compiles(self, training: bool) -> bool:
+        """Whether its blocks are compiled for what comes: a training or a measurement."""
+        return self.compile is True or (self.compile == "auto" and training and self.device.type == "cuda")
+
+    @property
+    def one_mask(self) -> bool:
+        """Whether all blocks see the same positions: none of them slides a window."""
+        kinds = getattr(self.model.config, "layer_types", None) or []
+        return set(kinds) <= {"full_attention"} and not getattr(self.model.config, "sliding_window", None)
+
+    def padded_length(self, length: int) -> int:
+        """How long a sequence of `length` positions is made: compiled blocks want few different lengths."""
+        return bucket(length, self.num_positions) if self.compiling else length
 
     @property
     def facts(self) -> LlmFacts:
@@ -134,7 +156,10 @@ class FrozenLLM(nn.Module):
         running = PassContext(roles_BS, None if sample_ids is None else tuple(sample_ids))
         with self._running(running), self._attention(x_BSD.shape[1]):
             output = self.model.base_model(
-                inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, position_ids=positions_BS, use_cache=False
+                inputs_embeds=x_BSD.to(self.dtype),
+                attention_mask=causal_mask(roles_BS) if self.compiling and self.one_mask else mask_BS,
+                position_ids=positions_BS,
+                use_cache=False,
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -162,13 +187,15 @@ class FrozenLLM(nn.Module):
         logits = logits.float()
         return torch.tanh(logits / cap) * cap if cap else logits
 
-    def loss_sum(self, h_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+    def loss_sum(self, h_BSD: Tensor, labels_BS: Tensor, num: int | None = None) -> Tensor:
         """Summed cross-entropy of the labelled positions. labels_BS[b, s] is the token AT s, predicted from s - 1; only
-        rows that carry a label reach the LM head."""
-        target_BS = labels_BS[:, 1:]
-        chosen = target_BS != -100
-        rows_ND = h_BSD[:, :-1][chosen]
-        return F.cross_entropy(self.logits(rows_ND), target_BS[chosen], reduction="sum")
+        rows that carry a label reach the LM head. num: how many are labelled, where the host knows it: nothing waits
+        for the device then."""
+        target_N = F.pad(labels_BS[:, 1:], (0, 1), value=-100).flatten()
+        labelled_N = target_N != -100
+        index = labelled_N.nonzero() if num is None else torch.nonzero_static(labelled_N, size=num)
+        rows_ND = h_BSD.flatten(0, 1)[index[:, 0]]
+        return F.cross_entropy(self.logits(rows_ND), target_N[index[:, 0]], reduction="sum")
 
     def log_likelihood(self, h_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         """Mean log probability of each row's labelled tokens, (B,)."""
@@ -258,12 +285,12 @@ class FrozenLLM(nn.Module):
         return text
 
 
-def final_norm(llm: FrozenLLM) -> nn.Module:
-    """The norm between the last block and the LM head."""
-    base = llm.model.base_model
-    for holder in (base, getattr(base, "decoder", None), getattr(base, "language_model", None)):
-        for name in ("norm", "final_layer_norm", "ln_f"):
-            found = getattr(holder, name, None)
-            if isinstance(found, nn.Module):
-                return found
-    raise UserError(f"alignment.num_vocabulary_layers: {llm.name} has no norm before its head that is known; use 0")
+def check_compile(compile: Compile, budget: float) -> Compile:
+    """Raises UserError for values that mean nothing, alone or together."""
+    if compile not in get_args(Compile):
+        raise UserError(f"llm.compile: {compile!r} is not one of auto, true, false")
+    if not 0 <= budget <= 1:
+        raise UserError(f"llm.activation_budget: {budget} is not between 0 and 1")
+    if budget < 1 and compile is False:
+        raise UserError(f"llm.activation_budget: {budget} needs compiled blocks, and llm.compile is false")
+    return compile

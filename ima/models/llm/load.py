@@ -3,7 +3,9 @@
 Hides the choice of dtype: `auto` takes 16 bits on a GPU, on a CPU bf16 where it multiplies matrices faster in it, by
 measurement, and fp32 where all weights are trained (bf16 is too coarse for small steps). `going_to` says which it is.
 What all of them take: `train` (none, lora or all), `lora_rank`, `lora_alpha`, and `chat`, the layout of conversations
-(null: plain text; tokenizer: its own template; a format's name; a template file).
+(null: plain text; tokenizer: its own template; a format's name; a template file). How they are computed: `fast` (on a
+CPU), `compile` (auto: in training on a GPU; true, false) and `activation_budget`, the share of the activations that
+compiled blocks keep for the backward pass.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ima.core.trust import STOCK, reason_of
 from ima.models.llm.chat import TOKENS
 from ima.models.llm.embedded import load_smollm2
 from ima.models.llm.families import check_type, declared_type
-from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.frozen import Compile, FrozenLLM
 from ima.models.llm.gemma import load_gemma3_270m
 from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 from ima.models.llm.tuning import Train
@@ -91,6 +93,8 @@ def smollm2(
     lora_alpha: float = 32.0,
     chat: str | None = None,
     fast: bool = True,
+    compile: Compile = "auto",
+    activation_budget: float = 1.0,
 ) -> FrozenLLM:
     """SmolLM2-135M-Instruct from its package (Apache-2.0). `pretrained=false`: random weights of `seed`."""
 
@@ -98,7 +102,8 @@ def smollm2(
     if not pretrained:
         reinitialise(model, seed)
     name = "smollm2" if pretrained else f"smollm2-random{seed}"
-    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed, fast)
+    learns = train, lora_rank, lora_alpha
+    return FrozenLLM(model, tokenizer, bos, name, *learns, chat, seed, fast, compile, activation_budget)
 
 
 def gemma3_270m(
@@ -111,6 +116,8 @@ def gemma3_270m(
     lora_alpha: float = 32.0,
     chat: str | None = None,
     fast: bool = True,
+    compile: Compile = "auto",
+    activation_budget: float = 1.0,
 ) -> FrozenLLM:
     """Gemma-3-270M from a package that is installed by those who accept its terms. `pretrained=false`: random weights
     of `seed`."""
@@ -119,7 +126,8 @@ def gemma3_270m(
     if not pretrained:
         reinitialise(model, seed)
     name = "gemma3-270m" if pretrained else f"gemma3-270m-random{seed}"
-    return FrozenLLM(model, tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed, fast)
+    learns = train, lora_rank, lora_alpha
+    return FrozenLLM(model, tokenizer, bos, name, *learns, chat, seed, fast, compile, activation_budget)
 
 
 def hf(
@@ -134,6 +142,8 @@ def hf(
     lora_alpha: float = 32.0,
     chat: str | None = None,
     fast: bool = True,
+    compile: Compile = "auto",
+    activation_budget: float = 1.0,
 ) -> FrozenLLM:
     """A causal LM from a local folder or the hub; of one that also sees, its language part. `pretrained=false`: random
     weights of `seed`, only its config and tokenizer are needed. Raises UserError where it cannot be had.
@@ -163,7 +173,8 @@ def hf(
             f"or give a local folder with config.json, tokenizer and weights{hint()}"
         ) from error
     name = Path(path).name if pretrained else f"{Path(path).name}-random{seed}"
-    return FrozenLLM(language_part(model), tokenizer, bos, name, train, lora_rank, lora_alpha, chat, seed, fast)
+    learns = train, lora_rank, lora_alpha
+    return FrozenLLM(language_part(model), tokenizer, bos, name, *learns, chat, seed, fast, compile, activation_budget)
 
 
 def read_config(path: str, revision: str | None) -> Any:
@@ -228,6 +239,8 @@ def tiny(
     lora_alpha: float = 8.0,
     chat: str | None = None,
     fast: bool = True,
+    compile: Compile = "auto",
+    activation_budget: float = 1.0,
 ) -> FrozenLLM:
     """A random model of a few thousand weights: nothing to learn about, but everything runs in seconds."""
 
@@ -235,4 +248,5 @@ def tiny(
         raise UserError(f"llm.family: {family!r} is not one of {', '.join(FAMILY_NAMES)}")
     tokenizer = tiny_tokenizer(TOKENS.get(chat or "", ()))
     model = tiny_model(family, width, num_blocks, seed, len(tokenizer)).to(pick_dtype(dtype))
-    return FrozenLLM(model, tokenizer, "auto", f"tiny-{family}", train, lora_rank, lora_alpha, chat, seed, fast)
+    learns = train, lora_rank, lora_alpha
+    return FrozenLLM(model, tokenizer, "auto", f"tiny-{family}", *learns, chat, seed, fast, compile, activation_budget)

@@ -1,4 +1,5 @@
-"""How many positions an LLM has, and the one line for a sequence that needs more of them.
+"""How many positions an LLM has, the one line for a sequence that needs more of them, and what compiled blocks want:
+few lengths, and a mask that nobody has to look into.
 
 Families with a table of positions fail with an index error beyond it; those with rotary positions go on without a word
 and with numbers that mean nothing.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ima.core.errors import UserError
@@ -56,3 +58,21 @@ def check_positions(
     if length + new > limit:
         sample = sample_ids[row] if sample_ids is not None else f"number {row} of the batch"
         raise too_long(name, sample, length - percepts, percepts, new, limit)
+
+
+def bucket(length: int, limit: int | None = None) -> int:
+    """The least allowed length that is not below `length`: eight to every doubling, at least 8 apart; never above
+    `limit`, the positions that an LLM has."""
+    step = max(8, 2 ** (length - 1).bit_length() // 16) if length > 1 else 8
+    found = -(-length // step) * step
+    return found if limit is None or length > limit else min(found, limit)
+
+
+def causal_mask(roles_BS: Tensor) -> Tensor:
+    """see_B1SS (bool): a position sees itself and what is before it, and no padding. A padded position sees itself, so
+    that no row is empty."""
+    length = roles_BS.shape[1]
+    real_B11S = (roles_BS != Role.PAD)[:, None, None]
+    before_SS = torch.ones(length, length, dtype=torch.bool, device=roles_BS.device).tril()
+    itself_SS = torch.eye(length, dtype=torch.bool, device=roles_BS.device)
+    return before_SS & (real_B11S | itself_SS)

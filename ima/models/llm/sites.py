@@ -157,3 +157,14 @@ def check_sites(model: Any, table: SiteTable) -> None:
                     f"llm: the site table of {table.model_type} does not fit this transformers version: block {block}, "
                     f"{site.value} is off by {error:.1%}"
                 )
+
+
+def final_norm(model: Any) -> nn.Module:
+    """The norm between the last block of a causal LM and its head."""
+    base = model.base_model
+    for holder in (base, getattr(base, "decoder", None), getattr(base, "language_model", None)):
+        for name in ("norm", "final_layer_norm", "ln_f"):
+            found = getattr(holder, name, None)
+            if isinstance(found, nn.Module):
+                return found
+    raise UserError(f"llm: {type(model).__name__} has no norm before its head that is known, which a logit lens needs")

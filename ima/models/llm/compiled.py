@@ -1,0 +1,126 @@
+"""The blocks of an LLM compiled one by one by torch.compile: what training on a GPU runs on.
+
+`with CompiledBlocks(llm):` shadows the `forward` of every stock block; leaving, also by an exception, takes it away
+again. Blocks of one kind share one compiled function. A call that needs more than the block's output (hooks inside the
+block, a KV cache, a replaced forward) runs the stock forward. Where compilation fails everything goes on uncompiled,
+with one warning. Each shape is compiled anew, so that sequences are padded to few lengths meanwhile (`bucket` of
+`ima.models.llm.positions`), and blocks are handed a mask that needs no look at values (`causal_mask` there): a step
+waits for nothing of the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import NoneType, TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+
+from ima.models.llm.acceleration.blocks import idle
+from ima.models.llm.acceleration.self_check import HOOKS
+from ima.models.llm.frozen import FrozenLLM
+from ima.models.llm.lora import Fused
+
+MAX_GRAPHS = 256  # of one kind of block: shapes, with and without gradients
+
+
+@functools.cache
+def compiled(kind: type[nn.Module], backend: str) -> Callable[..., Any]:
+    """The forward of all blocks of a class."""
+    forward: Callable[..., Any] = torch.compile(kind.forward, backend=backend, dynamic=False)
+    return forward
+
+
+def watched(layer: nn.Module) -> bool:
+    """Whether somebody looks at or changes what happens inside the block."""
+    if nn_module._has_any_global_hook():
+        return True
+    for inner in layer.modules():
+        if inner is layer:
+            continue
+        if not isinstance(vars(inner).get("forward"), Fused | NoneType):
+            return True
+        if any(not idle(hook) for kind in HOOKS for hook in vars(inner)[kind].values()):
+            return True
+    return False
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What torch raises where it cannot compile; a mistake in the model itself is none of them."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return TorchDynamoException, InductorError
+
+
+class CompiledForward:
+    """Stands in for the `forward` of one block."""
+
+    def __init__(self, layer: nn.Module, blocks: CompiledBlocks) -> None:
+        self.layer, self.blocks = layer, blocks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stock = type(self.layer).forward
+        if self.blocks.reason or not self.fits(kwargs):
+            return stock(self.layer, *args, **kwargs)
+        try:
+            return compiled(type(self.layer), self.blocks.backend)(self.layer, *args, **kwargs)
+        except failures() as error:
+            self.blocks.give_up(error)
+            return stock(self.layer, *args, **kwargs)
+
+    def fits(self, kwargs: dict[str, Any]) -> bool:
+        """Nobody looks inside or changes anything there, and no cache is filled."""
+        if kwargs.get("past_key_values") is not None or torch.compiler.is_compiling():
+            return False
+        return not watched(self.layer)
+
+
+class CompiledBlocks:
+    """Context manager; may be entered again and again. budget: the share of a block's activations that is kept for the
+    backward pass, 1 for all; below it torch computes some of them again (its own planner decides which). backend: of
+    torch.compile. `reason`: why nothing is compiled any more; empty while all is well."""
+
+    def __init__(self, llm: FrozenLLM, budget: float = 1.0, backend: str = "inductor") -> None:
+        self.llm, self.budget, self.backend = llm, budget, backend
+        self.reason = ""
+        self._stack: ExitStack | None = None
+
+    def give_up(self, error: Exception) -> None:
+        self.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        warnings.warn(
+            f"llm.compile: blocks of {self.llm.name} cannot be compiled here ({self.reason[:200]}); they run as they "
+            "are, llm.compile=false says the same without trying",
+            stacklevel=2,
+        )
+
+    def __enter__(self) -> CompiledBlocks:
+        assert self._stack is None, "entered already"
+        with ExitStack() as stack:
+            import torch._dynamo.config as dynamo
+            import torch._functorch.config as functorch
+
+            limits = {"recompile_limit": MAX_GRAPHS, "accumulated_recompile_limit": 8 * MAX_GRAPHS}
+            stack.enter_context(dynamo.patch(**limits))
+            stack.enter_context(functorch.patch(activation_memory_budget=self.budget))
+            for layer in self.llm.table.blocks:
+                if "forward" not in vars(layer):  # somebody else's replacement stays
+                    forward: Any = CompiledForward(layer, self)
+                    layer.forward = forward
+                    stack.callback(vars(layer).pop, "forward", None)
+            self.llm.compiling = True
+            stack.callback(setattr, self.llm, "compiling", False)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stack is not None
+        self._stack.close()
+        self._stack = None
