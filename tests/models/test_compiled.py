@@ -14,8 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ima.core.errors import UserError
 from ima.core.types import Role, Site
 from ima.models.llm import compiled
+from ima.models.llm.compile_keys import check_compile
 from ima.models.llm.compiled import CompiledBlocks
-from ima.models.llm.frozen import FrozenLLM, check_compile
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import tiny
 from ima.models.llm.positions import bucket, causal_mask
 from ima.models.llm.sites import observe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -323,3 +324,51 @@ def test_numbers_beyond_float16_are_named_as_such() -> None:
         model.model.layers[1].mlp.up_proj.weight.fill_(6e4)
     with pytest.raises(UserError, match=r"llm.dtype: float16 ends at 65504, and values of block 1 \("):
         FrozenLLM(model, tiny_tokenizer())
+
+
+@families
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_fixed_cache_says_what_the_growing_one_says_batch_after_batch(llm: FrozenLLM, num_beams: int) -> None:
+    settings, said = Generation(5, num_beams), []
+    batches = [left_padded(llm, lengths)[:2] for lengths in ((6, 2, 4), (3, 3, 1), (5, 2), (150, 9, 4))]
+    for compile in (False, True):
+        llm.compile = compile
+        try:
+            said.append([llm.generate(x_BSD, roles_BS, settings) for x_BSD, roles_BS in batches])
+        finally:
+            llm.compile = "auto"
+            kept = llm.fixed_cache.size
+            llm.fixed_cache.forget()
+    assert said[0] == said[1]
+    assert kept == (3 * num_beams, 256)  # grown for the last batch; the third one, of two rows, went without
+
+
+def test_a_hook_keeps_the_growing_cache() -> None:
+    llm = FrozenLLM(tiny_model("llama", seed=1), tiny_tokenizer(), compile=True)
+    x_BSD, roles_BS, _ = left_padded(llm, (4, 4))
+    handle = llm.table.blocks[0].register_forward_hook(lambda *_: None)
+    llm.generate(x_BSD, roles_BS, Generation(3))
+    assert llm.fixed_cache.size == (0, 0)
+    handle.remove()
+    llm.generate(x_BSD, roles_BS, Generation(3))
+    assert llm.fixed_cache.size == (2, 128)
+
+
+def test_where_decoding_cannot_be_compiled_it_goes_on_as_usual_with_one_line() -> None:
+    llm = FrozenLLM(tiny_model("llama", seed=1), tiny_tokenizer(), compile=True)
+    x_BSD, roles_BS, _ = left_padded(llm, (4, 3))
+    generate = llm.model.generate
+
+    def refuses(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("past_key_values") is not None:
+            raise torch._dynamo.exc.Unsupported("no such operation")
+        return generate(*args, **kwargs)
+
+    llm.model.generate = refuses
+    with pytest.warns(
+        UserWarning, match=r"llm.compile: decoding of llm cannot be compiled here \(Unsupported: no such"
+    ):
+        found = llm.generate(x_BSD, roles_BS, Generation(3))
+    assert (
+        found == llm.generate(x_BSD, roles_BS, Generation(3)) == tiny("llama").generate(x_BSD, roles_BS, Generation(3))
+    )

@@ -24,6 +24,7 @@ from ima.models.hf_multimodal.check import check_percepts
 from ima.models.hf_multimodal.kinds import REFUSED, Kind, kind_of, types
 from ima.models.hf_multimodal.layout import WHOLE_PROCESSOR, Layout
 from ima.models.llm.decoding import own_settings
+from ima.models.llm.decoding_roles import told_roles
 from ima.models.llm.families import declared_type
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import DtypeName, pick_dtype
@@ -212,7 +213,7 @@ class Inner(FrozenLLM):
         def look(x_BSD: Tensor, roles: Tensor) -> Tensor:
             return without_learned(x_BSD, roles, learned)
 
-        with self._decoding(roles_BS, sample_ids, self.model.model, look):
+        with told_roles(self, roles_BS, sample_ids, self.model.model, look):
             yield
 
 

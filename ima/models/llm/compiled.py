@@ -11,20 +11,17 @@ waits for nothing of the device.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import NoneType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as nn_module
 
-from ima.models.llm.acceleration.blocks import idle
-from ima.models.llm.acceleration.self_check import HOOKS
+from ima.models.llm.compile_keys import compile_failures, warn_uncompiled
 from ima.models.llm.frozen import FrozenLLM
-from ima.models.llm.lora import Fused
+from ima.models.llm.watchers import OurForward, watched
 
 MAX_GRAPHS = 256  # of one kind of block: shapes, with and without gradients
 
@@ -36,29 +33,7 @@ def compiled(kind: type[nn.Module], backend: str) -> Callable[..., Any]:
     return forward
 
 
-def watched(layer: nn.Module) -> bool:
-    """Whether somebody looks at or changes what happens inside the block."""
-    if nn_module._has_any_global_hook():
-        return True
-    for inner in layer.modules():
-        if inner is layer:
-            continue
-        if not isinstance(vars(inner).get("forward"), Fused | NoneType):
-            return True
-        if any(not idle(hook) for kind in HOOKS for hook in vars(inner)[kind].values()):
-            return True
-    return False
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """What torch raises where it cannot compile; a mistake in the model itself is none of them."""
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import InductorError
-
-    return TorchDynamoException, InductorError
-
-
-class CompiledForward:
+class CompiledForward(OurForward):
     """Stands in for the `forward` of one block."""
 
     def __init__(self, layer: nn.Module, blocks: CompiledBlocks) -> None:
@@ -70,7 +45,7 @@ class CompiledForward:
             return stock(self.layer, *args, **kwargs)
         try:
             return compiled(type(self.layer), self.blocks.backend)(self.layer, *args, **kwargs)
-        except failures() as error:
+        except compile_failures() as error:
             self.blocks.give_up(error)
             return stock(self.layer, *args, **kwargs)
 
@@ -92,12 +67,7 @@ class CompiledBlocks:
         self._stack: ExitStack | None = None
 
     def give_up(self, error: Exception) -> None:
-        self.reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        warnings.warn(
-            f"llm.compile: blocks of {self.llm.name} cannot be compiled here ({self.reason[:200]}); they run as they "
-            "are, llm.compile=false says the same without trying",
-            stacklevel=2,
-        )
+        self.reason = warn_uncompiled(f"blocks of {self.llm.name}", error)
 
     def __enter__(self) -> CompiledBlocks:
         assert self._stack is None, "entered already"
@@ -105,8 +75,8 @@ class CompiledBlocks:
             import torch._dynamo.config as dynamo
             import torch._functorch.config as functorch
 
-            limits = {"recompile_limit": MAX_GRAPHS, "accumulated_recompile_limit": 8 * MAX_GRAPHS}
-            stack.enter_context(dynamo.patch(**limits))
+            limits: dict[str, Any] = {"recompile_limit": MAX_GRAPHS, "accumulated_recompile_limit": 8 * MAX_GRAPHS}
+            stack.enter_context(dynamo.patch(limits))
             stack.enter_context(functorch.patch(activation_memory_budget=self.budget))
             for layer in self.llm.table.blocks:
                 if "forward" not in vars(layer):  # somebody else's replacement stays

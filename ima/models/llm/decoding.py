@@ -1,4 +1,4 @@
-"""What decoding takes from a checkpoint: which tokens end a text, and nothing else.
+"""What decoding takes from a checkpoint: which tokens end a text, and nothing else; and the cache that it writes to.
 
 A checkpoint's generation_config may penalise repetitions, suppress tokens or sample; greedy and beams here mean greedy
 and beams, so that scores of different LLMs can be compared. Hides how `generate` fills in what it is not told.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ima.core.errors import UserError
 from ima.models.llm.pass_context import Generation
+from ima.models.llm.watchers import OurForward
 
 
 def ids_in(value: Any) -> list[int]:
@@ -107,3 +108,45 @@ def contiguous_head(model: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class FixedCache:
+    """A KV cache of fixed size that decoding goes on with from batch to batch. On a GPU `generate` compiles its steps
+    where it is given one. Kept for one number of rows; smaller batches (as a rule the last) go without."""
+
+    def __init__(self, usable: bool = True) -> None:
+        self.usable = usable
+        self._cache: Any = None
+        self.size = 0, 0  # rows, positions
+
+    def of(self, model: Any, rows: int, length: int) -> Any:
+        """An empty one for `rows` sequences of `length` positions, prompt and answer; None for fewer rows than before.
+        Grows in steps of 128 positions, because every size is compiled anew."""
+        from transformers import StaticCache
+
+        if not self.usable or rows < self.size[0]:
+            return None
+        if self._cache is not None and rows == self.size[0] and length <= self.size[1]:
+            self._cache.reset()
+        else:
+            self.size = rows, -(-length // 128) * 128
+            made: Any = StaticCache(config=model.config, max_cache_len=self.size[1])
+            self._cache = made
+        return self._cache
+
+    def forget(self) -> None:
+        """Gives the memory back; any number of rows may come."""
+        self._cache, self.size = None, (0, 0)
+
+
+@contextmanager
+def stock_blocks(blocks: nn.ModuleList) -> Iterator[None]:
+    """Blocks without our own forwards, which stand in the way of a compiler of the whole model."""
+    kept = [
+        (block, vars(block).pop("forward")) for block in blocks if isinstance(vars(block).get("forward"), OurForward)
+    ]
+    try:
+        yield
+    finally:
+        for block, forward in kept:
+            block.forward = forward

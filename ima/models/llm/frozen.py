@@ -7,9 +7,9 @@ beams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +18,25 @@ from torch import Tensor, nn
 from ima.core.errors import UserError
 from ima.core.types import Role
 from ima.models.llm.chat import ChatFormat
-from ima.models.llm.decoding import check_tokens, contiguous_head, end_ids, own_settings, warn_of_rope
+from ima.models.llm.compile_keys import Compile, check_compile, compile_failures, warn_uncompiled
+from ima.models.llm.decoding import (
+    FixedCache,
+    check_tokens,
+    contiguous_head,
+    end_ids,
+    own_settings,
+    stock_blocks,
+    warn_of_rope,
+)
+from ima.models.llm.decoding_roles import told_roles
 from ima.models.llm.facts import LlmFacts, of_config
 from ima.models.llm.pass_context import Generation, PassContext
 from ima.models.llm.pieces import Before, PieceTokenizer
 from ima.models.llm.positions import bucket, causal_mask, check_positions, num_positions
 from ima.models.llm.sites import SiteTable, check_sites
 from ima.models.llm.tuning import Train, make_trainable, merge_lora
+from ima.models.llm.watchers import watched
 
-Compile = Literal["auto", True, False]
 MAX_PLAIN_LENGTH = 192  # in bf16 on two cores: 8 times faster at 38 positions, 2 at 128, slower from 256
 
 
@@ -83,6 +93,7 @@ class FrozenLLM(nn.Module):
             self.stop_ids.append(self.chat.stop_id)
         self.embedding_norm = self._embedding_norm()
         self.running: PassContext | None = None
+        self.fixed_cache = FixedCache()
         self.compiling = False  # while `ima.models.llm.compiled` acts
 
     @property
@@ -151,6 +162,8 @@ class FrozenLLM(nn.Module):
         """h_BSD after the final norm. PAD positions are invisible to all others; their outputs mean nothing.
         sample_ids: for interventions that draw by sample."""
         check_positions(self.name, self.num_positions, roles_BS, sample_ids)
+        if x_BSD.requires_grad:  # training needs the memory
+            self.fixed_cache.forget()
         mask_BS = (roles_BS != Role.PAD).long()
         positions_BS = (mask_BS.cumsum(1) - 1).clamp_min(0)
         running = PassContext(roles_BS, None if sample_ids is None else tuple(sample_ids))
@@ -214,44 +227,6 @@ class FrozenLLM(nn.Module):
         finally:
             self.running = before
 
-    @contextmanager
-    def _decoding(
-        self,
-        roles_BS: Tensor,
-        sample_ids: tuple[str, ...] | None,
-        module: nn.Module | None = None,
-        look: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> Iterator[None]:
-        """The first pass inside sees the prompt, repeated for beams; every later one sees GENERATED tokens. Passes are
-        counted, since lengths do not tell a prompt of one token from a decoding step. module: whose passes they are,
-        where it is not the whole model; look: the prompt's roles once its embeddings are known."""
-        num_past = 0
-        num_real_B = (roles_BS != Role.PAD).sum(1)
-        history: dict[Any, Any] = {}
-
-        def before_pass(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-            nonlocal num_past
-            x = kwargs.get("inputs_embeds")
-            num_rows, length = (kwargs["input_ids"] if x is None else x).shape[:2]  # always named by `generate`
-            times = num_rows // roles_BS.shape[0]
-            if num_past == 0:
-                assert length == roles_BS.shape[1], "the first pass of decoding is over the whole prompt"
-                roles = roles_BS.repeat_interleave(times, dim=0)
-                roles = look(x, roles) if look is not None and x is not None else roles
-            else:
-                roles = roles_BS.new_full((num_rows, length), int(Role.GENERATED))
-            ids = None if sample_ids is None else tuple(name for name in sample_ids for _ in range(times))
-            seen_B = num_real_B.repeat_interleave(times) + num_past - roles_BS.shape[1] if num_past else None
-            self.running = PassContext(roles, ids, num_past, seen_B, history=history)
-            num_past += length
-
-        with self._running(PassContext(roles_BS, sample_ids)):
-            handle = (module or self.model).register_forward_pre_hook(before_pass, with_kwargs=True)
-            try:
-                yield
-            finally:
-                handle.remove()
-
     def roles_of(self, x: Tensor) -> Tensor:
         """roles_BS of the positions of `x` in the running pass; x: (B, S, ...) or flattened to (B * S, ...), as inside
         OPT's FFN. Prompt positions have the roles they were given (repeated for beams), decoded ones are GENERATED."""
@@ -269,12 +244,30 @@ class FrozenLLM(nn.Module):
         assert bool((mask_BS.diff(dim=1) >= 0).all()), "generation pads on the left"
         names = None if sample_ids is None else tuple(sample_ids)
         check_positions(self.name, self.num_positions, roles_BS, names, settings.max_new_tokens)
-        ours = own_settings(self.model, settings, self.stop_ids, self.pad_id, self.bos_id)
-        with self._decoding(roles_BS, names), contiguous_head(self.model), ours as config:
-            ids_BT = self.model.generate(
-                inputs_embeds=x_BSD.to(self.dtype), attention_mask=mask_BS, generation_config=config
-            )
+        cache = self._fixed_cache(len(x_BSD) * settings.num_beams, x_BSD.shape[1] + settings.max_new_tokens)
+        inputs = {"inputs_embeds": x_BSD.to(self.dtype), "attention_mask": mask_BS}
+        with ExitStack() as stack:
+            if self.device.type == "cpu":
+                stack.enter_context(contiguous_head(self.model))
+            config = stack.enter_context(own_settings(self.model, settings, self.stop_ids, self.pad_id, self.bos_id))
+            try:
+                if cache is not None:
+                    with stock_blocks(self.table.blocks):
+                        ids_BT = self.model.generate(**inputs, generation_config=config, past_key_values=cache)
+            except compile_failures() as error:
+                warn_uncompiled(f"decoding of {self.name}", error)
+                self.fixed_cache, cache = FixedCache(usable=False), None
+            if cache is None:
+                with told_roles(self, roles_BS, names):
+                    ids_BT = self.model.generate(**inputs, generation_config=config)
         return [self.until_end(row) for row in ids_BT.tolist()]
+
+    def _fixed_cache(self, rows: int, length: int) -> Any:
+        """The cache to decode with where nobody looks or changes anything on the way; None: the usual one."""
+        asked = self.compile is True or (self.compile == "auto" and self.device.type == "cuda")
+        if not asked or watched(self.model, itself=True):
+            return None
+        return self.fixed_cache.of(self.model, rows, length)
 
     def until_end(self, ids: list[int]) -> list[int]:
         """What stands before the first token that ends an answer."""
@@ -283,14 +276,3 @@ class FrozenLLM(nn.Module):
     def decode(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
-
-
-def check_compile(compile: Compile, budget: float) -> Compile:
-    """Raises UserError for values that mean nothing, alone or together."""
-    if compile not in get_args(Compile):
-        raise UserError(f"llm.compile: {compile!r} is not one of auto, true, false")
-    if not 0 <= budget <= 1:
-        raise UserError(f"llm.activation_budget: {budget} is not between 0 and 1")
-    if budget < 1 and compile is False:
-        raise UserError(f"llm.activation_budget: {budget} needs compiled blocks, and llm.compile is false")
-    return compile

@@ -23,9 +23,10 @@ from ima.core.errors import UserError, prefix_errors
 from ima.core.network import hint
 from ima.core.trust import STOCK, reason_of
 from ima.models.llm.chat import TOKENS
+from ima.models.llm.compile_keys import Compile
 from ima.models.llm.embedded import load_smollm2
 from ima.models.llm.families import check_type, declared_type
-from ima.models.llm.frozen import Compile, FrozenLLM
+from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.gemma import load_gemma3_270m
 from ima.models.llm.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 from ima.models.llm.tuning import Train

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from ima.models.llm.acceleration.nodes import SITES, FrozenBlock, Layout, Looks
-from ima.models.llm.acceleration.self_check import HOOKS, self_check
+from ima.models.llm.acceleration.self_check import self_check
 from ima.models.llm.acceleration.weights import Stamp, Weights, block_shape, copied_bytes, stamp_of
 from ima.models.llm.sites import Look, block_list
+from ima.models.llm.watchers import HOOKS, OurForward, idle
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +50,7 @@ def looks_of(layer: nn.Module) -> Looks | None:
     return looks
 
 
-def idle(hook: Any) -> bool:
-    """transformers leaves its recording hooks in place for ever once attentions or states were asked for."""
-    if getattr(hook, "__module__", "") != "transformers.utils.output_capturing":
-        return False
-    from transformers.utils.output_capturing import _active_collector
-
-    return not set(_active_collector.get() or {}) - {"hidden_states", "_hidden_states_layers"}
-
-
-class AcceleratedForward:
+class AcceleratedForward(OurForward):
     """The accelerated forward of one block and its weights as that wants them."""
 
     def __init__(self, layer: nn.Module, layouts: Layouts) -> None:

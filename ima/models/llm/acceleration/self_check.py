@@ -16,8 +16,7 @@ from torch import nn
 
 from ima.models.llm.acceleration.nodes import FrozenBlock, Layout
 from ima.models.llm.acceleration.weights import Shape, Weights
-
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+from ima.models.llm.watchers import HOOKS
 
 
 @contextmanager
