@@ -14,7 +14,8 @@ PY := .venv/bin/python
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 SEED ?=
 # Groups that `make test` leaves out; tests/groups.py says what each does.
-GROUPS := processes browser plugins
+GROUPS := processes browser
+MORE_GROUPS := plugins slurm# long, and not for every submission
 NO_GROUP := not (processes or docs or browser or fuzz or plugins or slurm)
 
 # These act only when they are set before torch and the hub library are imported; a value of yours wins.
@@ -25,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS)) mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
+.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS) $(MORE_GROUPS)) test-docs test-fuzz mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -63,13 +64,17 @@ test-browser: setup  ## the page in Chromium, which is installed where it is mis
 test-plugins: setup  ## multiruns under launchers and sweepers of others, which go into .venv-plugins
 	@python=$$($(PY) tests/plugin_packages.py) && $$python -m pytest -m plugins
 
+test-slurm: setup  ## a real Slurm of one node on this machine, which it installs as root
+	@$(PY) tests/slurm_node.py
+	@python=$$($(PY) tests/plugin_packages.py) && $$python -m pytest -m slurm
+
 test-fuzz: setup  ## five minutes of random configs and damaged files; SEED=... repeats
 	@IMA_FUZZ_SEED=$(SEED) $(PY) -m pytest -m fuzz -s
 
 # One after the other: each has all cores.
 test-all:  ## run every group; what cannot be installed is a failure
 	@$(MAKE) --no-print-directory test IMA_REQUIRE_ALL=1
-	@for group in $(GROUPS); do $(MAKE) --no-print-directory test-$$group IMA_REQUIRE_ALL=1 || exit; done
+	@for group in $(GROUPS) $(MORE_GROUPS); do $(MAKE) --no-print-directory test-$$group IMA_REQUIRE_ALL=1 || exit; done
 
 mutants: setup  ## change single lines of ima/ and see that the tests notice: some minutes, ARGS="--jobs 2"
 	@$(PY) tests/mutants/run.py $(ARGS)

@@ -80,7 +80,9 @@ def words_of(multirun: Multirun, trained: str) -> list[str]:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize(("kind", "undisturbed"), [(kind, kind) for kind in MULTIRUNS], indirect=["undisturbed"])
+@pytest.mark.parametrize(
+    ("kind", "undisturbed"), [(kind, kind) for kind in MULTIRUNS], ids=list(MULTIRUNS), indirect=["undisturbed"]
+)
 def test_a_multirun_that_is_killed_and_given_again_ends_as_one_that_was_not(
     launcher: str, kind: str, place: Place, trained: str, undisturbed: dict[str, Any]
 ) -> None:
