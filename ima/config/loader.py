@@ -25,7 +25,7 @@ from ima.config.folders import is_ours, keep_quiet, sweep_folder
 from ima.config.hydra_private import CachingConfigRepository, ConfigLoaderImpl
 from ima.config.inherit import inherit, repeat, stand_alone
 from ima.config.instantiation import flags_of
-from ima.config.overrides import check_choice, parse, refuse_own, refuse_several, targets_given
+from ima.config.overrides import check_allowed, check_choice, parse, refuse_own, refuse_several, targets_given
 from ima.config.values import CHOICES_ONLY, at, check_key, unknown
 from ima.core.distributed import place_of
 from ima.core.errors import UserError
@@ -35,6 +35,7 @@ from ima.core.trust import CONF
 from ima.runs.folders import refuse_run
 from ima.runs.identity import STACKED, config_hash
 
+MIRRORS = ("wandb", "offline")  # choices of the logger that are told of rows; a run has one
 OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 
 
@@ -126,6 +127,8 @@ class Loader(ConfigLoaderImpl):
         places = [str(each.input_line) for each in parsed if each.key_or_group == "hydra.searchpath"]
         _, repo = super()._parse_overrides_and_create_caching_repo(config_name, places)
         kept: list[Override] = []
+        loggers = repo.get_group_options("logger") if repo.group_exists("logger") else []
+        parsed = [one for each in parsed for one in self.with_loggers(each, known, loggers)]
         for override in [one for each in parsed for one in self.with_measures(each, known)]:
             name = override.key_or_group
             known_here = name in default_groups(self.root, self.conf)
@@ -171,6 +174,17 @@ class Loader(ConfigLoaderImpl):
         value: Any = override.value()
         base, added = measured(value, choices_of("alignment", self.conf))
         return [parse(f"alignment={base}", known), parse(f"alignment.groups=[{','.join(added)}]", known)]
+
+    def with_loggers(self, override: Override, known: Sequence[str], choices: Sequence[str]) -> list[Override]:
+        """`logger=[offline,csv]` as a choice and the loggers beside it. W&B's mirror is `logger` in any order."""
+        several = override.value() if override.key_or_group == "logger" and override.package is None else None
+        if self.root != "train" or not isinstance(several, list):
+            return [override]
+        check_allowed("logger", several, choices)
+        first, *more = sorted(map(str, several), key=lambda name: name not in MIRRORS)
+        if twice := [name for name in more if name in MIRRORS]:
+            raise UserError(f"logger: {first} and {twice[0]} are the same mirror; choose one of them")
+        return [parse(f"logger={first}", known), *(parse(f"+logger@loggers.{name}={name}", known) for name in more)]
 
     def gives(self, key: str) -> bool:
         return any(override.key_or_group == key for override in self.overrides)

@@ -61,6 +61,9 @@ class TrainConfig:
     )
     evaluation: Node = field("what is scored and when", default=None)
     logger: Node = field("the mirror of the run's files", default=None)
+    loggers: dict[str, Any] = dataclasses.field(
+        default_factory=dict, metadata={"help": "more of them beside it, by name: logger=[wandb,csv]"}
+    )
     name: str | None = field(
         "folder of the run under output_dir; default: the experiment or train-<date>-<hash>", default=None
     )

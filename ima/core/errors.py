@@ -33,12 +33,11 @@ def memory_line(error: BaseException) -> str | None:
 
 
 def nearest(name: str, allowed: Iterable[str], num: int = 3) -> str:
-    """'did you mean a, b?' plus all allowed names when there are few; for the tail of an error message."""
+    """'did you mean a, b?' plus all allowed names; for the tail of an error message."""
     allowed = sorted(set(allowed))
     close = difflib.get_close_matches(name, allowed, n=num, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    listed = ", ".join(allowed) if len(allowed) <= 24 else ", ".join(allowed[:24]) + ", ..."
-    return f"{hint}allowed: {listed}"
+    return f"{hint}allowed: {', '.join(allowed)}"
 
 
 @contextmanager

@@ -238,22 +238,28 @@ def trainer_of(
             default_root_dir=folder,  # under Slurm Lightning looks there for checkpoints of its own
             callbacks=callbacks,
             use_distributed_sampler=False,
-            logger=logger_of(config.get("logger"), folder) or False,
+            logger=loggers_of(config, folder) or False,
         )
     assert isinstance(trainer, pl.Trainer)
     return trainer
 
 
-def logger_of(node: Mapping[str, Any] | None, folder: Path) -> Logger | None:
+def loggers_of(config: Mapping[str, Any], folder: Path) -> list[Logger]:
+    nodes = {"logger": config.get("logger")}
+    nodes |= {f"loggers.{name}": node for name, node in (config.get("loggers") or {}).items()}
+    return [found for key, node in nodes.items() if (found := logger_of(node, folder, key)) is not None]
+
+
+def logger_of(node: Mapping[str, Any] | None, folder: Path, key: str) -> Logger | None:
     """A logger of Lightning's, writing into the run's folder where the config says nothing else."""
     if not node or not is_lightnings(node):
         return None
-    with prefix_errors("logger"):
+    with prefix_errors(key):
         make = made({**node, "_partial_": True}, _convert_="all")
         asks = "save_dir" in inspect.signature(make.func).parameters and "save_dir" not in node
         found = make(save_dir=folder) if asks else make()
     if not isinstance(found, Logger):
-        raise UserError(f"logger: a {type(found).__name__} is no lightning.pytorch.loggers.Logger")
+        raise UserError(f"{key}: a {type(found).__name__} is no lightning.pytorch.loggers.Logger")
     return found
 
 

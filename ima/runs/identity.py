@@ -32,6 +32,7 @@ MANAGEMENT = (
     "resume",
     "overwrite",
     "logger",
+    "loggers",
     "choices",
     "offline",
     "trust",

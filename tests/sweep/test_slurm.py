@@ -34,7 +34,7 @@ def place(node: SlurmNode, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def launched(place: Place, name: str) -> list[Path]:
     """The folders of submitit's jobs."""
-    return sorted((place.folder / name / ".submitit").glob("[0-9]*"))
+    return sorted((place.folder / name / ".submitit").glob("[0-9]*_[0-9]*"))
 
 
 def test_six_jobs_are_six_jobs_of_slurm_and_six_rows(place: Place) -> None:
