@@ -129,7 +129,10 @@ def axis_of(override: Override, text: str) -> list[str]:
             f"{text}: has no end; a grid takes lists, range(start,stop,step), choice(...) and glob(...), an interval"
             " needs hydra/sweeper=optuna"
         )
-    return [str(value) for value in override.sweep_string_iterator()]
+    values = [str(value) for value in override.sweep_string_iterator()]
+    if not values:
+        raise UserError(f"{text}: stands for no value at all, so there is nothing to run")
+    return values
 
 
 def written(value: Any) -> str:

@@ -87,6 +87,8 @@ LINES: list[tuple[str, int, str]] = [
     ("train sweep=seeds", 2, "--multirun"),
     ("train -m hydra/sweeper=basic hydra.sweep.dir=elsewhere seed=0,x", 2, "whole number"),
     ("train -m sede=0,1", 2, "seed"),
+    ("train -m hydra/sweeper=basic hydra.sweep.dir=elsewhere optimizer.lr=${nowhere},1", 2, "nowhere"),
+    ("train -m encoder=glob(nothing*)", 2, "glob(nothing*)"),
     ("train -m hydra/sweeper=basic hydra.sweep.dir=elsewhere encoder=noise,noize", 2, "noise"),
     ("train -m optimizer.lr=interval(0,1)", 2, "optuna"),
     ("train -m hydra/launcher=nothing seed=1,2", 2, "basic"),

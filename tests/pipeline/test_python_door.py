@@ -143,3 +143,17 @@ def test_import_is_light_and_every_name_is_there() -> None:
         assert getattr(ima, name) is not None and name in dir(ima)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ima.nothing
+
+
+def test_a_config_that_was_composed_trains_as_its_overrides_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("ima.pipeline.api.runs.run_fit", lambda config: seen.append(config) or 0)
+    monkeypatch.setattr("ima.pipeline.api.runs.load_run", lambda folder: folder)
+    words = ["encoder=noise", "seed=3", "name=mine"]
+    composed = ima.compose(words)
+    changed = ima.compose([*words, "optimizer.lr=0.5"])
+    assert [ima.fit(one) for one in (words, composed, changed)] == [Path("outputs/mine")] * 3
+    assert seen[0] == seen[1] and type(seen[1]) is dict
+    assert seen[2] == {**seen[0], "optimizer": {**seen[0]["optimizer"], "lr": 0.5}}
+    with pytest.raises(UserError, match="sede"):
+        ima.fit(["sede=3"])

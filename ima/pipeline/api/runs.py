@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,16 +98,23 @@ def load_run(folder: str | Path, trust: Sequence[str] = ()) -> Run:
     return Run(folder, trust)
 
 
-def fit(overrides: Sequence[str]) -> Run:
-    """Train as `python train.py <overrides>` does; the run."""
-    config: Any = plain(compose(list(overrides)))
+def fit(overrides: Sequence[str] | Mapping[str, Any]) -> Run:
+    """Train as `python train.py <overrides>` does, or with a config that `compose` has made; the run."""
+    config = config_of(overrides, "train")
     if run_fit(config):
         raise UserError("the training did not end")
     return load_run(Path(config["output_dir"]) / run_name(config))
 
 
-def evaluate(overrides: Sequence[str]) -> Run:
-    """Evaluate as `python evaluate.py <overrides>` does; the evaluation."""
-    config: Any = plain(compose(list(overrides), "evaluate"))
+def evaluate(overrides: Sequence[str] | Mapping[str, Any]) -> Run:
+    """Evaluate as `python evaluate.py <overrides>` does, or with a config that `compose` has made; the evaluation."""
+    config = config_of(overrides, "evaluate")
     run_evaluate(config)
     return load_run(evaluation_folder(config))
+
+
+def config_of(overrides: Sequence[str] | Mapping[str, Any], root: str) -> dict[str, Any]:
+    if isinstance(overrides, dict):
+        return dict(overrides)
+    config: Any = overrides if isinstance(overrides, Mapping) else compose(list(overrides), root)
+    return plain(config)
