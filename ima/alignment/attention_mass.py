@@ -27,20 +27,24 @@ KEYS = ("sink", "P", "T.prompt", "T.answer", "special")
 NUM_EXAMPLES = 64
 
 
-def first_content(llm: FrozenLLM, text_ids: Sequence[int], roles: Sequence[int]) -> list[int]:
-    """Which of an answer's tokens make up its first word that is no function word; the text with its roles."""
+def content_words(llm: FrozenLLM, text_ids: Sequence[int], roles: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The words of an answer that are no function words, each with which of the answer's tokens make it up; of a text
+    with its roles."""
     ids = [token for token, role in zip(text_ids, roles, strict=True) if role == Role.ANSWER]
     ends = [len(llm.tokenizer.decode(list(ids[: index + 1]))) for index in range(len(ids))]
+    spans = list(zip([0, *ends[:-1]], ends, strict=True)) if ids else []
     text = llm.tokenizer.decode(list(ids))
-    for found in re.finditer(r"[^\W_]+", text):
-        if found[0].lower() not in FUNCTION_WORDS:
-            starts = [0, *ends[:-1]]
-            return [
-                index
-                for index, (start, end) in enumerate(zip(starts, ends, strict=True))
-                if start < found.end() and end > found.start()
-            ]
-    return []
+    return [
+        (found[0], [index for index, (start, end) in enumerate(spans) if start < found.end() and end > found.start()])
+        for found in re.finditer(r"[^\W_]+", text)
+        if found[0].lower() not in FUNCTION_WORDS
+    ]
+
+
+def first_content(llm: FrozenLLM, text_ids: Sequence[int], roles: Sequence[int]) -> list[int]:
+    """Which of an answer's tokens make up its first content word."""
+    found = content_words(llm, text_ids, roles)
+    return found[0][1] if found else []
 
 
 def kinds(roles_BS: Tensor, nouns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ maps       which layer of P fits which layer of T       null        pairing scor
 sinks      massive activations, and IMA without them     connector   what the adapter keeps of its encoder
 probes     what a linear map reads off the states        lens        which words in real text tokens are near to
 attention  which tokens give their attention to which   twin        the headline where the percepts are the text
+patches    what the tokens of a few media are near to, drawn on them
 The first five are made of the mean tokens that the headline keeps, so they cost little more than their arithmetic; the
 lens keeps single tokens of some media and needs the bank of words; attention and the twin have passes of their own.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from ima.alignment.kept_percepts import KeptPercepts
 from ima.alignment.layer_maps import map_rows
 from ima.alignment.lens_shares import Nouns
 from ima.alignment.naming import Namer
+from ima.alignment.patch_maps import PatchMaps, shown_of
 from ima.alignment.probes import probe_rows
 from ima.alignment.rows import Base
 from ima.alignment.scores import norm_quantiles
@@ -33,12 +36,12 @@ from ima.alignment.streaming.statistics import AlignmentStats
 from ima.alignment.tap import Sink
 from ima.alignment.text_twin import twin_rows
 from ima.alignment.views import evenly, lowest
-from ima.alignment.word_bank import WordBank
+from ima.alignment.word_bank import WordBank, half
 from ima.core.progress import progress
 from ima.core.types import Row, Site
 from ima.models.llm.frozen import FrozenLLM
 
-NEED_WORDS = {"lens"}
+NEED_WORDS = {"lens", "patches"}
 # What a group costs, said before it starts.
 COSTS = {
     "maps": "one small product for each pair of layers",
@@ -48,6 +51,7 @@ COSTS = {
     "probes": "ridge regressions at every layer, out of fold",
     "lens": "the nearest of some thousand words of each token at nine layers; of the whole vocabulary at five",
     "attention": f"a pass over {NUM_EXAMPLES} examples that also computes attention weights, before the measurement",
+    "patches": "the nearest words of the tokens of a few media, and their pictures",
     "twin": "a pass over the paired examples with the embeddings of their texts as percepts, before the measurement",
 }
 NUM_LENS_MEDIA, NUM_LENS_LAYERS = 256, 9
@@ -57,13 +61,14 @@ NUM_LENS_MEDIA, NUM_LENS_LAYERS = 256, 9
 class Beside:
     """What is known of the examples of a pairing beside their states. features_EN: mean tokens of the encoder; None
     where there are none. labels: noun, category -> of each example, "" for none. nouns: all that each shows; namer: of
-    their vocabulary; words: the bank of the lens, where it was asked for."""
+    their vocabulary; words: the bank of the lens, where it was asked for; num_features: encoder tokens of a medium."""
 
     features_EN: Tensor | None
     labels: dict[str, list[str]]
     nouns: list[Nouns] = dataclasses.field(default_factory=list)
     namer: Namer | None = None
     words: WordBank | None = None
+    num_features: int = 0
 
 
 class Groups:
@@ -88,9 +93,11 @@ class Groups:
         if "twin" in names:
             self.twin = KeptMeans(bank.pairing.ids, bank.layers, bank.dims)
         self.percepts: KeptPercepts | None = None
-        if "lens" in names:
-            layers = evenly(bank.layers, NUM_LENS_LAYERS)
-            self.percepts = KeptPercepts(bank.pairing.ids[:NUM_LENS_MEDIA], layers)
+        self.patches: PatchMaps | None = None  # made with its texts' words, before the measurement
+        self.mapped: list[dict[str, Any]] = []
+        if NEED_WORDS & set(names):
+            layers = {*(evenly(bank.layers, NUM_LENS_LAYERS) if "lens" in names else ()), *self._map_layers()}
+            self.percepts = KeptPercepts(bank.pairing.ids[:NUM_LENS_MEDIA], sorted(layers))
 
     @property
     def attended(self) -> list[str]:
@@ -119,6 +126,7 @@ class Groups:
             "connector": lambda: self._connector(stats, media, base),
             "probes": lambda: self._probes(media, base),
             "lens": lambda: self._lens(base),
+            "patches": self._patches,
             "twin": lambda: self._twin(base),
             "attention": lambda: attention_rows(self.attention, self.clusters, base),
         }
@@ -141,6 +149,22 @@ class Groups:
         shown = Shown(pairing.ids, pairing.clusters, beside.nouns, beside.namer)
         shown = shown.only([index < NUM_LENS_MEDIA for index in range(len(pairing.ids))])
         return ContextualLens(beside.words, self.percepts, shown, self.llm).rows(base)
+
+    def _map_layers(self) -> list[int]:
+        middle = half(self.llm.num_blocks)
+        return [middle] if "patches" in self.names and middle in self.bank.layers else []
+
+    @property
+    def drawn(self) -> list[str]:
+        """The examples that patch maps are drawn of."""
+        return shown_of(self.bank.pairing) if self._map_layers() else []
+
+    def _patches(self) -> Iterator[Row]:
+        """No rows: what is drawn stands in `mapped`."""
+        if self.patches is not None and self.percepts is not None and self.beside.words is not None:
+            everyone = self.bank.pairing.ids[:NUM_LENS_MEDIA]
+            self.mapped = self.patches.made(self.percepts, everyone, self.beside.words)
+        return iter(())
 
     def _twin(self, base: Base) -> Iterator[Row]:
         assert self.twin is not None, "the twin was asked for"

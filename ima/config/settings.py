@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 Range = tuple[float | None, float | None]
 SiteName = Literal["resid_pre", "ln1", "sa", "resid_mid", "ln2", "fc1", "fc2", "resid_post"]
-GroupName = Literal["maps", "null", "sinks", "connector", "probes", "lens", "attention", "twin"]
+GroupName = Literal["maps", "null", "sinks", "connector", "probes", "lens", "attention", "twin", "patches"]
 VariantName = Literal["nosink", "nomassive", "scaled", "centred", "update"]
 
 

@@ -82,7 +82,7 @@ def beside_of(samples: Sequence[Sample], percepts: Percepts, module: Any, channe
     """module: of which a live encoder is taken. No features where a sample shows several media or none."""
     labels = {name: [str(sample.facts.get(name) or "") for sample in samples] for name in LABELS}
     shown = shown_by(samples)
-    encoder, parts = getattr(module, "encoder", None), []
+    encoder, parts, num_features = getattr(module, "encoder", None), [], 0
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         if any(len(sample.media_samples) != 1 for sample in part):
@@ -93,5 +93,6 @@ def beside_of(samples: Sequence[Sample], percepts: Percepts, module: Any, channe
             features = (encoder[channel] if channel else encoder)(found["media"].to(module.device))
         if features is None:
             return Beside(None, labels, *shown)
+        num_features = features.shape[1]
         parts.append(features.float().mean(1).cpu())
-    return Beside(torch.cat(parts) if parts else None, labels, *shown)
+    return Beside(torch.cat(parts) if parts else None, labels, *shown, num_features=num_features)

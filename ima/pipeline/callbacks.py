@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ima.alignment.measurement import write_measurement
 from ima.config.settings import Alignment, Evaluation
 from ima.core.metric_names import TRAIN_LOSS
 from ima.core.progress import progress
@@ -28,6 +27,7 @@ from ima.pipeline.checkpoint import LLM_SUM, save_adapter, save_llm
 from ima.pipeline.evaluator import Evaluator, metric_rows
 from ima.pipeline.moments import Part, may_wait, moment_of
 from ima.pipeline.parts import spread
+from ima.pipeline.patch_files import write_measured
 from ima.pipeline.recorder import Base, Recorder
 from ima.tasks.base import Prediction
 
@@ -84,7 +84,7 @@ class AlignmentLogger(Part):
             if suite.reservoir is not None:
                 self.recorder.metrics["alignment/reservoir_bytes"] = suite.reservoir.num_bytes()
             if last and self.folder is not None and self.recorder.writer is not None:
-                write_measurement(self.folder, suite, lens, self._facts(split, epoch))
+                write_measured(self.folder, suite, lens, self._facts(split, epoch), self.evaluator, self.samples)
         self.recorder.write(rows)
         self.recorder.keep(rows)
         return self.recorder.note(rows)

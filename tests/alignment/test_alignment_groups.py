@@ -69,16 +69,18 @@ def test_every_row_of_a_group_has_a_number_or_a_reason(whole):
 def test_the_diagonals_of_the_maps_are_the_scores_by_layer(whole):
     for table, score, fields in (
         ("sim_map", "sim", {"role_b": "T", "variant": "raw"}),
-        ("retrieval_map", "retrieval", {"role_b": "T.text"}),
-        ("centred_map", "centred_cosine", {"role_b": "T.text"}),
-        ("gap_map", "gap", {"role_b": "T.text"}),
+        ("retrieval_map", "retrieval", {"role_b": "T.text", "variant": "centred"}),
+        ("centred_map", "centred_cosine", {"role_b": "T.text", "variant": "centred"}),
+        ("gap_map", "gap", {"role_b": "T.text", "variant": "raw"}),
     ):
         diagonal = {key: value for key, value in at(whole, table).items() if key[0] == key[1]}
         assert diagonal and diagonal == pytest.approx(at(whole, score, site="resid_post", **fields), abs=1e-5), table
 
 
 def test_calibrated_scores_of_units_are_those_of_the_headline_where_each_unit_has_one_text(whole):
-    assert at(whole, "unit_cosine", variant="calibrated") == pytest.approx(at(whole, "centred_cosine"), abs=1e-6)
+    assert at(whole, "unit_cosine", variant="calibrated") == pytest.approx(
+        at(whole, "centred_cosine", variant="centred"), abs=1e-6
+    )
 
 
 def test_without_sinks_similarity_is_raw_where_the_llm_has_no_sink_dimension(whole):

@@ -15,6 +15,19 @@ from ima.core.moved_imports import moved_attribute
 __getattr__ = moved_attribute(__name__)  # the adapters stood here once
 
 
+Cell = tuple[float, float, float, float]  # left, top, width, height, as shares of the picture
+
+
+def square_cells(grid: int) -> list[Cell]:
+    """Row by row."""
+    return [(column / grid, row / grid, 1 / grid, 1 / grid) for row in range(grid) for column in range(grid)]
+
+
+def strips(num: int) -> list[Cell]:
+    """In order from left to right, over the whole height: of a sound its time."""
+    return [(index / num, 0.0, 1 / num, 1.0) for index in range(num)]
+
+
 class Adapter(nn.Module):
     """Base: `dim` E, `width` D, `num_tokens` K (None: as many as the encoder gives)."""
 
@@ -25,6 +38,11 @@ class Adapter(nn.Module):
     def last(self) -> nn.Linear:
         """The linear layer whose weights set the output's scale."""
         raise AssertionError("each adapter names its last linear layer")
+
+    def places(self, num_encoder: int, num_percepts: int) -> list[Cell | None]:
+        """Where on a picture (of a clip: on each frame) each perceptual token comes from, given how many tokens the
+        encoder gives; None for a token of the whole, or of no place that is known."""
+        return [None] * num_percepts
 
     @torch.no_grad()
     def start_at_norm(self, features_BNE: Tensor, norm: float) -> float:

@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.models.adapters.base import Adapter
+from ima.models.adapters.base import Adapter, Cell, square_cells, strips
+
+
+def side_of(num: int) -> tuple[int, int]:
+    """(side, first) of encoder tokens that form a square from `first` on: behind a CLS token from 1. (0, 0): none."""
+    for first in (0, 1):
+        side = math.isqrt(max(num - first, 0))
+        if side > 0 and side * side == num - first:
+            return side, first
+    return 0, 0
 
 
 class TokenAdapter(Adapter):
@@ -26,6 +35,11 @@ class TokenAdapter(Adapter):
             self.out_norm.weight.mul_(factor)
         else:
             super().rescale(factor)
+
+    def places(self, num_encoder: int, num_percepts: int) -> list[Cell | None]:
+        """A square picture, perhaps behind a CLS token; else no places."""
+        side, first = side_of(num_encoder)
+        return [None] * num_percepts if side == 0 else [*[None] * first, *square_cells(side)]
 
 
 class LinearAdapter(TokenAdapter):
@@ -91,15 +105,17 @@ class PoolAdapter(Adapter):
     def rescale(self, factor: float) -> None:
         self.out_norm.weight.mul_(factor)
 
+    def places(self, num_encoder: int, num_percepts: int) -> list[Cell | None]:
+        grid = self.layout != "sequence" and side_of(num_encoder)[0] > 0
+        return [None, *(square_cells(self.grid) if grid else strips(self.grid * self.grid))]
+
     def pool(self, f_BNE: Tensor) -> Tensor:
         num = f_BNE.shape[1]
-        side, side_cls = math.isqrt(num), math.isqrt(max(num - 1, 0))
-        is_square = side * side == num or (num > 1 and side_cls * side_cls == num - 1)
-        if self.layout == "grid" and not is_square:
+        side, first = side_of(num)
+        if self.layout == "grid" and side == 0:
             raise UserError(f"adapter.layout: {num} encoder tokens form no square; use sequence or another encoder")
-        if is_square and self.layout != "sequence":
-            patches, side = (f_BNE, side) if side * side == num else (f_BNE[:, 1:], side_cls)
-            map_BEhw = patches.transpose(1, 2).unflatten(2, (side, side))
+        if side > 0 and self.layout != "sequence":
+            map_BEhw = f_BNE[:, first:].transpose(1, 2).unflatten(2, (side, side))
             cells = F.adaptive_avg_pool2d(map_BEhw, self.grid).flatten(2).transpose(1, 2)
         else:
             cells = F.adaptive_avg_pool1d(f_BNE.transpose(1, 2), self.grid * self.grid).transpose(1, 2)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ima.core.errors import UserError
-from ima.models.adapters.base import Adapter
+from ima.models.adapters.base import Adapter, Cell, square_cells
 
 
 class VideoAdapter(Adapter):
@@ -64,6 +64,10 @@ class VideoAdapter(Adapter):
 
     def rescale(self, factor: float) -> None:
         self.out_norm.weight.mul_(factor)
+
+    def places(self, num_encoder: int, num_percepts: int) -> list[Cell | None]:
+        """Cells are of all frames; motion has no place."""
+        return [None, *square_cells(self.grid), *[None] * self.num_motion]
 
     def maps(self, f_BNE: Tensor) -> Tensor:
         """f_BNE -> (B, T, side, side, E). Raises UserError where N is no number of squares."""

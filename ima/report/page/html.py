@@ -19,6 +19,7 @@ from ima.report.figures.style import css_variables
 from ima.report.mixture import entry_section, variant_section
 from ima.report.page import tables
 from ima.report.page.decoded import decoded_section
+from ima.report.page.patches import patch_section
 from ima.report.page.samples import sample_section
 from ima.report.page.words import AGAINST, HEADLINES, MAX_HEADLINES, seconds_text, value_text
 from ima.report.proxies import proxy_section
@@ -37,6 +38,7 @@ def run_page(run: Run, figures: Sequence[Figure]) -> str:
         ("tasks", "Task metrics", tables.task_table(run)),
         ("samples", "What it says", sample_section(run)),
         *([("words", "What perceptual tokens decode to", words)] if (words := decoded_section(run)) else []),
+        *([("patches", "What patches are near to", maps)] if (maps := patch_section(run)) else []),
         ("facts", "Run facts", '<div class="columns"><div><h3>Facts and versions</h3>' + tables.facts_table(run)
          + "</div><div><h3>All metrics</h3>" + tables.metric_table(run) + "</div></div><details><summary>"
          "Configuration, resolved</summary>" + tables.config_table(run) + "</details>"),
