@@ -31,7 +31,7 @@ from ima.models.llm.pieces import Before
 MAX_CONTEXTS = 50
 NUM_TEXTS = 2000
 BATCH_SIZE = 64
-CARRIERS = ("here is the {}", "we can see the {} now", "this text is about {}")
+CARRIERS = ("the {}", "we see the {}", "about {}")  # short: half of what the bank costs are their words
 COMMON = (
     "time year people way day man thing woman life child world school family student group country problem hand "
     "part place case week company system program question work number night point home water room mother area money "

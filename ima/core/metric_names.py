@@ -60,7 +60,10 @@ def metric_name(row: AnyRow, mixture: bool = False) -> str | None:
 
 def pooled_name(score: str) -> str:
     """retrieval_growth_null -> `retrieval/growth_null`, gap_mean -> `gap/mean`, cka_debiased_z_best ->
-    `cka_debiased/z_best`."""
+    `cka_debiased/z_best`, lens_over_chance_mean_low -> `lens_over_chance/mean/low`."""
+    value, _, limit = of_interval(score).partition("/")
+    if limit:
+        return f"{pooled_name(value)}/{limit}"
     if score.startswith("retrieval_"):
         return score.replace("_", "/", 1)
     for end in ("mean", "z_best", "p_best"):

@@ -33,8 +33,12 @@ NAMES: list[tuple[str, dict[str, Any], str | None]] = [
     ("another score", {"score": "knn", "role_b": "T", "variant": "centred"}, "knn/centred"),
     ("inside blocks", {"score": "ima", "role_b": "T", "variant": "raw", "site": "sa"}, None),
     ("the answer alone", {"score": "ima", "role_b": "T.answer", "variant": "raw"}, None),
+    ("of text alone", {"score": "retrieval_mean", "role_b": "T.text", "variant": "centred"}, "retrieval/mean"),
+    ("a control", {"score": "retrieval_mean", "role_b": "T.text", "variant": "text_twin"}, "retrieval/mean/text_twin"),
+    ("the lens", {"score": "lens_over_chance_mean_low", "role_b": "T.text", "variant": "centred"},
+     "lens_over_chance/mean/low"),
     ("a layer", {"score": "sim", "role_b": "T", "variant": "raw", "site": "resid_post", "layer_a": 3}, None),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("what", "fields", "name"), NAMES, ids=[what for what, _, _ in NAMES])
