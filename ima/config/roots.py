@@ -112,8 +112,11 @@ def groups_of(root: str) -> list[str]:
     return [field.name for field in dataclasses.fields(ROOTS[root]) if str(field.type) in ("Node", "Nodes")]
 
 
+BY_NAME = ("loggers",)  # name -> node, of a person's own choosing
 PLAIN = sorted(
-    {key.name for kind in ROOTS.values() for key in dataclasses.fields(kind)}.difference(*map(groups_of, ROOTS))
+    {key.name for kind in ROOTS.values() for key in dataclasses.fields(kind)}.difference(
+        BY_NAME, *map(groups_of, ROOTS)
+    )
 )
 
 
