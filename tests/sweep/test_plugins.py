@@ -104,9 +104,10 @@ def test_a_job_that_fails_is_a_row_with_its_reason_and_exit_code_1(launcher: str
     assert place.run("evaluate", name, [*words, *LAUNCHERS[launcher]]) == 1, place.log(name)
     rows = {row["config.intervention.skip_block.start"]: row for row in place.table(name)}
     assert {start: row["status"] for start, row in rows.items()} == {"0": "ok", "4": "failed"}
-    assert rows["4"]["reason"].startswith("intervention.skip_block.start: blocks start=4"), "not the bare reason"
+    assert rows["4"]["reason"].startswith("UserError: intervention.skip_block.start: blocks start=4"), rows["4"]
     last = [line for line in place.log(name).splitlines() if line.strip()][-1]
-    assert last.startswith("error: intervention.skip_block.start=4: ") and "must satisfy" in last
+    assert last.startswith("error: intervention.skip_block.start=4: ") and last.count(rows["4"]["reason"]) == 1
+    assert "checkpoint=" not in last
 
 
 def test_a_search_that_is_killed_and_given_again_tries_the_same_and_finds_the_same(place: Place) -> None:
