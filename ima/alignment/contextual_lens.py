@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -51,7 +51,8 @@ class Shown:
 
     def only(self, keep: Sequence[bool]) -> Shown:
         chosen = [index for index, there in enumerate(keep) if there]
-        return Shown(*([side[i] for i in chosen] for side in (self.ids, self.clusters, self.nouns)), self.namer)
+        ids, clusters = ([side[i] for i in chosen] for side in (self.ids, self.clusters))
+        return Shown(ids, clusters, [self.nouns[i] for i in chosen], self.namer)
 
 
 class Vocabulary:
@@ -171,7 +172,7 @@ class ContextualLens:
                 why = none if found.value != found.value else "one cluster"
                 yield Row(score=f"{over}{end}", value=value, note=None if value == value else why, **at)
 
-    def _at(self, layer: int, fields: Base) -> Iterator[Row]:
+    def _at(self, layer: int, fields: Base) -> Generator[Row, None, Shares]:
         """Gives back what the headline of the lens is made of."""
         shown = self.shown
         tokens = self.percepts.at(layer, shown.ids)
