@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ima.core.errors import UserError
 from ima.core.files import to_json, write_atomic
-from ima.report.correlation import OVER, correlate, correlation_rows, detect
+from ima.report.correlation import OVER, correlate, correlation_rows, detect, points_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, default=Path("outputs/proxy/rows.jsonl"), help="where the rows go")
     arguments = parser.parse_args(argv)
     try:
-        points = OVER[arguments.over](arguments.folders, arguments.x, arguments.y)
+        points, left_out = points_of(arguments.over, arguments.folders, arguments.x, arguments.y)
+        for line in left_out:
+            print(f"left out: {line}", file=sys.stderr)
         x, y = [point.x for point in points], [point.y for point in points]
         found = correlate(x, y)
         if arguments.over == "examples" and {value for value in y if math.isfinite(value)} <= {0.0, 1.0}:

@@ -29,6 +29,7 @@ from ima.config.overrides import check_allowed, check_choice, parse, refuse_own,
 from ima.config.values import CHOICES_ONLY, at, check_key, unknown
 from ima.core.distributed import place_of
 from ima.core.errors import UserError
+from ima.core.files import check_utf8
 from ima.core.moved_names import current_names
 from ima.core.signatures import signature
 from ima.core.trust import CONF
@@ -87,7 +88,13 @@ class Loader(ConfigLoaderImpl):
         self, config_name: Any, overrides: Any, run_mode: Any, *args: Any, **kwargs: Any
     ) -> DictConfig:
         self.config_name, self.run_mode = config_name, run_mode
-        cfg = super()._load_configuration_impl(config_name, overrides, run_mode, *args, **kwargs)
+        try:
+            cfg = super()._load_configuration_impl(config_name, overrides, run_mode, *args, **kwargs)
+        except UnicodeDecodeError:  # which tells no file
+            for source in self.get_sources():
+                for path in Path(source.path).rglob("*.yaml") if source.scheme() == "file" else ():
+                    check_utf8(path)
+            raise
         if config_name is None:  # --hydra-help
             return cfg
         if any(override.is_delete() for override in self.overrides):

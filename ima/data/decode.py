@@ -78,12 +78,19 @@ def decode_sound(content: Content, name: str) -> tuple[np.ndarray, int]:
     with container_of(content, name, "sound") as container:
         if not container.streams.audio:
             raise MediumError(f"{name}: not a readable sound (no audio stream)")
-        stream = container.streams.audio[0]
+        stream = known(container.streams.audio[0], name, "sound")
         rate = stream.rate
         resampler = av.AudioResampler(format="fltp")
         parts = [part.to_ndarray() for frame in container.decode(stream) for part in resampler.resample(frame)]
         parts += [part.to_ndarray() for part in resampler.resample(None)] if parts else []
     return (np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)), int(rate or 0)
+
+
+def known(stream: Any, name: str, kind: str) -> Any:
+    """The stream, if FFmpeg has a decoder for it."""
+    if stream.codec_context is None:
+        raise MediumError(f"{name}: not a readable {kind} (its codec is not known)")
+    return stream
 
 
 class VideoFile:
@@ -116,7 +123,7 @@ class VideoFile:
             raise IndexError(f"{self.name}: frame {wanted[0]} to {wanted[-1]} of {len(times)}")
         found: dict[int, Image.Image] = {}
         with container_of(self.content, self.name, "video") as container:
-            stream = container.streams.video[0]
+            stream = known(container.streams.video[0], self.name, "video")
             stream.codec_context.thread_count = 1  # workers are processes
             decoded: Iterator[Any] = iter(())
             place, last = -1, None  # of the frame decoded last
@@ -140,7 +147,7 @@ class VideoFile:
             with container_of(self.content, self.name, "video") as container:
                 if not container.streams.video:
                     raise MediumError(f"{self.name}: not a readable video (no video stream)")
-                stream = container.streams.video[0]
+                stream = known(container.streams.video[0], self.name, "video")
                 packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
                 rate, counted = float(stream.average_rate or 0), stream.frames
                 timed = container.format.name in INDEXED and all(time is not None for time, _ in packets)

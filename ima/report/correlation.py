@@ -152,33 +152,47 @@ def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
 # -- columns of runs -------------------------------------------------------------------------------------------------
 
 
-def run_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
-    """A point per run, from `metrics` of its result. Raises UserError naming what a run lacks."""
-    points = []
+def points_of(over: str, folders: Sequence[Path], x: str, y: str) -> tuple[list[Point], list[str]]:
+    """Points of all folders that have both columns, and a line for each other one, as `outputs/*` names sweeps and
+    masks beside runs. Raises UserError where none has both, or one is not there."""
+    points: list[Point] = []
+    left_out: list[str] = []
     for folder in folders:
-        metrics = read_record(folder).metrics
-        for column in (x, y):
-            if column not in metrics:
-                raise UserError(f"{folder}: no metric {column!r}; {nearest(column, metrics)}")
-        points.append(Point(folder.name, number(metrics[x]), number(metrics[y])))
-    return points
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no folder; name runs or evaluations")
+        try:
+            points += OVER[over](folder, x, y)
+        except UserError as error:
+            left_out.append(str(error))
+    if not points and left_out:
+        raise UserError(max(left_out, key=lambda line: "not found" not in line))
+    return points, left_out
 
 
-def epoch_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
-    """A point per run and epoch that has both."""
-    points = []
-    for folder in folders:
-        columns: dict[str, dict[int, float]] = {x: {}, y: {}}
-        rows = [row for row in read_rows(folder / "rows.jsonl") if row["epoch"] is not None]
-        mixture = "" not in by_entry(rows)
-        for column, found in columns.items():
-            found |= {row["epoch"]: number(row["value"]) for row in rows if is_column(row, column, mixture)}
-            if not found:
-                names = dict.fromkeys(name for row in rows if (name := metric_name(row, mixture)))
-                raise UserError(f"{folder}/rows.jsonl: no rows of {column!r}; {nearest(column, names)}")
-        shared = sorted(columns[x].keys() & columns[y].keys())
-        points += [Point(f"{folder.name}@{epoch}", columns[x][epoch], columns[y][epoch]) for epoch in shared]
-    return points
+def run_points(folder: Path, x: str, y: str) -> list[Point]:
+    """A point, from `metrics` of the run's result. Raises UserError naming what it lacks."""
+    metrics = read_record(folder).metrics
+    for column in (x, y):
+        if column not in metrics:
+            raise UserError(f"{folder}: no metric {column!r}; {nearest(column, metrics)}")
+    return [Point(folder.name, number(metrics[x]), number(metrics[y]))]
+
+
+def epoch_points(folder: Path, x: str, y: str) -> list[Point]:
+    """A point per epoch that has both."""
+    path = folder / "rows.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; is {folder} a run folder (outputs/<run>)?")
+    columns: dict[str, dict[int, float]] = {x: {}, y: {}}
+    rows = [row for row in read_rows(path) if row["epoch"] is not None]
+    mixture = "" not in by_entry(rows)
+    for column, found in columns.items():
+        found |= {row["epoch"]: number(row["value"]) for row in rows if is_column(row, column, mixture)}
+        if not found:
+            names = dict.fromkeys(name for row in rows if (name := metric_name(row, mixture)))
+            raise UserError(f"{path}: no rows of {column!r}; {nearest(column, names)}")
+    shared = sorted(columns[x].keys() & columns[y].keys())
+    return [Point(f"{folder.name}@{epoch}", columns[x][epoch], columns[y][epoch]) for epoch in shared]
 
 
 def is_column(row: dict[str, Any], column: str, mixture: bool = False) -> bool:
@@ -195,27 +209,30 @@ def is_column(row: dict[str, Any], column: str, mixture: bool = False) -> bool:
     return row["score"] == score and (row["variant"] or "raw") == variant
 
 
-def example_points(folders: Sequence[Path], x: str, y: str) -> list[Point]:
+def example_points(folder: Path, x: str, y: str) -> list[Point]:
     """A point per example that was both looked into and predicted: `alignment.split` must be the track."""
-    points = []
-    for folder in folders:
-        aligned = {line["id"]: line for line in lines_of(folder / "examples.jsonl")}
-        predicted = [
-            line for line in lines_of(folder / "predictions.jsonl") if line["track"] not in TRACKS_WITHOUT_MEDIA
-        ]
-        shared = [line for line in predicted if line["id"] in aligned]
-        if not shared:
-            raise UserError(f"{folder}: no example was both aligned and predicted; evaluate with alignment.split=TRACK")
-        for column, line in ((x, aligned[shared[0]["id"]]), (y, shared[0])):
-            if column not in line:
-                raise UserError(f"{folder}: examples have no {column!r}; {nearest(column, line)}")
-        points += [Point(line["id"], number(aligned[line["id"]].get(x)), number(line.get(y))) for line in shared]
-    return points
+    aligned = {line["id"]: line for line in lines_of(folder / "examples.jsonl", "id")}
+    said = lines_of(folder / "predictions.jsonl", "id", "track")
+    predicted = [line for line in said if line["track"] not in TRACKS_WITHOUT_MEDIA]
+    shared = [line for line in predicted if line["id"] in aligned]
+    if not shared:
+        raise UserError(f"{folder}: no example was both aligned and predicted; evaluate with alignment.split=TRACK")
+    for column, line in ((x, aligned[shared[0]["id"]]), (y, shared[0])):
+        if column not in line:
+            raise UserError(f"{folder}: examples have no {column!r}; {nearest(column, line)}")
+    return [Point(line["id"], number(aligned[line["id"]].get(x)), number(line.get(y))) for line in shared]
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """keys: texts that each line has."""
+    lines = []
     try:
-        return [line for _, line in json_lines(path)]
+        for place, line in json_lines(path):
+            for key in keys:
+                if not isinstance(line.get(key), str):
+                    raise UserError(f"{path}:{place}: {key!r} is no text; delete the line or the file")
+            lines.append(line)
+        return lines
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; evaluate with alignment=full alignment.split=TRACK") from error
 
@@ -233,7 +250,7 @@ def correlation_rows(found: Sequence[Correlation], x: str, y: str, run: str) -> 
             yield Row(run=run, score=f"proxy_{each.name}{suffix}", value=value, n=each.n, note=note)
 
 
-OVER: dict[str, Callable[[Sequence[Path], str, str], list[Point]]] = {
+OVER: dict[str, Callable[[Path, str, str], list[Point]]] = {
     "runs": run_points,
     "epochs": epoch_points,
     "examples": example_points,

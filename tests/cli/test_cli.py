@@ -524,3 +524,13 @@ def test_the_scripts_refuse_in_one_line(script: str, argument: str) -> None:
 def test_a_sweeps_help_lists_the_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(["--help"]) == 0
     assert "encoders" in capsys.readouterr().out
+
+
+def test_a_config_file_of_another_encoding_is_named(conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = conf / "encoder" / "latin.yaml"
+    path.write_bytes("# for caf\u00e9s\n_target_: cli_parts.Base\n".encode("latin1"))
+    try:
+        code = run_script("train", ["encoder=latin"], entry=lambda config: pytest.fail("was run"))
+    finally:
+        path.unlink()
+    assert code == 2 and f"error: {path}: not UTF-8: byte 0xe9 at offset 9; convert" in capsys.readouterr().err

@@ -226,3 +226,17 @@ def test_an_avi_header_may_count_a_few_frames_too_many(tmp_path: Path, more: int
     else:
         with pytest.raises(MediumError, match="damaged video"):
             _ = VideoFile(tmp_path / "a.avi").num_frames
+
+
+def test_a_codec_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
+    corpora_files.wav(tmp_path / "a.wav", 1)
+    whole = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(whole[:20] + b"\x34\x12" + whole[22:])
+    with pytest.raises(MediumError, match="a.wav: not a readable sound"):
+        read_sound(tmp_path / "a.wav")
+    corpora_files.clip(tmp_path / "a.mp4", 1)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    place = whole.index(b"stsd") + 16  # of the name of the codec in its table
+    (tmp_path / "a.mp4").write_bytes(whole[:place] + b"zzzz" + whole[place + 4 :])
+    with pytest.raises(MediumError, match="a.mp4: not a readable video"):
+        assert VideoFile(tmp_path / "a.mp4").frames([0])

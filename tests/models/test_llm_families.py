@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from ima.config.compose import CONF, compose
 from ima.core.errors import UserError
@@ -246,3 +247,14 @@ def test_a_record_says_truly_what_is_faster(family: Family) -> None:
     assert (unsupported_reason(llm, 0) == "") == family.plain_block
     maps = projections_of(llm.table, 0)
     assert all(isinstance(module, torch.nn.Linear) for module in (maps.out, maps.query, maps.key, maps.value) if module)
+
+
+def test_weights_that_lack_some_are_refused_and_not_drawn(tmp_path: Path) -> None:
+    """transformers fills them with random numbers and says so in a log."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"its weights lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        hf(str(tmp_path), dtype="float32")

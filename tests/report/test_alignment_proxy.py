@@ -90,6 +90,25 @@ def test_the_command_takes_columns_of_runs_or_epochs(tmp_path, capsys):
     assert "T0/noun_accuracy" in capsys.readouterr().err
 
 
+def test_folders_that_have_nothing_to_compare_are_left_out_with_a_line(tmp_path, capsys):
+    """As outputs/* names them: a sweep's, one of masks, a run without the task, an evaluation of another split."""
+    for index in range(4):
+        write_run(tmp_path / f"run{index}", 0.1 * index, 0.2 * index)
+    (tmp_path / "masks").mkdir()
+    write_run(tmp_path / "other", 0.5, 0.5)
+    (tmp_path / "other" / "result.json").write_text(json.dumps({"metrics": {"ima/mean": 0.5}}))
+    folders = [str(tmp_path / name) for name in ("masks", "other", "run0", "run1", "run2", "run3")]
+    out = ["--y", "T0/noun_accuracy", "--rows", str(tmp_path / "out" / "rows.jsonl")]
+    assert main([*folders, *out]) == 0
+    said = capsys.readouterr()
+    assert "n 4" in said.out and said.err.count("left out: ") == 2 and "other: no metric 'T0/noun_accuracy'" in said.err
+    assert main([*folders, "--over", "epochs", "--x", "ima", *out]) == 0
+    assert "masks/rows.jsonl: not found" in capsys.readouterr().err
+    assert main([*folders, "--over", "examples", *out]) == 2
+    assert "examples.jsonl: not found; evaluate with" in capsys.readouterr().err
+    assert main([*folders, str(tmp_path / "typo"), *out]) == 2 and "typo: no folder" in capsys.readouterr().err
+
+
 def test_over_examples_the_alignment_meets_the_predictions_and_detects(tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -106,3 +125,5 @@ def test_over_examples_the_alignment_meets_the_predictions_and_detects(tmp_path,
     assert main([*argv, "--x", "ima_matched/T.prompt"]) == 0
     assert "auroc      0.000" in capsys.readouterr().out
     assert main([*argv, "--x", "ima_match"]) == 2 and "ima_matched" in capsys.readouterr().err
+    (folder / "examples.jsonl").write_text('{"id": "s1"}\n{"di": "s2"}\n')
+    assert main(argv) == 2 and "examples.jsonl:2: 'id' is no text" in capsys.readouterr().err

@@ -161,7 +161,9 @@ def hf(
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **STOCK)
         if pretrained:
             maker: Any = LlavaForConditionalGeneration if config.model_type == "llava" else AutoModelForCausalLM
-            model = maker.from_pretrained(path, revision=revision, **options, **STOCK)
+            model, told = maker.from_pretrained(path, revision=revision, output_loading_info=True, **options, **STOCK)
+            if lacking := sorted(told["missing_keys"]):
+                raise ValueError(f"its weights lack {lacking[0]}" + f" and {len(lacking) - 1} more" * bool(lacking[1:]))
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
