@@ -144,11 +144,11 @@ class Groups:
         return evenly(self.bank.layers, NUM_PROCRUSTES_LAYERS)
 
     def _lens(self, base: Base) -> Iterator[Row]:
-        assert self.percepts is not None and self.beside.words is not None, "the lens was asked for"
-        pairing, beside = self.bank.pairing, self.beside
+        pairing, beside, words = self.bank.pairing, self.beside, self.beside.words
+        assert self.percepts is not None and words is not None, "the lens was asked for"
         shown = Shown(pairing.ids, pairing.clusters, beside.nouns, beside.namer)
         shown = shown.only([index < NUM_LENS_MEDIA for index in range(len(pairing.ids))])
-        return ContextualLens(beside.words, self.percepts, shown, self.llm).rows(base)
+        return ContextualLens(words, self.percepts, shown, self.llm).rows(base)
 
     def _map_layers(self) -> list[int]:
         middle = half(self.llm.num_blocks)

@@ -114,7 +114,10 @@ class LmmCalibration:
         return {"source": self.name, "num_examples": self.num_examples, "seed": self.seed}
 
     def inputs(self, llm: FrozenLLM) -> Iterator[Inputs]:
+        for x_BSD, roles_BS, _ in self.labelled(llm):
+            yield x_BSD, roles_BS
+
+    def labelled(self, llm: FrozenLLM) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         with torch.no_grad():
             for batch in self.evaluator.batches(self.samples):
-                x_BSD, roles_BS, _ = self.evaluator.module.splice(batch)
-                yield x_BSD, roles_BS
+                yield self.evaluator.module.splice(batch)
