@@ -129,7 +129,7 @@ def test_a_search_that_is_killed_and_given_again_tries_the_same_and_finds_the_sa
 def test_a_search_with_a_trial_that_fails_goes_on_and_exits_with_1(place: Place, trained: str) -> None:
     name = "search-failed"
     words = ["--multirun", trained, "intervention=skip_block", "intervention.skip_block.start=4,0",
-             "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=2",
+             "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=5",
              "hydra.sweeper.n_jobs=1", *LAUNCHERS["basic"]]  # fmt: skip
     assert place.run("evaluate", name, words) == 1, place.log(name)
     assert sorted(row["status"] for row in place.table(name)) == ["failed", "ok"]
