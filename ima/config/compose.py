@@ -42,6 +42,10 @@ def compose(
         loader.load_configuration(root, list(argv), RunMode.RUN)
     except REFUSED as error:
         raise UserError(one_line(error)) from None
+    except ValueError as error:  # what Hydra says of the first line of a file
+        if type(error) is not ValueError:
+            raise
+        raise UserError(one_line(error)) from None
     return OmegaConf.create(loader.config)
 
 

@@ -534,3 +534,13 @@ def test_a_config_file_of_another_encoding_is_named(conf: Path, capsys: pytest.C
     finally:
         path.unlink()
     assert code == 2 and f"error: {path}: not UTF-8: byte 0xe9 at offset 9; convert" in capsys.readouterr().err
+
+
+def test_a_first_line_that_hydra_does_not_read_is_one_line_in_python_too(conf: Path) -> None:
+    path = conf / "experiment" / "odd.yaml"
+    path.write_text("# @pac\nseed: 7\n")
+    try:
+        with pytest.raises(UserError, match="^[^\n]*@pac[^\n]*$"):
+            compose(["experiment=odd"], "train", conf)
+    finally:
+        path.unlink()
