@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS) $(MORE_GROUPS)) test-docs test-fuzz mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt export-data report collect dashboard sync doctor clean
+.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS) $(MORE_GROUPS)) test-docs test-fuzz mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt bench-gpu export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -112,6 +112,9 @@ bench-skip: setup  ## what skipping saves: measured, in FLOPs, and against hand-
 
 bench-prune: setup  ## what making a mask costs: sequential Wanda over a plain forward pass, bits per weight of its file
 	@$(PY) -m ima bench prune $(ARGS)
+
+bench-gpu: setup  ## speed and memory on a GPU against stock passes, some minutes: ARGS="--size 7b|1b|tiny"
+	@$(PY) -m ima bench gpu $(ARGS)
 
 bench-mt: setup  ## multi-task steps against stock LLaVA in a transformers Trainer: time and memory
 	@$(PY) -m ima bench mt $(ARGS)

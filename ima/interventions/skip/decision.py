@@ -67,3 +67,8 @@ class BlockDecision:
     ) -> None:
         self.ffn, self.queries, self.keys = ffn, queries, keys
         self.hidden_BK, self.heads, self.running = hidden_BK, heads, running
+
+    @property
+    def takes_slices(self) -> bool:
+        """Whether what is computed is a range of columns, or everything."""
+        return all(rows is None or rows.is_slice for rows in (self.ffn, self.queries))

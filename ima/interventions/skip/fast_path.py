@@ -8,7 +8,7 @@ stock block when the skips are entered; whatever does not fit keeps the hooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,13 +31,22 @@ class FastPathForward:
 
     def __init__(self, layer: Any, decisions: Mapping[int, BlockDecision], block: int, num_hooks: int) -> None:
         self.layer, self.decisions, self.block, self.num_hooks = layer, decisions, block, num_hooks
+        self.compiled: Callable[..., Tensor] | None = None
+
+    def compile_with(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        """While blocks are compiled (`ima.models.llm.compiled`): what takes out slices of columns is, too."""
+        self.compiled = None if wrap is None else wrap(run_block)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         now = self.decisions.get(self.block)
         if args or now is None or not self.fits(now, kwargs) or num_inner_hooks(self.layer) != self.num_hooks:
             out: Tensor = type(self.layer).forward(self.layer, hidden_states, *args, **kwargs)
             return out
-        return run_block(self.layer, hidden_states, now, kwargs)
+        mask = rows_mask(kwargs.get("attention_mask"), now, hidden_states.shape[1])
+        run = run_block
+        if self.compiled is not None and kwargs.get("past_key_values") is None and now.takes_slices:
+            run = self.compiled
+        return run(self.layer, hidden_states, now.queries, now.ffn, mask, kwargs)
 
     def fits(self, now: BlockDecision, kwargs: dict[str, Any]) -> bool:
         """Something is skipped, with all keys in this very pass (prefill or no cache at all)."""
@@ -79,34 +88,44 @@ def add_at(x_BSD: Tensor, y_BnD: Tensor, rows: TokenIndex | None, owned: bool) -
     return x_BSD.scatter_add_(1, columns[..., None].expand_as(y_BnD), y_BnD)
 
 
-def run_block(layer: Any, x_BSD: Tensor, now: BlockDecision, kwargs: dict[str, Any]) -> Tensor:
-    """The block's output under `now`, from its own modules; their hooks do not fire."""
+def run_block(
+    layer: Any,
+    x_BSD: Tensor,
+    queries: TokenIndex | None,
+    ffn: TokenIndex | None,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """The block's output with these tokens taking part, from its own modules; their hooks do not fire. mask: the rows
+    of the attention mask of the queries."""
     free = not torch.is_grad_enabled() or not x_BSD.requires_grad  # states of our own may be written to
     mid_BSD = x_BSD
-    nobody = now.queries is not None and now.queries.num == 0
+    nobody = queries is not None and queries.num == 0
     if not nobody or kwargs.get("past_key_values") is not None:
-        added_BnD = attention(layer, x_BSD, now, kwargs)
+        added_BnD = attention(layer, x_BSD, queries, mask, kwargs)
         if added_BnD is not None:
-            mid_BSD = add_at(x_BSD, added_BnD, now.queries, owned=False)
-    if now.ffn is not None and now.ffn.num == 0:
+            mid_BSD = add_at(x_BSD, added_BnD, queries, owned=False)
+    if ffn is not None and ffn.num == 0:
         return mid_BSD
-    taken = mid_BSD if now.ffn is None else now.ffn.pick(mid_BSD)
+    taken = mid_BSD if ffn is None else ffn.pick(mid_BSD)
     y = layer.mlp.forward(layer.post_attention_layernorm.forward(taken))
     owned = free and mid_BSD is not x_BSD
-    if now.ffn is None or now.ffn.index_N is None:
-        return add_at(mid_BSD, y, now.ffn, owned)
+    if ffn is None or ffn.index_N is None:
+        return add_at(mid_BSD, y, ffn, owned)
     flat = (mid_BSD if owned else mid_BSD.clone()).flatten(0, 1)
-    return flat.index_add_(0, now.ffn.index_N, y[0]).view_as(mid_BSD)
+    return flat.index_add_(0, ffn.index_N, y[0]).view_as(mid_BSD)
 
 
-def attention(layer: Any, x_BSD: Tensor, now: BlockDecision, kwargs: dict[str, Any]) -> Tensor | None:
+def attention(
+    layer: Any, x_BSD: Tensor, rows: TokenIndex | None, mask: Tensor | None, kwargs: dict[str, Any]
+) -> Tensor | None:
     """(B, n, D): what attention adds for the taken queries; None where there are none (keys went to the cache)."""
-    maps, rows = layer.self_attn, now.queries
+    maps = layer.self_attn
     if rows is None:
         out: Tensor = type(maps).forward(maps, hidden_states=layer.input_layernorm.forward(x_BSD), **kwargs)[0]
         return out
     normed_BSD = layer.input_layernorm.forward(x_BSD)
-    batch, length = x_BSD.shape[:2]
+    batch = len(x_BSD)
     cos, sin = (part.expand(batch, -1, -1) for part in kwargs["position_embeddings"])
 
     def heads(module: nn.Linear, y_BnD: Tensor) -> Tensor:
@@ -124,7 +143,6 @@ def attention(layer: Any, x_BSD: Tensor, now: BlockDecision, kwargs: dict[str, A
     if hasattr(maps, "q_norm"):
         query = maps.q_norm.forward(query)
     query = rotate(query, take(cos, rows), take(sin, rows))
-    mask = rows_mask(kwargs.get("attention_mask"), now, length)
     found, _ = sdpa_attention_forward(maps, query, key, value, mask, scaling=maps.scaling)
     added: Tensor = maps.o_proj.forward(found.flatten(2))
     return added
@@ -135,10 +153,12 @@ def rotate(x_BHnW: Tensor, cos_BnW: Tensor, sin_BnW: Tensor) -> Tensor:
     return x_BHnW * cos_BnW[:, None] + torch.cat([-second, first], dim=-1) * sin_BnW[:, None]
 
 
-def rows_mask(mask: Tensor | None, now: BlockDecision, length: int) -> Tensor:
-    """The rows of the attention mask that the taken queries need; a missing mask is causal. Made once a pass."""
+def rows_mask(mask: Tensor | None, now: BlockDecision, length: int) -> Tensor | None:
+    """The rows of the attention mask that the taken queries need, where not all or none are taken; a missing mask is
+    causal. Made once a pass."""
     rows = now.queries
-    assert rows is not None
+    if rows is None or rows.num == 0:
+        return None
     memo, key = now.running.memo, ("mask", id(rows), id(mask))
     if key not in memo:
         if mask is None:
@@ -181,6 +201,6 @@ def unsupported_reason(llm: FrozenLLM, block: int) -> str:
     kwargs = {"attention_mask": None, "position_embeddings": position}
     with without_hooks(layer):
         stock = type(layer).forward(layer, x_BSD, **kwargs)
-        found = run_block(layer, x_BSD, now, kwargs)
+        found = run_block(layer, x_BSD, now.queries, now.ffn, rows_mask(None, now, 5), kwargs)
     error = float((found.float() - stock.float()).norm() / stock.float().norm())
     return "" if error <= (TOLERANCE if dtype == torch.float32 else 0.02) else f"it is {error:.1e} off the stock block"

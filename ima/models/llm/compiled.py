@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -27,10 +27,17 @@ MAX_GRAPHS = 256  # of one kind of block: shapes, with and without gradients
 
 
 @functools.cache
-def compiled(kind: type[nn.Module], backend: str) -> Callable[..., Any]:
-    """The forward of all blocks of a class."""
-    forward: Callable[..., Any] = torch.compile(kind.forward, backend=backend, dynamic=False)
-    return forward
+def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """One for all blocks of a class. Shapes are never guessed to vary: they are few."""
+    found: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=False)
+    return found
+
+
+class PartlyCompiled(Protocol):
+    """A `forward` in the place of a block's that lets its inner function be compiled: `wrap` makes another one of it,
+    None takes that back."""
+
+    def compile_with(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None) -> None: ...
 
 
 class CompiledForward(OurForward):
@@ -41,13 +48,8 @@ class CompiledForward(OurForward):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stock = type(self.layer).forward
-        if self.blocks.reason or not self.fits(kwargs):
-            return stock(self.layer, *args, **kwargs)
-        try:
-            return compiled(type(self.layer), self.blocks.backend)(self.layer, *args, **kwargs)
-        except compile_failures() as error:
-            self.blocks.give_up(error)
-            return stock(self.layer, *args, **kwargs)
+        run = self.blocks.compiled(stock) if self.fits(kwargs) else stock
+        return run(self.layer, *args, **kwargs)
 
     def fits(self, kwargs: dict[str, Any]) -> bool:
         """Nobody looks inside or changes anything there, and no cache is filled."""
@@ -66,8 +68,18 @@ class CompiledBlocks:
         self.reason = ""
         self._stack: ExitStack | None = None
 
-    def give_up(self, error: Exception) -> None:
-        self.reason = warn_uncompiled(f"blocks of {self.llm.name}", error)
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled; itself where that fails, from then on."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self.reason:
+                try:
+                    return compiled(function, self.backend)(*args, **kwargs)
+                except compile_failures() as error:
+                    self.reason = warn_uncompiled(f"blocks of {self.llm.name}", error)
+            return function(*args, **kwargs)
+
+        return run
 
     def __enter__(self) -> CompiledBlocks:
         assert self._stack is None, "entered already"
@@ -79,7 +91,11 @@ class CompiledBlocks:
             stack.enter_context(dynamo.patch(limits))
             stack.enter_context(functorch.patch(activation_memory_budget=self.budget))
             for layer in self.llm.table.blocks:
-                if "forward" not in vars(layer):  # somebody else's replacement stays
+                own: Any = vars(layer).get("forward")
+                if hasattr(own, "compile_with"):
+                    own.compile_with(self.compiled)
+                    stack.callback(own.compile_with, None)
+                elif own is None:  # somebody else's replacement stays
                     forward: Any = CompiledForward(layer, self)
                     layer.forward = forward
                     stack.callback(vars(layer).pop, "forward", None)
