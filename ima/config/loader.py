@@ -234,6 +234,9 @@ class Loader(ConfigLoaderImpl):
                 continue
             kind = "~" if each.is_delete() else "++" if each.is_force_add() else "+" if each.is_add() else ""
             check_key(tree, key, self.names, choices, kind, each.value())
+            if kind != "~" and isinstance(each.value(), dict):  # what follows may set something inside of it
+                OmegaConf.update(made := OmegaConf.create(tree), key, each.value(), force_add=True)
+                tree = OmegaConf.to_container(made, resolve=False)
 
     def check_roots(self, cfg: DictConfig) -> None:
         """No file adds a key of the root that is a misspelt one. One that others refer to may be there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ima.core.moved_keys import MOVED_KEYS
 
 # Their word -> (key here, what differs). Words that are keys here do not stand in the table.
@@ -60,10 +62,13 @@ SYNONYMS: dict[str, tuple[str, str]] = {
 }
 
 
-def synonym(word: str, place: str = "") -> str:
-    """'here it is optimizer.lr' for the last part of a key in `place`; "" where nothing is known of it."""
+def synonym(word: str, place: str = "", allowed: Iterable[str] = ()) -> str:
+    """'here it is optimizer.lr' for the last part of a key in `place`; "" where nothing is known of it. allowed: names
+    that the place knows: what is meant may be one of them (a stage has max_epochs of its own)."""
     name = word.lower().replace("-", "_")
     moved = MOVED_KEYS.get(f"{place}.{name}", "")
     key, note = SYNONYMS.get(name, ("", ""))
     key, note = (moved, "" if moved != key else note) if moved else (key, note)
+    if place and key.rpartition(".")[2] in set(allowed):
+        key = f"{place}.{key.rpartition('.')[2]}"
     return f"here it is {key}" + (f" ({note})" if note else "") if key else ""

@@ -79,7 +79,7 @@ def unknown(key: str, part: str, place: str, allowed: Iterable[str], config: dic
                 f"{key}: {part}=<choice> takes a file of conf/{part}; write {key.partition('.')[2]}=value for its key"
             )
         allowed = [*allowed, *(["experiment"] if "encoder" in config else ["sweep"])]
-    if known := synonym(part, place):
+    if known := synonym(part, place, allowed):
         return f"{key}: no such key; {known}"
     names = [name for name in allowed if not name.startswith("_")]
     where = f" in {place}" if place else ""

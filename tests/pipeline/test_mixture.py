@@ -419,7 +419,7 @@ def test_two_ranks_train_a_mixture_as_one_does(launcher: Launcher, tmp_path: Pat
     from safetensors.torch import load_file
     from test_ddp import TWO, two_ranks
 
-    stages = "stage={first: {_target_: ima.config.settings.Stage, entries: [pictures, sounds], epochs: 1}, " \
+    stages = "stage={first: {_target_: ima.config.settings.Stage, entries: [pictures, sounds], max_epochs: 1}, " \
              "second: {_target_: ima.config.settings.Stage}}"  # fmt: skip
     argv = [*MIXED, stages, "loader.batch_size=2", "loader.eval_batch_size=3", "trainer.max_epochs=1", "alignment=none",
             "mixture.albums.limit=8", f"output_dir={tmp_path}"]  # fmt: skip
@@ -437,7 +437,7 @@ def test_two_ranks_train_a_mixture_as_one_does(launcher: Launcher, tmp_path: Pat
 
 
 def test_stages_follow_each_other_and_each_is_resumed(launcher: Launcher, tmp_path: Path, outputs: Path) -> None:
-    stages = "stage={pretrain: {_target_: ima.config.settings.Stage, entries: [pictures], epochs: 1}, " \
+    stages = "stage={pretrain: {_target_: ima.config.settings.Stage, entries: [pictures], max_epochs: 1}, " \
              "instruct: {_target_: ima.config.settings.Stage}}"  # fmt: skip
     argv = [*MIXED, stages, f"output_dir={outputs}"]
     done = launcher.run("train", [*argv, "name=staged"])
