@@ -103,7 +103,7 @@ def test_a_server_has_the_layers_of_an_epoch_before_the_next_one_and_everything_
     with wandb_server() as server:
         watch_epochs(server, seen)
         env = server.env | QUICK | {"WANDB_MODE": "", "SEEN": str(seen), "WANDB_PROJECT": "p", "WANDB_ENTITY": "me"}
-        done = launcher.run("train", argv, env=env, patch="training_faults.wait_for_the_epoch_before")
+        done = launcher.run("train", argv, env=env, report=True, patch="training_faults.wait_for_the_epoch_before")
         assert done.code == 0 and done.stderr == "", done.stderr
         (run,) = server.runs
         known = server.runs[run]
