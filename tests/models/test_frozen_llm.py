@@ -332,11 +332,11 @@ def test_a_fixed_cache_says_what_the_growing_one_says_batch_after_batch(llm: Fro
     settings, said = Generation(5, num_beams), []
     batches = [left_padded(llm, lengths)[:2] for lengths in ((6, 2, 4), (3, 3, 1), (5, 2), (150, 9, 4))]
     for compile in (False, True):
-        llm.compile = compile
+        llm.compile_when = compile
         try:
             said.append([llm.generate(x_BSD, roles_BS, settings) for x_BSD, roles_BS in batches])
         finally:
-            llm.compile = "auto"
+            llm.compile_when = "auto"
             kept = llm.fixed_cache.size
             llm.fixed_cache.forget()
     assert said[0] == said[1]

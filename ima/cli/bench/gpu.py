@@ -191,7 +191,7 @@ def stock_step(bench: Bench, layout: Layout) -> Callable[[], object]:
 
 def alignment(bench: Bench) -> Found:
     found: Found = {}
-    sites = tuple(site.value for site in bench.llm.table.sites)
+    sites: Any = tuple(site.value for site in bench.llm.table.sites)
     everything = Alignment(
         sites=sites, variants=("nosink", "update"), num_reservoir=16, num_paired=0, examples=True
     )  # scales need a pass of their own, which is no part of this one
@@ -271,11 +271,11 @@ def decoding(bench: Bench) -> Found:
 
     def generate(compile: bool) -> Callable[[], object]:
         def run() -> None:
-            llm.compile = compile
+            llm.compile_when = compile
             try:
                 llm.generate(x_BSD, roles_BS, settings, ids)
             finally:
-                llm.compile = True
+                llm.compile_when = True
 
         return run
 

@@ -98,7 +98,7 @@ class Bench:
         """With the adapter of the layout, in fp32 as in a run."""
         one_each = layout.tokens == layout.percepts
         adapter: Any = (
-            MlpAdapter(self.size.encoder, self.size.width, layout.tokens)
+            MlpAdapter(self.size.encoder, self.size.width)
             if one_each
             else QueryAdapter(self.size.encoder, self.size.width, layout.percepts)
         )

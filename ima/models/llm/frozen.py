@@ -67,7 +67,7 @@ class FrozenLLM(nn.Module):
         activation_budget: float = 1.0,
     ) -> None:
         super().__init__()
-        self.compile = check_compile(compile, activation_budget)
+        self.compile_when = check_compile(compile, activation_budget)
         self.activation_budget = float(activation_budget)
         if bos not in ("auto", "always", "never"):
             raise UserError(f"llm.bos: {bos!r} is not one of auto, always, never")
@@ -106,7 +106,7 @@ class FrozenLLM(nn.Module):
 
     def compiles(self, training: bool) -> bool:
         """Whether its blocks are compiled for what comes: a training or a measurement."""
-        return self.compile is True or (self.compile == "auto" and training and self.device.type == "cuda")
+        return self.compile_when is True or (self.compile_when == "auto" and training and self.device.type == "cuda")
 
     @property
     def one_mask(self) -> bool:
@@ -264,7 +264,7 @@ class FrozenLLM(nn.Module):
 
     def _fixed_cache(self, rows: int, length: int) -> Any:
         """The cache to decode with where nobody looks or changes anything on the way; None: the usual one."""
-        asked = self.compile is True or (self.compile == "auto" and self.device.type == "cuda")
+        asked = self.compile_when is True or (self.compile_when == "auto" and self.device.type == "cuda")
         if not asked or watched(self.model, itself=True):
             return None
         return self.fixed_cache.of(self.model, rows, length)
