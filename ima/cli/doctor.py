@@ -8,7 +8,6 @@ not the last tenth.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ima.cli.help import describe
+from ima.cli.memory import Size, Training, fitting_budget, from_config, training_memory
 from ima.config.compose import CONF, compose
 from ima.core.assets.registry import missing
 from ima.core.cache import cache_dir
@@ -32,25 +32,8 @@ from ima.core.signatures import signature
 GB = 1e9
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GPU = ("gpu", "cuda")
-VOCABULARY = 32_000  # where nothing is known
 TEXT_TOKENS = 48  # of a prompt with its answer
-STATES = 34  # activations a token and block keeps for the backward pass, in widths
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """A language model's dimensions."""
-
-    blocks: int
-    width: int
-    inner: int
-    vocabulary: int
-    narrow: float = 1.0  # width of keys and values over that of queries
-
-    @property
-    def num_weights(self) -> float:
-        attention = (2 + 2 * self.narrow) * self.width**2
-        return self.blocks * (attention + 3 * self.width * self.inner) + self.vocabulary * self.width
+LABELS = 32  # of them supervised
 
 
 EMBEDDED = {
@@ -85,13 +68,7 @@ def llm_size(node: Mapping[str, Any]) -> Size | None:
     folder = hub_folder(str(node.get("path") or ""))
     if folder is not None and (folder / "config.json").is_file():
         config = read_object(folder / "config.json")
-        config = config.get("text_config") or config
-        width = int(config.get("hidden_size") or config.get("n_embd") or 0)
-        blocks = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-        inner = int(config.get("intermediate_size") or config.get("ffn_dim") or 4 * width)
-        heads = int(config.get("num_attention_heads") or 1)
-        narrow = int(config.get("num_key_value_heads") or heads) / heads
-        return Size(blocks, width, inner, int(config.get("vocab_size") or VOCABULARY), narrow)
+        return from_config(config.get("text_config") or config)
     return PUBLISHED.get(str(node.get("path")))
 
 
@@ -103,21 +80,43 @@ def encoder_tokens(choice: str | None) -> tuple[int, int] | None:
 
 def needs(config: Mapping[str, Any]) -> dict[str, float | None]:
     """Estimated bytes by what they are for; None where nothing is known."""
-    choices, trainer = config.get("choices") or {}, config.get("trainer") or {}
+    choices = config.get("choices") or {}
     llm, loader = config.get("llm") or {}, config.get("loader") or {}
     size, shape = llm_size(llm), encoder_tokens(choices.get("encoder"))
-    each = BYTES.get(str(llm.get("dtype")), 2 if trainer.get("accelerator") in GPU else 4)
-    adapter = config.get("adapter") or {}
-    percepts = int(adapter.get("num_tokens") or (10 if choices.get("adapter") == "pool" else (shape or (64, 0))[0]))
-    rows = max(1, int(loader.get("batch_size") or 16) // int(trainer.get("accumulate_grad_batches") or 1))
     samples = dataset_size(config.get("data") or {})
     dtype = BYTES.get(str(loader.get("cache_dtype") or "float16"), 2)
     cached = loader.get("cache_features", True) and shape is not None and "Noise" not in str(config.get("encoder"))
-    return {
-        "LLM weights": size.num_weights * each if size else None,
-        "activations": rows * (percepts + TEXT_TOKENS) * size.blocks * size.width * STATES * each if size else None,
+    memory: dict[str, float | None] = {"LLM weights": None, "activations": None}
+    if size is not None:
+        memory = {name: value for name, value in training_memory(size, step_of(config)).items() if value}
+    return memory | {
         "feature cache": samples * shape[0] * shape[1] * dtype if cached and samples and shape else None,
     }
+
+
+def step_of(config: Mapping[str, Any]) -> Training:
+    """What a step of this training is, as far as the config tells."""
+    choices, trainer = config.get("choices") or {}, config.get("trainer") or {}
+    llm, loader, adapter = (config.get(name) or {} for name in ("llm", "loader", "adapter"))
+    gpu = trainer.get("accelerator") in GPU or (trainer.get("accelerator") == "auto" and len(devices()) > 1)
+    shape = encoder_tokens(choices.get("encoder"))
+    percepts = int(adapter.get("num_tokens") or (10 if choices.get("adapter") == "pool" else (shape or (64, 0))[0]))
+    given = trainer.get("devices")
+    num = max(1, given) if isinstance(given, int) and gpu else 1
+    rows = int(loader.get("batch_size") or 16) // int(trainer.get("accumulate_grad_batches") or 1) // num
+    train = str(llm.get("train") or "none")
+    usual = 4 if not gpu or train == "all" else 2
+    return Training(
+        max(1, rows),
+        percepts + TEXT_TOKENS,
+        LABELS,
+        BYTES.get(str(llm.get("dtype")), usual),
+        train,
+        int(llm.get("lora_rank") or 16),
+        llm.get("compile") is True or (gpu and llm.get("compile", "auto") == "auto"),
+        float(llm.get("activation_budget") or 1.0),
+        num if "fsdp" in str(trainer.get("strategy")) else 1,
+    )
 
 
 def dataset_size(node: Mapping[str, Any]) -> int | None:
@@ -177,19 +176,30 @@ def report(config: Mapping[str, Any]) -> tuple[list[str], bool]:
     accelerator = str((config.get("trainer") or {}).get("accelerator"))
     wants_gpu = accelerator in GPU
     gpus = places[1:]
-    memory = (needed["LLM weights"] or 0) + (needed["activations"] or 0)
+    memory = sum(value or 0 for name, value in needed.items() if name != "feature cache")
     room = max(free for _, _, free in (gpus or places))
     problems = []
     if wants_gpu and not gpus:
         problems.append(f"trainer.accelerator={accelerator}, but no GPU is seen here; write trainer=cpu")
     if memory > room:
-        problems.append(f"about {text(memory)} of memory needed, {text(room)} free; a smaller llm or batch_size")
+        problems.append(f"about {text(memory)} of memory needed, {text(room)} free; {cure(config, room)}")
     if (needed["feature cache"] or 0) > disk.free:
         problems.append(f"the feature cache needs about {text(needed['feature cache'])}; loader.cache_features=false")
     problems += [f"not here: {line}" for line in downloads(config)]
     problems += [f"not set up: {line}" for line in missing() if uses(config, line.split(":", 1)[0])]
     lines += [f"problem    {line}" for line in problems]
     return [*lines, "ready" if not problems else f"{len(problems)} problem(s)"], not problems
+
+
+def cure(config: Mapping[str, Any], room: float) -> str:
+    """What would make it fit."""
+    size, step = llm_size(config.get("llm") or {}), step_of(config)
+    budget = fitting_budget(size, step, room) if size is not None and step.compiled else None
+    if budget is not None and budget < step.budget:
+        return f"llm.activation_budget={budget:g} fits"
+    return "a smaller llm, fewer rows in a pass (trainer.accumulate_grad_batches)" + (
+        ", llm.train=lora" if step.train == "all" else ""
+    )
 
 
 USES = {"stamps": "Stamp", "scratch": "StampAudio", "smollm2": "smollm2", "focus_vit": "Focus", "aisfx": "AisFx",

@@ -13,7 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ima.cli import doctor
-from ima.cli.doctor import EMBEDDED, PUBLISHED, Size, downloads, encoder_tokens, hub_folder, llm_size, needs, report
+from ima.cli.doctor import EMBEDDED, PUBLISHED, downloads, encoder_tokens, hub_folder, llm_size, needs, report
+from ima.cli.memory import GIB, Size, Training, training_memory
 from ima.config.compose import CONF, choices_of, compose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,39 @@ def test_more_samples_and_larger_batches_need_more() -> None:
         assert (large[name] or 0) > (small[name] or 0) > 0
     assert small["LLM weights"] == large["LLM weights"]
     assert needs(config_of("encoder=noise"))["feature cache"] is None
+
+
+# Peaks that were measured: Vicuna-7B's shapes, 16 x (576 + 48) tokens in bf16 on an H100.
+PEAKS = {(False, 1.0): 53.5, (True, 1.0): 41.6, (True, 0.5): 27.7, (True, 0.3): 23.7}
+
+
+@pytest.mark.parametrize(("compiled", "budget"), PEAKS)
+def test_memory_of_a_step_is_near_the_measured_peak(compiled: bool, budget: float) -> None:
+    how = Training(16, 624, 32, 2, compiled=compiled, budget=budget)
+    found = sum(training_memory(PUBLISHED["lmsys/vicuna-7b-v1.5"], how).values()) / GIB
+    assert found == pytest.approx(PEAKS[compiled, budget], rel=0.15)
+
+
+def test_what_learns_needs_gradients_and_two_moments_that_shards_share() -> None:
+    size = PUBLISHED["lmsys/vicuna-7b-v1.5"]
+    plain, lora, whole, shared = (
+        training_memory(size, Training(16, 624, 32, each, train, shards=shards))
+        for each, train, shards in ((2, "none", 1), (2, "lora", 1), (4, "all", 1), (4, "all", 8))
+    )
+    assert plain["gradients"] == plain["optimizer"] == 0 < lora["optimizer"] == 2 * lora["gradients"]
+    assert whole["LLM weights"] == whole["gradients"] == whole["optimizer"] / 2 == 8 * shared["gradients"]
+    assert shared["activations"] == whole["activations"] > 2 * plain["activations"]
+    # peft's count for rank 16 at all linear maps of Vicuna-7B
+    assert lora["gradients"] / 4 == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+
+
+def test_the_doctor_says_which_budget_fits_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("llm=vicuna", "trainer=gpu", "loader.batch_size=32", "encoder=clip_large", "adapter=mlp")
+    for free, said in ((80, ""), (36, "llm.activation_budget=0.5 fits"), (10, "a smaller llm, fewer rows")):
+        card = [("RAM", 2e12, 2e12), ("card", free * GIB, free * GIB)]
+        monkeypatch.setattr(doctor, "devices", lambda card=card: card)
+        lines = [line for line in report(config)[0] if "memory needed" in line]
+        assert len(lines) == bool(said) and all(said in line for line in lines)
 
 
 def test_what_cannot_run_here_is_said_and_the_exit_code_tells(
