@@ -12,7 +12,7 @@ import pytest
 from multiruns import SECONDS, TINY, Place, numbers
 from slurm_node import SlurmNode, why_not
 
-LACKING = why_not() or ("" if find_spec("hydra_plugins.hydra_submitit_launcher") else "Hydra's plugins not installed")
+LACKING = why_not() or ("" if find_spec("submitit") else "Hydra's plugins are not installed")
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(bool(LACKING), reason=f"no Slurm here: {LACKING}: make test-slurm installs it where it can"),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ima.core.trust import STOCK
 from ima.core.types import Batch, Role, Sample
 from ima.models.adapters.linear import MlpAdapter
 from ima.models.adapters.query import QueryAdapter
@@ -65,7 +66,7 @@ def make_llm(size: Size, device: torch.device) -> FrozenLLM:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa", **STOCK)
     return FrozenLLM(model, tiny_tokenizer(), name="random", compile=True, fast=False)
 
 
