@@ -12,7 +12,15 @@ import pytest
 from multiruns import SECONDS, TINY, Place, numbers
 from slurm_node import SlurmNode, why_not
 
-LACKING = why_not() or ("" if find_spec("submitit") else "Hydra's plugins are not installed")
+
+def has_plugin() -> bool:
+    try:
+        return find_spec("hydra_plugins.hydra_submitit_launcher") is not None
+    except ModuleNotFoundError:  # no plugin of Hydra at all
+        return False
+
+
+LACKING = why_not() or ("" if has_plugin() else "Hydra's plugins are not installed")
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(bool(LACKING), reason=f"no Slurm here: {LACKING}: make test-slurm installs it where it can"),
