@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 from ima.cli.help import describe
-from ima.cli.sweep import plan
 from ima.config.compose import CONF, choices_of, compose, default_groups
-from ima.core.files import write_json
 from ima.core.signatures import signature
 from ima.runs.identity import STACKED
 
@@ -42,21 +39,6 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     picked = config.choices[group]
     named = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()) or {}  # what stacks is told by its nodes
     assert picked == ([name for name in named if name != "defaults"] if group in STACKED else choice)
-
-
-@pytest.mark.parametrize("choice", choices_of("sweep", CONF))
-def test_every_sweep_composes_all_its_jobs(choice: str, tmp_path: Path) -> None:
-    given = []
-    text = (CONF / "sweep" / f"{choice}.yaml").read_text()
-    if "script: evaluate" in text and "override /lmm:" not in text:  # the run to evaluate is the user's
-        config = OmegaConf.to_container(compose(["experiment=demo"], "train"))
-        write_json(tmp_path / "result.json", {"status": "ok", "config": config})
-        given = [f"checkpoint={tmp_path}"]
-    name, trainings, after = plan([f"sweep={choice}", *given])
-    jobs = [*trainings, *(job for job, _ in after)]
-    assert name.startswith(choice) and (given or name == choice)
-    assert len({job.hash for job in jobs}) == len(jobs) > 1
-    assert [job.reason for job in jobs if job.state == "failed"] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}/{path.stem}" for path in FILES])

@@ -92,7 +92,9 @@ def sweep_jobs(name: str) -> list[tuple[str, dict[str, Any]]]:
     text = (CONF / "sweep" / f"{name}.yaml").read_text()
     evaluates = "script: evaluate" in text and "lmm" not in text
     _, jobs, after = plan([f"sweep={name}", *([f"checkpoint={RUN}"] if evaluates else [])])
-    return [(job.hash, job.config) for job in [*jobs, *(job for job, _ in after)]]
+    found = [*jobs, *(job for job, _ in after)]
+    assert [job.reason for job in found if job.state == "failed"] == []
+    return [(job.hash, job.config) for job in found]
 
 
 def job_name(sweep: str, number: int) -> str:
