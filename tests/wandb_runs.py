@@ -117,7 +117,7 @@ def assert_sent(server: WandbServer, folder: Path, run: str) -> None:
     assert_table(json.loads(server.content(artifact, "rows.table.json")), rows)
     assert server.content(artifact, "rows.jsonl") == (folder / "rows.jsonl").read_bytes()
     files = {name.partition("/")[2]: data for name, data in server.files.items() if name.startswith(f"{run}/media")}
-    (drawn,) = [json.loads(data) for name, data in files.items() if "ima_by_layer" in name]
+    (drawn,) = [json.loads(data) for name, data in files.items() if "ima_by_layer" in name and name.endswith("json")]
     assert_chart(drawn, rows)
     kept, wanted = server.summary[run], summary(read_result(folder))
     assert {name: number(kept.get(name)) for name in wanted} == {name: number(value) for name, value in wanted.items()}
