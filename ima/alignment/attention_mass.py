@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ima.alignment.kept_means import of_all_ranks
 from ima.alignment.rows import Base
 from ima.alignment.scores import mean_with_error
-from ima.core.distributed import num_ranks
 from ima.core.types import Role, Row
 from ima.models.llm.frozen import FrozenLLM
 from ima.tasks.metrics.nouns import FUNCTION_WORDS
@@ -97,12 +97,7 @@ class AttentionMass:
 
     def reduce(self) -> None:
         """The examples of all ranks, on every rank."""
-        import torch.distributed as dist
-
-        if num_ranks() > 1:
-            parts: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(num_ranks())]
-            dist.all_gather_object(parts, self.kept)
-            self.kept = {name: kept for part in parts for name, kept in part.items()}
+        self.kept = of_all_ranks(self.kept)
 
 
 def attention_rows(mass: AttentionMass | None, clusters: Mapping[str, str], base: Base) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from ima.alignment.tap import Tap
 from ima.core.distributed import num_ranks
 from ima.core.types import Role, Site
 from ima.models.llm.frozen import FrozenLLM
+
+Kept = TypeVar("Kept")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +106,20 @@ class KeptMeans:
 
     def reduce(self) -> None:
         """The examples of all ranks, on every rank."""
-        import torch.distributed as dist
-
-        if num_ranks() > 1:
-            parts: list[dict[str, Tensor]] = [{} for _ in range(num_ranks())]
-            dist.all_gather_object(parts, self.kept)
-            self.kept = {name: mean for part in parts for name, mean in part.items()}
+        self.kept = of_all_ranks(self.kept)
 
     def means(self, ids: Sequence[str]) -> Means:
         """Raises KeyError for an example that no pass has shown."""
         made_E2LD = torch.stack([self.kept[name] for name in ids])
         return Means(made_E2LD[:, 0], made_E2LD[:, 1])
+
+
+def of_all_ranks(kept: dict[str, Kept]) -> dict[str, Kept]:
+    """What every rank has kept of its examples, on every rank."""
+    import torch.distributed as dist
+
+    if num_ranks() == 1:
+        return kept
+    parts: list[dict[str, Kept]] = [{} for _ in range(num_ranks())]
+    dist.all_gather_object(parts, kept)
+    return {name: value for part in parts for name, value in part.items()}

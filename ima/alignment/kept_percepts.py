@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ima.core.distributed import num_ranks
+from ima.alignment.kept_means import of_all_ranks
 from ima.core.types import Role, Site
 
 
@@ -40,12 +40,7 @@ class KeptPercepts:
 
     def reduce(self) -> None:
         """The examples of all ranks, on every rank."""
-        import torch.distributed as dist
-
-        if num_ranks() > 1:
-            parts: list[dict[str, Tensor]] = [{} for _ in range(num_ranks())]
-            dist.all_gather_object(parts, self.kept)
-            self.kept = {name: kept for part in parts for name, kept in part.items()}
+        self.kept = of_all_ranks(self.kept)
 
     def at(self, layer: int, ids: Sequence[str]) -> list[Tensor]:
         """x_KD in fp32 of each example."""

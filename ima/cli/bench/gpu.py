@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ima.alignment.measurement import Measurement
 from ima.cli.bench.gpu_setup import SIZES, Bench, Layout, num_weights, product_rate, spliced
-from ima.cli.bench.pairs import FOLDER
-from ima.cli.bench.prune import made_up
+from ima.cli.bench.pairs import FOLDER, synchronise
+from ima.cli.bench.prune import made_up, plain_pass, wanda_choice
 from ima.cli.bench.skip import num_flops
 from ima.config.settings import Alignment
 from ima.core.errors import UserError
@@ -34,9 +34,6 @@ from ima.core.files import write_json
 from ima.core.timing import ratio, rounds
 from ima.core.types import Role
 from ima.interventions.prune.calibration import sequential
-from ima.interventions.prune.scores import linears_of, wanda
-from ima.interventions.prune.select import keep_by
-from ima.interventions.prune.sums import Sums, chosen_roles
 from ima.interventions.skip.plan import Skip
 from ima.interventions.stack import stack
 from ima.models.llm.pass_context import Generation
@@ -89,7 +86,7 @@ def line(name: str, values: dict[str, Any]) -> str:
 
 def compared(bench: Bench, turns: Turns, what: str, pairs: dict[str, tuple[str, str]]) -> Found:
     """Rows of ratios over / under of turns, with the seconds of all."""
-    seconds = rounds({name: bench.synchronised(turn) for name, turn in turns.items()}, bench.num_rounds, what)
+    seconds = rounds({name: synchronised(turn) for name, turn in turns.items()}, bench.num_rounds, what)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         name: dict(zip(("ratio", "low", "high"), ratio(seconds, over, under), strict=True)) | {"seconds": medians}
@@ -112,6 +109,14 @@ def training(bench: Bench) -> Found:
     return found | (memory(bench) if bench.device.type == "cuda" else {})
 
 
+def synchronised(call: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        call()
+        synchronise()
+
+    return run
+
+
 def within(context: Any, call: Callable[[], object]) -> Callable[[], object]:
     def run() -> None:
         with context:
@@ -128,7 +133,7 @@ def memory(bench: Bench) -> Found:
         with bench.compiled(budget):
             step = our_step(bench, layout)
             here = peak(bench, step)
-            seconds = rounds({"ours": bench.synchronised(step)}, max(2, bench.num_rounds // 2), f"budget {budget}")
+            seconds = rounds({"ours": synchronised(step)}, max(2, bench.num_rounds // 2), f"budget {budget}")
         found[f"memory, budget {budget:g}"] = {
             "ratio": here / stock, "gib": here / 2**30, "seconds": {"ours": statistics.median(seconds["ours"])},
         }  # fmt: skip
@@ -249,16 +254,7 @@ def skips(bench: Bench) -> Found:
 def masks(bench: Bench) -> Found:
     """Once each: it takes long enough."""
     llm, batches = bench.llm, made_up(bench.llm)[: 4 if bench.size.blocks > 8 else 1]
-    linears, roles = linears_of(llm), chosen_roles("both")
-
-    def decide(path: str, sums: Sums) -> Tensor:
-        return keep_by("row", wanda(linears[path], sums.norm(path, roles)), 0.5)
-
-    @torch.no_grad()
-    def forward() -> None:
-        for x_BSD, roles_BS in batches:
-            llm(x_BSD, roles_BS)
-
+    decide, forward = wanda_choice(llm), plain_pass(llm, batches)
     turns: Turns = {"forward": forward, "sequential": lambda: sequential(llm, batches, decide)}
     once = dataclasses.replace(bench, num_rounds=1)
     return compared(once, turns, "wanda", {"wanda": ("sequential", "forward")})

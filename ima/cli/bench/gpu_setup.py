@@ -4,12 +4,12 @@ batches of the two shapes that trainings have. Arithmetic does not care for valu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ima.cli.bench.pairs import synchronise
 from ima.core.trust import STOCK
 from ima.core.types import Batch, Role, Sample
 from ima.models.adapters.linear import MlpAdapter
@@ -115,14 +115,6 @@ class Bench:
         features_BNE = torch.randn(layout.num, layout.tokens, self.size.encoder, generator=generator)
         return Batch(samples, ids_BT, roles_BT, labels_BT, features_BNE).to(self.device)
 
-    def synchronised(self, call: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            call()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return run
-
 
 def product_rate(size: Size, device: torch.device, dtype: torch.dtype, num: int = 10) -> float:
     """Floating-point operations a second of a large square product of random matrices."""
@@ -131,12 +123,10 @@ def product_rate(size: Size, device: torch.device, dtype: torch.dtype, num: int 
     x, y = (torch.randn(size.product, size.product, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
     for _ in range(num):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise()
         start = time.perf_counter()
         x @ y
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise()
         best = max(best, 2 * size.product**3 / (time.perf_counter() - start))
     return best
 

@@ -23,3 +23,11 @@ def report(name: str, ratios: Mapping[str, Ratio], goals: Mapping[str, str], fac
     }
     write_json(path, content)
     print(path)
+
+
+def synchronise() -> None:
+    """A GPU's work is timed when it is done, not when it is queued."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -9,13 +9,14 @@ On a GPU also 2:4 sparse weights: `semi_structured_speed`, the dense pass over t
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ima.cli.bench.pairs import report
+from ima.cli.bench.pairs import report, synchronise
 from ima.core.timing import Ratio, ratio, rounds
 from ima.core.types import Role
 from ima.interventions.prune.builder import MaskBuilder
@@ -29,6 +30,7 @@ from ima.interventions.prune.sums import Sums, chosen_roles
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import smollm2
 
+Decide = Callable[[str, Sums], Tensor]
 NUM_EXAMPLES, BATCH_SIZE, NUM_PERCEPTS, TEXT_LENGTHS = 128, 16, 32, (16, 48)
 GOALS = {"calibration_vs_forward": "goal <= 3", "bits_per_weight": "goal <= 1.02"}
 
@@ -37,17 +39,7 @@ def main(num_rounds: int) -> None:
     llm = smollm2()
     llm.to("cuda" if torch.cuda.is_available() else "cpu")
     batches = made_up(llm)
-    linears, roles = linears_of(llm), chosen_roles("both")
-
-    def decide(path: str, sums: Sums) -> Tensor:
-        return keep_by("row", wanda(linears[path], sums.norm(path, roles)), 0.5)
-
-    @torch.no_grad()
-    def forward() -> None:
-        for x_BSD, roles_BS in batches:
-            llm(x_BSD, roles_BS)
-        synchronise()
-
+    decide, forward = wanda_choice(llm), plain_pass(llm, batches)
     turns = {
         "forward": forward,
         "calibration": lambda: sequential(llm, batches, decide),
@@ -58,9 +50,8 @@ def main(num_rounds: int) -> None:
         "calibration_vs_forward": ratio(seconds, "calibration", "forward"),
         "one_shot_vs_forward": ratio(seconds, "one_shot", "forward"),
     }
-    bits = bits_per_weight(
-        Mask(sequential(llm, batches, decide), {path: (m.out_features, m.in_features) for path, m in linears.items()})
-    )
+    shapes = {path: (m.out_features, m.in_features) for path, m in linears_of(llm).items()}
+    bits = bits_per_weight(Mask(sequential(llm, batches, decide), shapes))
     ratios["bits_per_weight"] = (bits, bits, bits)
     facts: dict[str, Any] = {"llm": llm.name, "dtype": str(llm.dtype), "device": str(llm.device), "rounds": num_rounds}
     facts |= {"num_examples": NUM_EXAMPLES, "num_percepts": NUM_PERCEPTS, "text_lengths": TEXT_LENGTHS}
@@ -70,6 +61,26 @@ def main(num_rounds: int) -> None:
     if facts["semi_structured"] == "measured":
         ratios["semi_structured_speed"] = sparse_speed(llm, mask, num_rounds)
     report("prune", ratios, GOALS, facts)
+
+
+def wanda_choice(llm: FrozenLLM) -> Decide:
+    """Half of the weights of each row, by what all roles show."""
+    linears, roles = linears_of(llm), chosen_roles("both")
+
+    def decide(path: str, sums: Sums) -> Tensor:
+        return keep_by("row", wanda(linears[path], sums.norm(path, roles)), 0.5)
+
+    return decide
+
+
+def plain_pass(llm: FrozenLLM, batches: Sequence[Inputs]) -> Callable[[], None]:
+    @torch.no_grad()
+    def forward() -> None:
+        for x_BSD, roles_BS in batches:
+            llm(x_BSD, roles_BS)
+        synchronise()
+
+    return forward
 
 
 def made_up(llm: FrozenLLM) -> list[Inputs]:
@@ -111,8 +122,3 @@ def sparse_speed(llm: FrozenLLM, mask: Mask, num_rounds: int) -> Ratio:
         with semi_structured(llm, mask):
             seconds["sparse"] += rounds({"sparse": forward}, 3, "2:4")["sparse"]
     return ratio(seconds, "dense", "sparse")
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ima.cli.bench.pairs import FOLDER
+from ima.cli.bench.pairs import FOLDER, synchronise
 from ima.core.files import write_json
 from ima.core.timing import Ratio, ratio, rounds
 from ima.core.types import Role
@@ -91,11 +91,6 @@ def forward(llm: FrozenLLM, x_BSD: Tensor, roles_BS: Tensor, ids: list[str], ski
             synchronise()
 
     return run
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def num_flops(llm: FrozenLLM, x_BSD: Tensor, roles_BS: Tensor, ids: list[str], skips: list[Skip]) -> int:
