@@ -41,7 +41,7 @@ NO_NOUNS = "the facts of these samples name no nouns of a vocabulary that is kno
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class LensSamples:
     """ids, clusters, nouns: of each medium; namer: None where no vocabulary is known."""
 
     ids: list[str]
@@ -49,10 +49,10 @@ class Shown:
     nouns: list[Nouns]
     namer: Namer | None
 
-    def only(self, keep: Sequence[bool]) -> Shown:
+    def only(self, keep: Sequence[bool]) -> LensSamples:
         chosen = [index for index, there in enumerate(keep) if there]
         ids, clusters = ([side[i] for i in chosen] for side in (self.ids, self.clusters))
-        return Shown(ids, clusters, [self.nouns[i] for i in chosen], self.namer)
+        return LensSamples(ids, clusters, [self.nouns[i] for i in chosen], self.namer)
 
 
 class Vocabulary:
@@ -105,7 +105,7 @@ class Ask:
         return hit_NS if self.apart is None else hit_NS & ~self.apart.hits(similarity_NW, self.k)
 
 
-def shares_of(tokens: Sequence[Tensor], near: Nearness, asks: Sequence[Ask], shown: Shown) -> list[Shares]:
+def shares_of(tokens: Sequence[Tensor], near: Nearness, asks: Sequence[Ask], shown: LensSamples) -> list[Shares]:
     """tokens: x_KD of each medium, at least one."""
     count_M = torch.tensor([len(x_KD) for x_KD in tokens])
     medium_N = torch.repeat_interleave(torch.arange(len(tokens)), count_M)
@@ -124,7 +124,7 @@ def shares_of(tokens: Sequence[Tensor], near: Nearness, asks: Sequence[Ask], sho
 class ContextualLens:
     """percepts: tokens of the media of `shown`, at the layers that are looked at."""
 
-    def __init__(self, bank: WordBank, percepts: KeptPercepts, shown: Shown, llm: FrozenLLM) -> None:
+    def __init__(self, bank: WordBank, percepts: KeptPercepts, shown: LensSamples, llm: FrozenLLM) -> None:
         self.bank, self.percepts, self.llm = bank, percepts, llm
         self.everything, self.namer = shown, shown.namer
         self.reasons: list[str] = []

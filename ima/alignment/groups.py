@@ -21,7 +21,7 @@ from torch import Tensor
 from ima.alignment.attention_mass import NUM_EXAMPLES, AttentionMass, attention_rows
 from ima.alignment.calibration import NUM_PROCRUSTES_LAYERS, null_rows
 from ima.alignment.connector import connector_rows
-from ima.alignment.contextual_lens import ContextualLens, Shown
+from ima.alignment.contextual_lens import ContextualLens, LensSamples
 from ima.alignment.kept_means import KeptMeans, Means, TextBank
 from ima.alignment.kept_percepts import KeptPercepts
 from ima.alignment.layer_maps import map_rows
@@ -146,7 +146,7 @@ class Groups:
     def _lens(self, base: Base) -> Iterator[Row]:
         pairing, beside, words = self.bank.pairing, self.beside, self.beside.words
         assert self.percepts is not None and words is not None, "the lens was asked for"
-        shown = Shown(pairing.ids, pairing.clusters, beside.nouns, beside.namer)
+        shown = LensSamples(pairing.ids, pairing.clusters, beside.nouns, beside.namer)
         shown = shown.only([index < NUM_LENS_MEDIA for index in range(len(pairing.ids))])
         return ContextualLens(words, self.percepts, shown, self.llm).rows(base)
 

@@ -31,7 +31,7 @@ RANGES: dict[str, Range] = {
 }
 
 
-class Misfit(Exception):
+class ValueMismatch(Exception):
     """What is allowed, for the message."""
 
 
@@ -39,7 +39,7 @@ def fit(key: str, value: Any, parameter: Parameter, ranges: dict[str, Range]) ->
     """The value as the annotation wants it. Raises UserError naming `key`."""
     try:
         value = convert(value, parameter.annotation, parameter.module)
-    except Misfit as misfit:
+    except ValueMismatch as misfit:
         raise UserError(f"{key}: {show(value)} does not fit; {misfit}") from None
     check_range(key, parameter.name, value, ranges)
     return value
@@ -80,7 +80,7 @@ def convert(value: Any, annotation: ast.expr | None, module: Module) -> Any:
         case ast.Constant(value=None):
             if value is None:
                 return None
-            raise Misfit("allowed: null")
+            raise ValueMismatch("allowed: null")
         case ast.Name(id=name) if name in SCALARS:
             return scalar(value, name)
         case ast.Subscript(value=head, slice=inside):
@@ -113,9 +113,9 @@ def convert_any(value: Any, options: list[ast.expr], module: Module) -> Any:
     for option in options:
         try:
             return convert(value, option, module)
-        except Misfit as misfit:
+        except ValueMismatch as misfit:
             allowed.append(str(misfit).removeprefix("allowed: "))
-    raise Misfit("allowed: " + " or ".join(dict.fromkeys(allowed)))
+    raise ValueMismatch("allowed: " + " or ".join(dict.fromkeys(allowed)))
 
 
 def scalar(value: Any, name: str) -> Any:
@@ -127,7 +127,7 @@ def scalar(value: Any, name: str) -> Any:
         return float(value)
     if kind is str and type(value) in (int, float):
         return str(value)
-    raise Misfit(f"allowed: {words[name]}")
+    raise ValueMismatch(f"allowed: {words[name]}")
 
 
 def subscript(value: Any, head: str, inside: ast.expr | None, module: Module) -> Any:
@@ -138,16 +138,16 @@ def subscript(value: Any, head: str, inside: ast.expr | None, module: Module) ->
         return convert(value, items_of(inside)[0], module)
     if head in CONTAINERS:
         if not isinstance(value, list):
-            raise Misfit("allowed: a list, [a,b]")
+            raise ValueMismatch("allowed: a list, [a,b]")
         kinds = [item for item in items_of(inside) if ast.unparse(item) != "..."] if inside is not None else [None]
         if len(kinds) > 1:
             if len(kinds) != len(value):
-                raise Misfit(f"allowed: a list of {len(kinds)}")
+                raise ValueMismatch(f"allowed: a list of {len(kinds)}")
             return [convert(item, kind, module) for item, kind in zip(value, kinds, strict=True)]
         return [convert(item, kinds[0], module) for item in value]
     if head in MAPPINGS:
         if not isinstance(value, dict):
-            raise Misfit("allowed: a mapping, {a:1}")
+            raise ValueMismatch("allowed: a mapping, {a:1}")
         kinds = items_of(inside) if inside is not None else []
         if len(kinds) == 2:
             return {key: convert(item, kinds[1], module) for key, item in value.items()}
@@ -169,7 +169,7 @@ def one_of(value: Any, allowed: list[Any]) -> Any:
     if any(value == item and type(value) is type(item) for item in allowed):
         return value
     names = ["null" if item is None else str(item) for item in allowed]
-    raise Misfit(nearest(str(value), names))
+    raise ValueMismatch(nearest(str(value), names))
 
 
 def named(value: Any, name: str, module: Module) -> Any:

@@ -27,13 +27,13 @@ from ima.tasks.base import Task
 LossOn = Literal["answer", "text"]
 
 
-class Percepts(Protocol):
+class MediaInputs(Protocol):
     """Where a batch's perceptual input comes from. `epoch` is None in evaluation."""
 
     def __call__(self, samples: Sequence[Sample], epoch: int | None) -> dict[str, Tensor]: ...
 
 
-class CachedPercepts:
+class CachedMediaInputs:
     """Features from a store."""
 
     def __init__(self, store: FeatureStore) -> None:
@@ -43,7 +43,7 @@ class CachedPercepts:
         return {"features_BNE": self.store.read(samples)}
 
 
-class LivePercepts:
+class LiveMediaInputs:
     """Preprocessed media; the encoder runs in the step. The slow twin of the cache."""
 
     def __init__(self, source: Source, encoder: Encoder) -> None:
@@ -53,7 +53,7 @@ class LivePercepts:
         return {"media": torch.stack([self.preprocess(self.source.medium(sample)) for sample in samples])}
 
 
-class NoisePercepts:
+class NoiseMediaInputs:
     """The noise control: fresh for every medium and epoch in training, fixed by the medium in evaluation."""
 
     def __init__(self, encoder: NoiseEncoder) -> None:
@@ -63,7 +63,7 @@ class NoisePercepts:
         return {"features_BNE": self.encoder.features([sample.medium_key for sample in samples], epoch)}
 
 
-class NoPercepts:
+class NoMediaInputs:
     """The blind control: text only."""
 
     def __call__(self, samples: Sequence[Sample], epoch: int | None) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ class Collate:
         self,
         task: Task,
         llm: FrozenLLM,
-        percepts: Percepts,
+        percepts: MediaInputs,
         answers: bool = True,
         training: bool = False,
         loss_on: LossOn = "answer",

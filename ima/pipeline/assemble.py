@@ -23,7 +23,7 @@ from ima.core.assets.registry import cache_dir
 from ima.core.commands import name_of
 from ima.core.distributed import gpus_listed
 from ima.core.errors import UserError, nearest, prefix_errors
-from ima.data.collate import CachedPercepts, LivePercepts, NoisePercepts, Percepts
+from ima.data.collate import CachedMediaInputs, LiveMediaInputs, MediaInputs, NoiseMediaInputs
 from ima.data.feature_cache import FeatureStore
 from ima.data.source import Source
 from ima.interventions.base import Intervention
@@ -34,7 +34,7 @@ from ima.models.encoders.controls import NoiseEncoder
 from ima.models.llm.facts import llm_facts
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import going_to
-from ima.pipeline.parts import Channel, Parts, Stream
+from ima.pipeline.parts import EncoderAdapter, Parts, TaskStream
 from ima.tasks.base import Task
 
 
@@ -83,7 +83,7 @@ def assemble(config: dict[str, Any], llm: FrozenLLM | None = None, trained: dict
         percepts, store = percepts_of(channel.encoder, source, loader)
         name = prefix.removeprefix("mixture.").rstrip(".")
         streams.append(
-            Stream(
+            TaskStream(
                 name,
                 source,
                 task,
@@ -176,7 +176,7 @@ def channel_for(prefix: str, entry: Entry, source: Source, encoders: dict[str, E
     return name
 
 
-def build_channels(config: dict[str, Any], encoders: dict[str, Encoder], llm: FrozenLLM) -> dict[str, Channel]:
+def build_channels(config: dict[str, Any], encoders: dict[str, Encoder], llm: FrozenLLM) -> dict[str, EncoderAdapter]:
     channels = {}
     for name, (_, node) in nodes_of_channels(config).items():
         encoder = encoders[name]
@@ -184,7 +184,7 @@ def build_channels(config: dict[str, Any], encoders: dict[str, Encoder], llm: Fr
         adapter: Adapter = build({"adapter": node}, "adapter", prefix)(dim=encoder.dim, width=llm.width)
         if encoder.modality == "audio" and isinstance(adapter, PoolAdapter) and adapter.layout != "sequence":
             adapter.layout = "sequence"  # sounds have no grid, whatever their number of tokens
-        channels[name] = Channel(name, encoder, adapter)
+        channels[name] = EncoderAdapter(name, encoder, adapter)
     if len(channels) == 1:
         only = next(iter(channels.values()))
         only.name = ""
@@ -192,13 +192,13 @@ def build_channels(config: dict[str, Any], encoders: dict[str, Encoder], llm: Fr
     return channels
 
 
-def percepts_of(encoder: Encoder, source: Source, loader: Loader) -> tuple[Percepts, FeatureStore | None]:
+def percepts_of(encoder: Encoder, source: Source, loader: Loader) -> tuple[MediaInputs, FeatureStore | None]:
     if isinstance(encoder, NoiseEncoder):
-        return NoisePercepts(encoder), None
+        return NoiseMediaInputs(encoder), None
     if loader.cache_features and encoder.deterministic:
         store = FeatureStore(cache_dir(), source, encoder, loader.cache_dtype)
-        return CachedPercepts(store), store
-    return LivePercepts(source, encoder), None
+        return CachedMediaInputs(store), store
+    return LiveMediaInputs(source, encoder), None
 
 
 def build_interventions(config: dict[str, Any]) -> dict[str, Intervention]:

@@ -14,7 +14,7 @@ from ima.alignment.word_bank import WordBank, bank_layers, contexts_of, texts_of
 from ima.core.errors import UserError
 from ima.core.progress import progress
 from ima.core.types import Sample
-from ima.data.collate import Percepts
+from ima.data.collate import MediaInputs
 from ima.data.source import Source
 from ima.models.llm.frozen import FrozenLLM
 
@@ -78,7 +78,7 @@ def lines_of(path: str) -> list[str]:
 
 
 @torch.no_grad()
-def beside_of(samples: Sequence[Sample], percepts: Percepts, module: Any, channel: str, batch_size: int) -> Beside:
+def beside_of(samples: Sequence[Sample], percepts: MediaInputs, module: Any, channel: str, batch_size: int) -> Beside:
     """module: of which a live encoder is taken. No features where a sample shows several media or none."""
     labels = {name: [str(sample.facts.get(name) or "") for sample in samples] for name in LABELS}
     shown = shown_by(samples)

@@ -23,7 +23,7 @@ from ima.interventions.prune.calibration import Inputs
 from ima.models.llm.frozen import FrozenLLM
 from ima.pipeline.assemble import assemble
 from ima.pipeline.checkpoint import load_adapter
-from ima.pipeline.parts import Stream
+from ima.pipeline.parts import TaskStream
 from ima.pipeline.stages import apply_stage
 from ima.runs.find import PARTS, find_adapter, run_config, run_folder
 from ima.runs.identity import canonical
@@ -80,7 +80,7 @@ class CalibrationTask:
                     x_BSD, roles_BS, labels_BS = model.splice(batch)
                     yield x_BSD.detach(), roles_BS, labels_BS
 
-    def chosen(self, stream: Stream, num: int, device: torch.device) -> list[Sample]:
+    def chosen(self, stream: TaskStream, num: int, device: torch.device) -> list[Sample]:
         """The seeded draw from an entry's training split, its features computed."""
         if "train" not in stream.source.splits:
             raise UserError(f"{self.folder}: {stream.source.name} has no training split to calibrate on")

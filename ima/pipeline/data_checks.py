@@ -13,10 +13,10 @@ from torch import Tensor
 from ima.core.errors import UserError
 from ima.core.media import Clip, spaced
 from ima.core.types import Sample
-from ima.data.collate import Collate, LivePercepts, NoPercepts
+from ima.data.collate import Collate, LiveMediaInputs, NoMediaInputs
 from ima.data.feature_cache import read_media
 from ima.models.llm.positions import too_long
-from ima.pipeline.parts import Parts, Stream
+from ima.pipeline.parts import Parts, TaskStream
 from ima.pipeline.predictions import NUM_SHOWN, varied
 
 NUM_LOOKED_AT = 8  # frames of a clip
@@ -35,17 +35,17 @@ class PreparedSamples:
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def check_lengths(parts: Parts, stream: Stream, shown: PreparedSamples) -> None:
+def check_lengths(parts: Parts, stream: TaskStream, shown: PreparedSamples) -> None:
     """Raises UserError naming a sample that needs more positions than the LLM has. Only texts that could be too long
     are tokenised, and of many the longest ones; the passes themselves check all."""
     limit = parts.llm.num_positions
     if limit is None:
         return
     per_medium = stream.channel.adapter.num_tokens or stream.channel.encoder.num_tokens
-    learnt = stream.collate(parts.llm, NoPercepts())
+    learnt = stream.collate(parts.llm, NoMediaInputs())
     for sample in longest(itertools.chain(shown.train, shown.val), limit, per_medium):
         check_length(parts, learnt, sample, per_medium, 0)
-    asked, new = stream.collate(parts.llm, NoPercepts(), answers=False), stream.task.max_new_tokens
+    asked, new = stream.collate(parts.llm, NoMediaInputs(), answers=False), stream.task.max_new_tokens
     for sample in longest(itertools.chain(*shown.tracks.values()), limit - new, per_medium):
         if not stream.task.candidates_for(sample):
             check_length(parts, asked, sample, per_medium, new)
@@ -88,13 +88,13 @@ def check_media(parts: Parts, shown: Sequence[PreparedSamples]) -> None:
             )
 
 
-def check_shown_media(stream: Stream, shown: PreparedSamples) -> None:
+def check_shown_media(stream: TaskStream, shown: PreparedSamples) -> None:
     """Reads the media that the run will show at its end, where it has not read them for its features (noise, live
     media): what is missing stops the run now, not after its training."""
     tracks = {**shown.tracks, **shown.controls}
     chosen = [samples[place] for samples in tracks.values() for place in varied(samples, NUM_SHOWN)]
     media = {medium.medium_key: medium for sample in chosen for medium in sample.media_samples[:1]}
-    if isinstance(stream.percepts, LivePercepts):
+    if isinstance(stream.percepts, LiveMediaInputs):
         measured = itertools.chain(shown.val, *tracks.values())
         media |= {medium.medium_key: medium for sample in measured for medium in sample.media_samples}
     t = stream.loader
@@ -117,5 +117,5 @@ class Look:
         return torch.empty(0)
 
 
-def look_of(stream: Stream) -> Look:
-    return Look(stream.channel.encoder.preprocess if isinstance(stream.percepts, LivePercepts) else None)
+def look_of(stream: TaskStream) -> Look:
+    return Look(stream.channel.encoder.preprocess if isinstance(stream.percepts, LiveMediaInputs) else None)

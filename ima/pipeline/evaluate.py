@@ -27,7 +27,7 @@ from ima.pipeline.assemble import assemble, build_interventions, device_of
 from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer
 from ima.pipeline.checkpoint import load_adapter, load_llm
 from ima.pipeline.hf_evaluator import LmmCalibration, LmmEvaluator
-from ima.pipeline.parts import Parts, Stream
+from ima.pipeline.parts import Parts, TaskStream
 from ima.pipeline.plan_seconds import Passes, plan_seconds, say_seconds, time_passes
 from ima.pipeline.prepare import (
     NUM_TYPICAL,
@@ -123,7 +123,7 @@ def measure_whole(config: dict[str, Any], folder: Path, command: str) -> RunReco
                 lmm: Lmm = build(config, "lmm").to(device)
             check_shown(source, lmm.modalities, lmm.llm.name)
         nothing: Any = None  # no encoder and no adapter of ours
-        stream = Stream("", source, task, nothing, nothing, None, loader, evaluation)
+        stream = TaskStream("", source, task, nothing, nothing, None, loader, evaluation)
         split = alignment.split if alignment else "val"
         val = stream.samples(split, evaluation.num_samples) if split in source.splits else []
         evaluator = LmmEvaluator(lmm, task, source, loader.eval_batch_size, loader.num_workers)
@@ -184,6 +184,6 @@ def whole_plan_seconds(
     return time_passes(lmm.llm, interventions, passes, len(batch))
 
 
-def whole_facts(lmm: Lmm, stream: Stream) -> dict[str, Any]:
+def whole_facts(lmm: Lmm, stream: TaskStream) -> dict[str, Any]:
     num_frozen = sum(p.numel() for p in lmm.whole.parameters())
     return llm_facts(lmm.llm) | task_facts(stream) | {"num_trainable": 0, "num_frozen": num_frozen}

@@ -27,7 +27,7 @@ from ima.core.distributed import num_ranks, rank
 from ima.core.metric_names import LIMITS, limit_score
 from ima.core.progress import progress
 from ima.core.types import Row, Sample, Site
-from ima.data.collate import Collate, NoPercepts, Percepts
+from ima.data.collate import Collate, MediaInputs, NoMediaInputs
 from ima.data.loader import eval_loader
 from ima.data.source import Source
 from ima.models.llm.frozen import FrozenLLM
@@ -62,7 +62,7 @@ class Evaluator:
         module: Multimodal,
         task: Task,
         source: Source,
-        percepts: Percepts,
+        percepts: MediaInputs,
         batch_size: int,
         num_workers: int = 0,
         channel: str = "",
@@ -156,7 +156,7 @@ class Evaluator:
     @torch.no_grad()
     def _show(self, samples: Sequence[Sample], tap: Tap) -> None:
         """A pass over the texts of these samples alone; every rank makes it over all of them."""
-        collate = self._collate(NoPercepts())
+        collate = self._collate(NoMediaInputs())
         with tap, progress(len(samples), "measure texts alone", "text") as advance:
             for start in range(0, len(samples), self.batch_size):
                 part = samples[start : start + self.batch_size]
@@ -169,7 +169,7 @@ class Evaluator:
 
     def _shown_text(self, sample: Sample) -> TextKey:
         """Token ids of a sample's text with its answer and without its media, and their roles."""
-        ids, roles, _ = self._collate(NoPercepts()).text(sample, 0)
+        ids, roles, _ = self._collate(NoMediaInputs()).text(sample, 0)
         return tuple(ids), tuple(roles)
 
     @torch.no_grad()
@@ -195,7 +195,7 @@ class Evaluator:
         """Generated text of every sample, in the order of `samples`, on all ranks. `blind`: no perceptual tokens, so
         that samples that show the model the same text share one generation."""
         start = time.perf_counter()
-        percepts: Percepts = NoPercepts() if blind else self.percepts
+        percepts: MediaInputs = NoMediaInputs() if blind else self.percepts
         asked, shown = list(samples), dict[str, str]()
         if blind:
             shown = {sample.id: self._shown_blind(sample) for sample in samples}
@@ -227,10 +227,10 @@ class Evaluator:
         return f"blind/{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}"
 
     def _asked_blind(self, sample: Sample) -> tuple[int, ...]:
-        return tuple(self._collate(NoPercepts(), answers=False).text(sample, 0)[0])
+        return tuple(self._collate(NoMediaInputs(), answers=False).text(sample, 0)[0])
 
     @torch.no_grad()
-    def _likeliest(self, samples: Sequence[Sample], percepts: Percepts) -> dict[str, str]:
+    def _likeliest(self, samples: Sequence[Sample], percepts: MediaInputs) -> dict[str, str]:
         """This rank's samples by id -> the candidate whose tokens are likeliest on average."""
         module, best = self.module, dict[str, tuple[float, str]]()
         asked = Candidates(self.task)  # type: ignore[abstract]  # only its texts are asked for
@@ -262,7 +262,7 @@ class Evaluator:
         """Metrics with intervals; idf always from the references of the whole split."""
         return self.task.score(predictions, [sample.references for sample in self.source.samples(split)])
 
-    def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
+    def _collate(self, percepts: MediaInputs, answers: bool = True, task: Task | None = None) -> Any:
         asked, llm = task or self.task, self.module.llm
         return Collate(asked, llm, percepts, answers, channel=self.channel, max_tokens=self.max_tokens)
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from ima.alignment.pairing import TextKey
 from ima.core.errors import UserError
 from ima.core.types import Role, Sample
-from ima.data.collate import NoPercepts, Percepts
+from ima.data.collate import MediaInputs, NoMediaInputs
 from ima.data.source import Source
 from ima.interventions.prune.calibration import Inputs
-from ima.models.hf_multimodal import Laid, Lmm, LmmBatch, batch_of
+from ima.models.hf_multimodal import Lmm, LmmBatch, TokenizedSample, batch_of
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pieces import Before
 from ima.pipeline.evaluator import Evaluator
@@ -42,7 +42,7 @@ class LmmCollate:
         laid, labels = [row for row, _ in rows], [each for _, each in rows]
         return batch_of([sample for sample, _ in items], laid, labels, self.kind, self.pad_id, left=not self.answers)
 
-    def row(self, sample: Sample, draw: int) -> tuple[Laid, list[int]]:
+    def row(self, sample: Sample, draw: int) -> tuple[TokenizedSample, list[int]]:
         """Of one sample: what enters the model, and labels."""
         prompt, shown = self.task.prompt_for(sample), () if self.blind else sample.media_samples
         laid = self.layout.lay(prompt, [self.source.medium(medium) for medium in shown], self.source.modality)
@@ -82,15 +82,15 @@ class LmmEvaluator(Evaluator):
         return {Role(role).name.lower(): round(sum(row.count(role) for row in rows) / len(rows)) for role in roles}
 
     def _asked_blind(self, sample: Sample) -> tuple[int, ...]:
-        laid, _ = self._collate(NoPercepts(), answers=False).row(sample, 0)
+        laid, _ = self._collate(NoMediaInputs(), answers=False).row(sample, 0)
         return tuple(laid.tokens["input_ids"])
 
     def _shown_text(self, sample: Sample) -> TextKey:
-        laid, _ = self._collate(NoPercepts()).row(sample, 0)
+        laid, _ = self._collate(NoMediaInputs()).row(sample, 0)
         return tuple(laid.tokens["input_ids"]), tuple(laid.roles)
 
-    def _collate(self, percepts: Percepts, answers: bool = True, task: Task | None = None) -> Any:
-        return LmmCollate(task or self.task, self.source, self.lmm, answers, isinstance(percepts, NoPercepts))
+    def _collate(self, percepts: MediaInputs, answers: bool = True, task: Task | None = None) -> Any:
+        return LmmCollate(task or self.task, self.source, self.lmm, answers, isinstance(percepts, NoMediaInputs))
 
 
 class LmmCalibration:

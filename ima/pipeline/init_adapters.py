@@ -12,7 +12,7 @@ from ima.core.errors import UserError
 from ima.core.types import Sample
 from ima.models.llava import is_foreign
 from ima.pipeline.checkpoint import load_adapter, load_llm
-from ima.pipeline.parts import Parts, Stream
+from ima.pipeline.parts import Parts, TaskStream
 from ima.runs.find import run_folder
 from ima.runs.record import read_record
 
@@ -55,7 +55,7 @@ def scale_adapter_output(parts: Parts, pool: Sequence[Sample]) -> dict[str, floa
 
 
 @torch.no_grad()
-def scale_channel(parts: Parts, stream: Stream, pool: Sequence[Sample]) -> dict[str, float] | None:
+def scale_channel(parts: Parts, stream: TaskStream, pool: Sequence[Sample]) -> dict[str, float] | None:
     """The same of any stream, on the features of some samples; the norms before and after. None where no sample shows
     anything."""
     samples = list(pool[:: max(1, len(pool) // NUM_SCALE_SAMPLES)])[:NUM_SCALE_SAMPLES]

@@ -12,7 +12,7 @@ import torch
 from ima.config.settings import Alignment, Evaluation, Flags, Loader
 from ima.core.errors import UserError, prefix_errors
 from ima.core.types import Sample
-from ima.data.collate import Collate, LivePercepts, Percepts
+from ima.data.collate import Collate, LiveMediaInputs, MediaInputs
 from ima.data.feature_cache import FeatureStore
 from ima.data.source import Source
 from ima.interventions.base import Intervention, Setting
@@ -27,7 +27,7 @@ TEST_TRACKS = (("T0", "T1"), ("test",), ("val",))  # the first of these that a s
 
 
 @dataclasses.dataclass
-class Channel:
+class EncoderAdapter:
     """An encoder with the adapter that its features go through. name: "" where a run has one."""
 
     name: str
@@ -36,14 +36,14 @@ class Channel:
 
 
 @dataclasses.dataclass
-class Stream:
+class TaskStream:
     """One entry of a mixture, made: a source, its task and the channel of its media. name: "" in a run of one task."""
 
     name: str
     source: Source
     task: Task
-    channel: Channel
-    percepts: Percepts
+    channel: EncoderAdapter
+    percepts: MediaInputs
     store: FeatureStore | None
     loader: Loader
     evaluation: Evaluation
@@ -89,7 +89,7 @@ class Stream:
             for name in (self.source.controls if self.channel.encoder.reads_medium else ())
         }
 
-    def collate(self, llm: FrozenLLM, percepts: Percepts | None = None, **options: Any) -> Collate:
+    def collate(self, llm: FrozenLLM, percepts: MediaInputs | None = None, **options: Any) -> Collate:
         """percepts: others than its own."""
         mine = self.percepts if percepts is None else percepts
         return Collate(self.task, llm, mine, channel=self.channel.name, max_tokens=self.loader.max_tokens, **options)
@@ -100,8 +100,8 @@ class Parts:
     """Everything a run is made of, instantiated from its config. A run of one task has one channel and one stream;
     `encoder`, `source`, ... are those of the first."""
 
-    channels: dict[str, Channel]
-    streams: list[Stream]
+    channels: dict[str, EncoderAdapter]
+    streams: list[TaskStream]
     llm: FrozenLLM
     flags: Flags
     loader: Loader
@@ -135,7 +135,7 @@ class Parts:
         return self.streams[0].source
 
     @property
-    def percepts(self) -> Percepts:
+    def percepts(self) -> MediaInputs:
         return self.streams[0].percepts
 
     @property
@@ -161,7 +161,7 @@ class Parts:
     def model(self, live: bool = False) -> MultimodalModel:
         """The network of the run. live: with every encoder, for media that were never seen; else it holds those
         encoders whose features are not cached."""
-        used = [s.channel for s in self.streams if live or isinstance(s.percepts, LivePercepts)]
+        used = [s.channel for s in self.streams if live or isinstance(s.percepts, LiveMediaInputs)]
         found = {channel.name: channel.encoder for channel in used}
         encoder = found.get("") if "" in self.channels else torch.nn.ModuleDict(found) if found else None
         return MultimodalModel(self.adapter, self.llm, encoder)

@@ -17,7 +17,7 @@ from ima.core.commands import name_of
 from ima.core.errors import UserError
 from ima.core.progress import progress
 from ima.core.types import Sample
-from ima.data.collate import NoPercepts
+from ima.data.collate import NoMediaInputs
 from ima.data.feature_cache import read_media
 from ima.interventions.base import Setting
 from ima.interventions.plan import Plan, mean_tokens, plan_facts, plan_of, plan_table
@@ -26,7 +26,7 @@ from ima.models.llm.compiled import CompiledBlocks
 from ima.models.llm.frozen import FrozenLLM
 from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.data_checks import PreparedSamples, check_lengths, check_media, check_shown_media, look_of
-from ima.pipeline.parts import Parts, Stream
+from ima.pipeline.parts import Parts, TaskStream
 
 NUM_TYPICAL = 64  # samples whose prompts are counted
 
@@ -54,7 +54,7 @@ def check_splits(parts: Parts) -> None:
             raise UserError(f"{key}: no entry of the mixture has a split {split!r}; they have {', '.join(there)}")
 
 
-def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> PreparedSamples:
+def stream_ready(parts: Parts, stream: TaskStream, training: bool, report: bool) -> PreparedSamples:
     loader, source = parts.loader, stream.source
     split = measured_split(parts)
     if training and "train" not in source.splits:
@@ -80,7 +80,7 @@ def stream_ready(parts: Parts, stream: Stream, training: bool, report: bool) -> 
     return without(prepared, bad, split, stream, report) if bad else prepared
 
 
-def find_unreadable(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> dict[str, str]:
+def find_unreadable(parts: Parts, stream: TaskStream, samples: Iterable[Sample]) -> dict[str, str]:
     """Read each medium once as the run will; medium key -> why it cannot be read."""
     unique = list({sample.medium_key: sample for sample in samples}.values())
     look = look_of(stream)
@@ -93,7 +93,7 @@ def find_unreadable(parts: Parts, stream: Stream, samples: Iterable[Sample]) -> 
 
 
 def without(
-    prepared: PreparedSamples, bad: dict[str, str], split: str, stream: Stream, report: bool
+    prepared: PreparedSamples, bad: dict[str, str], split: str, stream: TaskStream, report: bool
 ) -> PreparedSamples:
     """`prepared` without the samples of bad media. Raises UserError where nothing is left of a part.
 
@@ -181,7 +181,7 @@ def llm_facts(llm: FrozenLLM) -> dict[str, Any]:
     }
 
 
-def stream_facts(stream: Stream) -> dict[str, Any]:
+def stream_facts(stream: TaskStream) -> dict[str, Any]:
     encoder = stream.channel.encoder
     return {
         "encoder": type(encoder).__name__,
@@ -193,7 +193,7 @@ def stream_facts(stream: Stream) -> dict[str, Any]:
     }
 
 
-def task_facts(stream: Stream) -> dict[str, Any]:
+def task_facts(stream: TaskStream) -> dict[str, Any]:
     """What is asked of which data."""
     source = stream.source
     return {
@@ -225,7 +225,7 @@ def resolve_plan(
 def typical_tokens(parts: Parts, prepared: Sequence[PreparedSamples]) -> dict[str, int]:
     """Tokens of each role in a typical prompt (of a mixture: of its first entry)."""
     stream, one = parts.streams[0], prepared[0]
-    collate = stream.collate(parts.llm, NoPercepts(), answers=False)
+    collate = stream.collate(parts.llm, NoMediaInputs(), answers=False)
     samples = one.val or next(iter(one.tracks.values()), [])
     roles = [collate.text(sample, 0)[1] for sample in samples[:NUM_TYPICAL]]
     return mean_tokens(roles, stream.channel.adapter.num_tokens or stream.channel.encoder.num_tokens)

@@ -19,7 +19,7 @@ from ima.pipeline.callbacks import AlignmentLogger, GenerationScorer
 from ima.pipeline.data_checks import PreparedSamples
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.moments import Part
-from ima.pipeline.parts import Parts, Stream
+from ima.pipeline.parts import Parts, TaskStream
 from ima.pipeline.predictions import Final
 from ima.pipeline.recorder import Recorder
 from ima.report.entry_table import csv_of, entry_lines, text_rows
@@ -28,7 +28,7 @@ from ima.runs.record import RunRecord
 
 @dataclasses.dataclass
 class Measure:
-    stream: Stream
+    stream: TaskStream
     recorder: Recorder
     evaluator: Evaluator
     scorer: GenerationScorer
@@ -60,7 +60,7 @@ def measures_of(
     return out
 
 
-def facts_of(stream: Stream) -> dict[str, Any]:
+def facts_of(stream: TaskStream) -> dict[str, Any]:
     """The fields of rows that tell what a stream is."""
     return {"task": stream.task.name, "dataset_a": stream.source.name, "modality_a": stream.source.modality}
 

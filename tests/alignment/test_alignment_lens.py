@@ -11,7 +11,7 @@ from test_alignment_groups import at, evaluator_of, measured
 from test_alignment_measurement import BASE
 from torch.nn.functional import normalize
 
-from ima.alignment.contextual_lens import Ask, ContextualLens, Shown, Vocabulary, of_bank, shares_of
+from ima.alignment.contextual_lens import Ask, ContextualLens, LensSamples, Vocabulary, of_bank, shares_of
 from ima.alignment.kept_percepts import KeptPercepts, centred
 from ima.alignment.lens_shares import Shares, Wanted
 from ima.alignment.naming import Namer
@@ -121,7 +121,7 @@ def test_shares_and_chance_equal_loops_over_tokens_words_and_media(k):
     tokens[1][0] = tokens[4][1]  # two tokens that tie
     bank.state_LCD[0, -1] = bank.state_LCD[0, 0]  # two words that tie
     sets = sorted(set(nouns), key=sorted)
-    shown = Shown([str(i) for i in range(7)], [f"c{i}" for i in range(7)], nouns, None)
+    shown = LensSamples([str(i) for i in range(7)], [f"c{i}" for i in range(7)], nouns, None)
     (found,) = shares_of(centred(tokens), of_bank(bank), [Ask(Wanted.of(sets, named), k)], shown)
     brute = brute_share(tokens, bank, nouns, named, k)
     for (index, wanted), value in brute.items():
@@ -147,7 +147,7 @@ def test_on_a_planted_bank_the_share_is_one_and_chance_is_what_other_media_say(l
     tokens = [bank.state_LCD[0, 2 * index : 2 * index + 2] for index in range(12)]
     nouns = [frozenset({name}) for name in bank.words[:12]]
     sets = sorted(set(nouns), key=sorted)
-    shown = Shown(names, names, nouns, None)
+    shown = LensSamples(names, names, nouns, None)
     (found,) = shares_of(centred(tokens), of_bank(bank), [Ask(Wanted.of(sets, named))], shown)
     assert float(found.value_M.min()) == 1.0
     share = found.share_MS
@@ -167,7 +167,7 @@ def test_on_noise_the_interval_covers_chance():
         tokens = list(views + 0.5 * torch.randn(60, 4, WIDTH, generator=generator))
         order = [2 * (index % 30) + index // 30 for index in range(60)]  # nouns and pairs of views are crossed
         nouns = [nouns[(index // 2) % 10] for index in range(60)]
-        shown = Shown([f"s{i}" for i in order], [f"c{i // 2}" for i in range(60)], nouns, None)
+        shown = LensSamples([f"s{i}" for i in order], [f"c{i // 2}" for i in range(60)], nouns, None)
         sets = sorted(set(nouns), key=sorted)
         (found,) = shares_of(centred(tokens), of_bank(bank), [Ask(Wanted.of(sets, named))], shown)
         interval = found.difference()
@@ -261,7 +261,7 @@ def test_three_ways_to_look_words_up_are_compared_on_the_same_media_by_loops(llm
     bank = word_bank(
         llm, contexts_of([f"x {letter}" for letter in "abcdefghij"], llm.encode, llm.bos_id, Letters()), nothing
     )
-    shown = Shown(
+    shown = LensSamples(
         [str(i) for i in range(num)],
         [f"c{i}" for i in range(num)],
         [frozenset({letters[i % 6]}) for i in range(num)],
@@ -291,5 +291,5 @@ def test_percepts_without_a_token_are_left_out_of_the_lens(llm):
     percepts.see(0, Site.RESID_POST, torch.ones(2, 2, WIDTH))
     percepts.end()
     bank = random_bank(names=("cow", "cat"))
-    shown = Shown(["a", "b"], ["a", "b"], [frozenset({"cow"})] * 2, Namer("stamps"))
+    shown = LensSamples(["a", "b"], ["a", "b"], [frozenset({"cow"})] * 2, Namer("stamps"))
     assert ContextualLens(bank, percepts, shown, llm).shown.ids == ["a"]

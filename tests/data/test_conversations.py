@@ -16,7 +16,7 @@ from PIL import Image
 
 from ima.core.errors import UserError
 from ima.core.types import MEDIUM, Role, Sample
-from ima.data.collate import Collate, NoPercepts
+from ima.data.collate import Collate, NoMediaInputs
 from ima.data.corpora.conversations import Conversations
 from ima.models.llm.chat import TEMPLATES, ChatFormat
 from ima.models.llm.frozen import FrozenLLM
@@ -60,7 +60,7 @@ SNAPSHOTS = {
 @pytest.mark.parametrize("chat", FORMATS)
 def test_each_format_looks_as_it_does_and_supervises_what_is_in_brackets(chat: str) -> None:
     llm = llm_of(chat)
-    ids, _, labels, _ = Collate(ConversationTask(), llm, NoPercepts()).lay(sample_of(ASKED), 0)
+    ids, _, labels, _ = Collate(ConversationTask(), llm, NoMediaInputs()).lay(sample_of(ASKED), 0)
     shown, inside = "", False
     for token, label in zip(ids, labels, strict=True):
         if (label != -100) != inside:
@@ -90,7 +90,7 @@ def test_what_is_learnt_is_the_assistants_turns_with_their_ends_and_nothing_else
     for index, (asked, said) in enumerate(talk):
         turns += [("user", MEDIUM * marks.count(index) + asked), ("assistant", said)]
     sample = sample_of(turns, len(places))
-    laid = Collate(ConversationTask(), llm, NoPercepts()).lay(sample, 0)
+    laid = Collate(ConversationTask(), llm, NoMediaInputs()).lay(sample, 0)
     assert len(laid.ids) == len(laid.roles) == len(laid.labels) and len(laid.places) == len(places)
     learnt = [label for label in laid.labels if label != -100]
     assert all(label in (-100, token) for label, token in zip(laid.labels, laid.ids, strict=True))
@@ -103,7 +103,7 @@ def test_what_is_learnt_is_the_assistants_turns_with_their_ends_and_nothing_else
     assert llm.tokenizer.decode(answers) == "".join(lead + said.strip() for _, said in talk)
     assert not {*answers, *prompts} & llm.chat.special, "what is said holds no special token"
     # generation sees the same ids up to where the last answer begins
-    asked_only = Collate(ConversationTask(), llm, NoPercepts(), answers=False).lay(sample, 0)
+    asked_only = Collate(ConversationTask(), llm, NoMediaInputs(), answers=False).lay(sample, 0)
     last = len(laid.labels) - next(i for i, label in enumerate(reversed(laid.labels)) if label == -100)
     assert asked_only.ids == laid.ids[:last]
 
@@ -111,7 +111,7 @@ def test_what_is_learnt_is_the_assistants_turns_with_their_ends_and_nothing_else
 def test_media_stand_at_their_marks() -> None:
     llm = llm_of("chatml")
     turns = [("user", f"{MEDIUM}\nand {MEDIUM}?"), ("assistant", "two")]
-    laid = Collate(ConversationTask(), llm, NoPercepts()).lay(sample_of(turns, 2), 0)
+    laid = Collate(ConversationTask(), llm, NoMediaInputs()).lay(sample_of(turns, 2), 0)
     before = [llm.tokenizer.decode(laid.ids[:place]) for place in laid.places]
     assert before == ["<|im_start|>user\n", "<|im_start|>user\n\nand "]
 
@@ -119,7 +119,7 @@ def test_media_stand_at_their_marks() -> None:
 def test_a_task_of_one_question_is_asked_by_the_template_too() -> None:
     llm = llm_of("chatml")
     sample = Sample("s", "train", "train", "image", ("cat",))
-    laid = Collate(CaptionTask(prompt="Name it."), llm, NoPercepts()).lay(sample, 0)
+    laid = Collate(CaptionTask(prompt="Name it."), llm, NoMediaInputs()).lay(sample, 0)
     assert llm.tokenizer.decode(laid.ids) == (
         "<|im_start|>user\n\nName it.<|im_end|>\n<|im_start|>assistant\ncat<|im_end|>"
     )
@@ -136,18 +136,18 @@ def test_a_task_of_one_question_is_asked_by_the_template_too() -> None:
 )
 def test_what_cannot_be_learnt_is_refused_by_name(turns: Any, media: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Collate(ConversationTask(), llm_of("chatml"), NoPercepts()).lay(sample_of(turns, media), 0)
+        Collate(ConversationTask(), llm_of("chatml"), NoMediaInputs()).lay(sample_of(turns, media), 0)
 
 
 def test_a_long_conversation_is_cut_and_refused_where_no_answer_is_left() -> None:
     sample = sample_of(ASKED)
     llm = llm_of("chatml")
-    whole = Collate(ConversationTask(), llm, NoPercepts()).lay(sample, 0)
+    whole = Collate(ConversationTask(), llm, NoMediaInputs()).lay(sample, 0)
     first = next(index for index, label in enumerate(whole.labels) if label != -100)
-    cut = Collate(ConversationTask(), llm, NoPercepts(), max_tokens=first + 3).lay(sample, 0)
+    cut = Collate(ConversationTask(), llm, NoMediaInputs(), max_tokens=first + 3).lay(sample, 0)
     assert cut.ids == whole.ids[: first + 3] and sum(label != -100 for label in cut.labels) == 3
     with pytest.raises(UserError, match="sample c/1: no token of it is supervised"):
-        Collate(ConversationTask(), llm, NoPercepts(), max_tokens=first).lay(sample, 0)
+        Collate(ConversationTask(), llm, NoMediaInputs(), max_tokens=first).lay(sample, 0)
 
 
 @pytest.mark.parametrize(
@@ -294,14 +294,14 @@ def test_blind_samples_that_show_the_same_text_share_a_generation_and_no_others(
             return [f"said {sample.turns[1][1]}" for sample in batch.samples]
 
     nothing: Any = None
-    evaluator = Evaluator(Model(), ConversationTask(), nothing, NoPercepts(), 4)  # type: ignore[arg-type]
+    evaluator = Evaluator(Model(), ConversationTask(), nothing, NoMediaInputs(), 4)  # type: ignore[arg-type]
     found = evaluator.predict(samples, blind=True)
     assert [prediction.text for prediction in found] == ["said A cat.", "said A cat.", "said A dog."]
     assert len(set(asked)) == len(asked) == 2, "what is shown names the draw, not the sample that comes last"
     # of one question, but other options to choose from
     options = [dataclasses.replace(sample_of([]), question="Which?", facts={"choices": names}, id=name)
                for name, names in (("a", ("x", "y")), ("b", ("u", "v")))]  # fmt: skip
-    choosing = Evaluator(Model(), ChoiceTask("{question}", "likelihood"), nothing, NoPercepts(), 4)  # type: ignore[arg-type]
+    choosing = Evaluator(Model(), ChoiceTask("{question}", "likelihood"), nothing, NoMediaInputs(), 4)  # type: ignore[arg-type]
     monkeypatch.setattr(choosing, "_likeliest", lambda chosen, _percepts: {s.id: s.facts["choices"][0] for s in chosen})
     assert [prediction.text for prediction in choosing.predict(options, blind=True)] == ["x", "u"]
 

@@ -16,7 +16,7 @@ from PIL import Image
 import ima.data.feature_cache
 from ima.core.errors import UserError
 from ima.core.types import Batch, Role, Sample
-from ima.data.collate import CachedPercepts, Collate, LivePercepts, NoisePercepts, NoPercepts
+from ima.data.collate import CachedMediaInputs, Collate, LiveMediaInputs, NoiseMediaInputs, NoMediaInputs
 from ima.data.feature_cache import FeatureStore
 from ima.data.loader import TrainLoader, eval_loader, schedule
 from ima.models.encoders.base import Encoder, fingerprint_of
@@ -81,7 +81,7 @@ def llm():  # type: ignore[no-untyped-def]
 
 
 def collate(llm, **options) -> Collate:  # type: ignore[no-untyped-def]
-    return Collate(CaptionTask(prompt="see:"), llm, options.pop("percepts", NoPercepts()), **options)
+    return Collate(CaptionTask(prompt="see:"), llm, options.pop("percepts", NoMediaInputs()), **options)
 
 
 # -- collate -----------------------------------------------------------------------------------------------------------
@@ -121,11 +121,11 @@ def test_a_sample_without_a_target_is_named(llm) -> None:  # type: ignore[no-unt
     task = CaptionTask(prompt="")
     empty = Sample("g/empty", "train", "train", "image", ("",))
     with pytest.raises(UserError, match="g/empty.*nothing to learn"):
-        Collate(task, llm, NoPercepts())([(empty, 0)])
+        Collate(task, llm, NoMediaInputs())([(empty, 0)])
 
 
 def test_noise_is_fresh_in_each_epoch_of_training_and_fixed_in_evaluation(llm) -> None:  # type: ignore[no-untyped-def]
-    noise, samples = NoisePercepts(NoiseEncoder(dim=3, num_tokens=2)), Grey(2).samples("train")
+    noise, samples = NoiseMediaInputs(NoiseEncoder(dim=3, num_tokens=2)), Grey(2).samples("train")
 
     def seen(training: bool, draw: int) -> torch.Tensor:
         features = collate(llm, percepts=noise, training=training)([(s, draw) for s in samples]).features_BNE
@@ -139,7 +139,7 @@ def test_noise_is_fresh_in_each_epoch_of_training_and_fixed_in_evaluation(llm) -
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
 def test_splitting_a_batch_keeps_everything(llm, size: int) -> None:  # type: ignore[no-untyped-def]
-    noise = NoisePercepts(NoiseEncoder(dim=3, num_tokens=2))
+    noise = NoiseMediaInputs(NoiseEncoder(dim=3, num_tokens=2))
     batch = collate(llm, percepts=noise)([(sample, 0) for sample in Grey(5).samples("train")])
     parts = batch.split(size)
     assert [len(part) for part in parts] == [len(batch.samples[i : i + size]) for i in range(0, 5, size)]
@@ -261,10 +261,10 @@ def test_cached_features_are_the_live_ones_rounded_to_the_stored_type(tmp_path: 
     samples = source.samples("train")
     store = FeatureStore(tmp_path, source, encoder, dtype)
     assert store.ensure(samples, batch_size=3) == 10
-    live = encoder(LivePercepts(source, encoder)(samples, None)["media"])
+    live = encoder(LiveMediaInputs(source, encoder)(samples, None)["media"])
     expected = live.to(getattr(torch, dtype)).float()
     order = [7, 0, 9, 3, 3]
-    found = CachedPercepts(store)([samples[i] for i in order], None)["features_BNE"]
+    found = CachedMediaInputs(store)([samples[i] for i in order], None)["features_BNE"]
     assert torch.equal(found, expected[order])
     assert encoder.largest_batch == 10 and found.dtype == torch.float32
 
@@ -289,7 +289,7 @@ def test_samples_that_share_a_medium_share_its_features(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, source, Means())
     assert [store.ensure(asked), source.num_rendered, store.ensure(asked)] == [6, 6, 0]
     assert torch.equal(store.read(asked), store.read(source.samples("train")).repeat(3, 1, 1))
-    noise = NoisePercepts(NoiseEncoder(dim=3, num_tokens=2))
+    noise = NoiseMediaInputs(NoiseEncoder(dim=3, num_tokens=2))
     first, again, other = noise([asked[0], asked[6], asked[1]], 2)["features_BNE"]
     assert torch.equal(first, again) and not torch.equal(first, other)
 

@@ -10,7 +10,7 @@ import torch
 
 from ima.core.errors import UserError
 from ima.core.types import Role, Sample
-from ima.data.collate import Collate, NoPercepts
+from ima.data.collate import Collate, NoMediaInputs
 from ima.models.llm.load import tiny
 from ima.models.llm.pass_context import Generation
 from ima.models.llm.positions import num_positions
@@ -65,7 +65,7 @@ def stream_of(llm: Any, max_tokens: int | None = None) -> tuple[Any, Any]:
     stream = SimpleNamespace(
         channel=SimpleNamespace(adapter=part, encoder=part),
         task=task,
-        collate=lambda llm, percepts, **options: Collate(task, llm, NoPercepts(), max_tokens=max_tokens, **options),
+        collate=lambda llm, percepts, **options: Collate(task, llm, NoMediaInputs(), max_tokens=max_tokens, **options),
     )
     return SimpleNamespace(llm=llm), stream
 

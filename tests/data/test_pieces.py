@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ima.core.types import MEDIUM, Sample
-from ima.data.collate import Collate, NoPercepts
+from ima.data.collate import Collate, NoMediaInputs
 from ima.models.llm.chat import TEMPLATES, TOKENS
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.pieces import Before, PieceTokenizer
@@ -66,9 +66,9 @@ def whole(llm: FrozenLLM, text: str) -> list[int]:
 def test_prompt_and_answer_have_the_ids_of_the_whole_text(kind: str, prompt: str) -> None:
     llm, task = llm_of(kind), CaptionTask(prompt)
     sample = Sample("a/1", "train", "train", "image", ("a cat is nice",))
-    laid = Collate(task, llm, NoPercepts()).lay(sample, 0)
+    laid = Collate(task, llm, NoMediaInputs()).lay(sample, 0)
     assert laid.ids == [llm.bos_id, *whole(llm, prompt + task.target_for(sample, 0)), llm.eos_id]
-    asked = Collate(task, llm, NoPercepts(), answers=False).lay(sample, 0)
+    asked = Collate(task, llm, NoMediaInputs(), answers=False).lay(sample, 0)
     assert laid.ids[: len(asked.ids)] == asked.ids
 
 
@@ -78,7 +78,7 @@ def test_turns_have_the_ids_of_the_whole_conversation(kind: str, chat: str) -> N
     llm = llm_of(kind, chat)
     turns = (("user", "What is it?"), ("assistant", "A cat."), ("user", "Is it? a"), ("assistant", "cats"))
     sample = Sample("a/1", "train", "train", "image", ("x",), media=(), turns=turns)
-    ids = Collate(ConversationTask(), llm, NoPercepts()).lay(sample, 0).ids
+    ids = Collate(ConversationTask(), llm, NoMediaInputs()).lay(sample, 0).ids
     said = [{"role": who, "content": text} for who, text in turns]
     text = llm.tokenizer.apply_chat_template(said, tokenize=False, chat_template=TEMPLATES[chat])
     expected = whole(llm, text)
@@ -93,7 +93,7 @@ def test_pieces_around_a_medium_have_the_ids_of_the_text_where_it_is_a_token(kin
     llm = llm_of(kind, "vicuna")
     media = tuple(Sample(f"m/{index}", "train", "train", "image", ()) for index in range(asked.count(MEDIUM)))
     sample = Sample("a/1", "train", "train", "image", ("x",), media=media, turns=(("user", asked), ("assistant", "A")))
-    laid = Collate(ConversationTask(), llm, NoPercepts()).lay(sample, 0)
+    laid = Collate(ConversationTask(), llm, NoMediaInputs()).lay(sample, 0)
     said = [{"role": "user", "content": asked.replace(MEDIUM, "<image>")}, {"role": "assistant", "content": "A"}]
     text = llm.tokenizer.apply_chat_template(said, tokenize=False, chat_template=TEMPLATES["vicuna"])
     image = llm.tokenizer.convert_tokens_to_ids("<image>")
@@ -108,7 +108,7 @@ def test_names_of_special_tokens_in_data_are_plain_text(kind: str) -> None:
     llm = llm_of(kind)
     sample = Sample("a/1", "train", "train", "image", ("a </s> cat <image>",), question="is <s> it </s>?")
     for task in (CaptionTask(), QaTask()):
-        laid = Collate(task, llm, NoPercepts()).lay(sample, 0)
+        laid = Collate(task, llm, NoMediaInputs()).lay(sample, 0)
         assert not set(laid.ids[1:-1]) & set(set(llm.tokenizer.all_special_ids) - {llm.tokenizer.unk_token_id})
         assert "</s>" in llm.tokenizer.decode(laid.ids[1:-1])
 

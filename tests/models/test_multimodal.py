@@ -11,7 +11,7 @@ import torch
 
 from ima.core.errors import UserError
 from ima.core.types import Batch, Role, Sample
-from ima.data.collate import Collate, NoPercepts
+from ima.data.collate import Collate, NoMediaInputs
 from ima.models.adapters.base import AdapterSet
 from ima.models.adapters.linear import LinearAdapter
 from ima.models.llm.load import tiny
@@ -70,7 +70,7 @@ def test_the_gradient_of_the_loss_reaches_what_is_trained_and_nothing_else() -> 
 
 def test_one_sample_is_answered_without_a_trainer_and_the_media_decide() -> None:
     model, settings = made(), Generation(5)
-    answers = [model.generate(batch_of(model, False, percepts), settings) for percepts in (Given(), NoPercepts())]
+    answers = [model.generate(batch_of(model, False, percepts), settings) for percepts in (Given(), NoMediaInputs())]
     assert all(len(texts) == 1 and isinstance(texts[0], str) for texts in answers)
     assert answers[0] != answers[1] and answers[0] == model.generate(batch_of(model, False), settings)
 

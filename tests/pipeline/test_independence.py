@@ -22,7 +22,7 @@ import torch.multiprocessing
 
 from ima.config.settings import Alignment
 from ima.core.types import MEDIUM, Sample
-from ima.data.collate import NoisePercepts
+from ima.data.collate import NoiseMediaInputs
 from ima.data.source import Source
 from ima.interventions.base import Intervention
 from ima.interventions.drop import Drop
@@ -148,7 +148,7 @@ def evaluator_of(case: tuple[str, ...], batch_size: int) -> Evaluator:
     torch.manual_seed(0)
     llm, encoder = llm_of(family, task == "conversation"), NoiseEncoder(dim=6, num_tokens=3)
     module = MultimodalModel(LinearAdapter(6, llm.width), llm)
-    return Evaluator(module, TASKS[task], Given(media), NoisePercepts(encoder), batch_size)
+    return Evaluator(module, TASKS[task], Given(media), NoiseMediaInputs(encoder), batch_size)
 
 
 def measured(case: tuple[str, ...], folder: Path, batch_size: int, order: int = 1) -> tuple[list[Any], dict[str, Any]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from ima.core.types import Sample
-from ima.data.collate import Collate, NoPercepts
+from ima.data.collate import Collate, NoMediaInputs
 from ima.models.llm.load import tiny
 from ima.tasks.base import Prediction
 from ima.tasks.caption import CaptionTask
@@ -73,10 +73,10 @@ def test_the_first_token_is_no_label_where_nothing_stands_before_it() -> None:
     assert llm.bos_id is None
     alone = Sample("t", "train", "train", "image", ("a cat",), media=())
     seen = Sample("m", "train", "train", "image", ("a cat",))
-    collate = Collate(task, llm, NoPercepts(), loss_on="text")
+    collate = Collate(task, llm, NoMediaInputs(), loss_on="text")
     assert collate.lay(alone, 0).labels[:2] == [-100, collate.lay(alone, 0).ids[1]]
     assert collate.lay(seen, 0).labels == collate.lay(seen, 0).ids  # its percepts stand before the first token
     labels = collate([(alone, 0)]).labels_BT
     assert int((labels != -100).sum()) == int((labels[:, 1:] != -100).sum()) == labels.shape[1] - 1
-    empty = Collate(CaptionTask(""), llm, NoPercepts())
+    empty = Collate(CaptionTask(""), llm, NoMediaInputs())
     assert empty.lay(alone, 0).labels[0] == -100

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ima.core.errors import UserError
 from ima.core.types import Sample
-from ima.data.collate import NoPercepts
+from ima.data.collate import NoMediaInputs
 from ima.data.corpora.choices import ScienceQa, SeedBench
 from ima.models.adapters.linear import LinearAdapter
 from ima.models.llm.load import tiny
@@ -53,7 +53,7 @@ def test_the_likeliest_option_is_that_of_the_slow_way() -> None:
     module = MultimodalModel(LinearAdapter(4, llm.width), llm)
     task = ChoiceTask("{question}", by="likelihood")
     samples = [sample(index) for index in range(3)]
-    evaluator = Evaluator(module, task, None, NoPercepts(), batch_size=4)  # type: ignore[arg-type]
+    evaluator = Evaluator(module, task, None, NoMediaInputs(), batch_size=4)  # type: ignore[arg-type]
     found = [prediction.text for prediction in evaluator.predict(samples)]
     values = []
     for option in sample().facts["choices"]:

@@ -14,7 +14,7 @@ import yaml
 from hydra.utils import instantiate
 
 from ima.core.types import Role, Sample
-from ima.data.collate import Collate, NoPercepts
+from ima.data.collate import Collate, NoMediaInputs
 from ima.models.llm.load import tiny
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
@@ -86,7 +86,7 @@ def read(llm: Any, ids: list[int]) -> str:
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_snapshot_of_what_is_learnt(name: str, llm: Any) -> None:
     sample, pieces, labelled = SNAPSHOTS[name]
-    ids, roles, labels = Collate(configured(name), llm, NoPercepts()).text(sample, 0)
+    ids, roles, labels = Collate(configured(name), llm, NoMediaInputs()).text(sample, 0)
     runs = groupby(zip(roles, ids, strict=True), key=lambda pair: pair[0])
     assert [(Role(role).name, read(llm, [id for _, id in run])) for role, run in runs] == pieces
     assert read(llm, [label for label in labels if label != -100]) == labelled
@@ -97,7 +97,7 @@ def test_snapshot_of_what_is_learnt(name: str, llm: Any) -> None:
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_generation_is_asked_with_the_same_tokens_and_no_answer(name: str, llm: Any) -> None:
     sample, pieces, _ = SNAPSHOTS[name]
-    ids, roles, labels = Collate(configured(name), llm, NoPercepts(), answers=False).text(sample, 0)
+    ids, roles, labels = Collate(configured(name), llm, NoMediaInputs(), answers=False).text(sample, 0)
     assert read(llm, ids) == pieces[0][1]
     assert set(roles) == {int(Role.PROMPT)} and set(labels) == {-100}
 

@@ -42,10 +42,10 @@ from ima.cli.bench.train import IMAGE_TOKEN, bare_step, our_step, stock_model
 from ima.config.compose import compose
 from ima.core.timing import Ratio, ratio, rounds
 from ima.core.types import Role, Sample
-from ima.data.collate import LivePercepts
+from ima.data.collate import LiveMediaInputs
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.pipeline.assemble import assemble
-from ima.pipeline.parts import Parts, Stream
+from ima.pipeline.parts import Parts, TaskStream
 
 GOALS = {
     "vs_trainer_uncached": "goal >= 1.1",
@@ -81,7 +81,7 @@ class Setup:
             "percept_tokens": num_percept(parts.streams[0]),
         }
 
-    def pairs(self) -> list[tuple[Stream, list[Sample]]]:
+    def pairs(self) -> list[tuple[TaskStream, list[Sample]]]:
         return list(zip(self.parts.streams, self.batches, strict=True))
 
 
@@ -101,7 +101,7 @@ def setup_of(name: str) -> Setup:
     return Setup(parts, batches)
 
 
-def num_percept(stream: Stream) -> int:
+def num_percept(stream: TaskStream) -> int:
     return stream.channel.adapter.num_tokens or stream.channel.encoder.num_tokens
 
 
@@ -175,7 +175,7 @@ class Stock:
         self.optimizer = torch.optim.AdamW(self.adapter.parameters(), lr=1e-5)
         self.llm = parts.llm
 
-    def step(self, stream: Stream, samples: list[Sample]) -> Step:
+    def step(self, stream: TaskStream, samples: list[Sample]) -> Step:
         inputs = self.inputs(stream, samples)
 
         def step() -> None:
@@ -186,7 +186,7 @@ class Stock:
 
         return step
 
-    def inputs(self, stream: Stream, samples: list[Sample]) -> dict[str, Tensor]:
+    def inputs(self, stream: TaskStream, samples: list[Sample]) -> dict[str, Tensor]:
         """Our batch as LLaVA takes it: image tokens in the text, labels over all positions."""
         collate = stream.collate(self.llm, training=True)
         batch = collate([(sample, 0) for sample in samples])
@@ -200,11 +200,11 @@ class Stock:
             "input_ids": put(batch.ids_BT, IMAGE_TOKEN),
             "labels": put(batch.labels_BT, -100),
             "attention_mask": put((batch.roles_BT != Role.PAD).long(), 1),
-            "pixel_values": LivePercepts(stream.source, stream.channel.encoder)(samples, 0)["media"],
+            "pixel_values": LiveMediaInputs(stream.source, stream.channel.encoder)(samples, 0)["media"],
         }
 
 
-def gemm(parts: Parts, stream: Stream, samples: list[Sample]) -> Step:
+def gemm(parts: Parts, stream: TaskStream, samples: list[Sample]) -> Step:
     """Every product of the blocks' weights with all positions, forward and backward to the inputs, and nothing else."""
     batch = stream.collate(parts.llm)([(sample, 0) for sample in samples])
     num = len(samples) * (batch.ids_BT.shape[1] + num_percept(stream))

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 
 from ima.core.types import Sample
-from ima.data.collate import LivePercepts
+from ima.data.collate import LiveMediaInputs
 from ima.data.loader import TrainLoader
 from ima.models.llm.acceleration.blocks import accelerate
 from ima.models.splice import splice
@@ -33,7 +33,7 @@ def phases(parts: Parts, batches: Sequence[Sequence[Sample]], num_rounds: int) -
     optimizer = torch.optim.AdamW(parts.adapter.parameters(), lr=1e-5)
     model = parts.model()
     streams = list(zip(parts.streams, batches, strict=True))
-    pixels = [LivePercepts(stream.source, stream.channel.encoder)(batch, 0)["media"] for stream, batch in streams]
+    pixels = [LiveMediaInputs(stream.source, stream.channel.encoder)(batch, 0)["media"] for stream, batch in streams]
     with accelerate(parts.llm.model):
         for index in range(num_rounds + 1):
             seconds: dict[str, float] = {}

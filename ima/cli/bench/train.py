@@ -26,7 +26,7 @@ from ima.config.compose import compose
 from ima.config.settings import Alignment
 from ima.core.timing import ratio, rounds
 from ima.core.types import Role, Sample
-from ima.data.collate import Collate, LivePercepts
+from ima.data.collate import Collate, LiveMediaInputs
 from ima.models.llm.acceleration.blocks import Acceleration, accelerate
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.assemble import assemble
@@ -102,7 +102,7 @@ def our_step(
     stream = parts.streams[entry]
     collate = stream.collate(parts.llm, training=True)
     items = [(sample, 0) for sample in samples]
-    pixels = LivePercepts(stream.source, stream.channel.encoder)(samples, 0) if live else {}
+    pixels = LiveMediaInputs(stream.source, stream.channel.encoder)(samples, 0) if live else {}
     runner = MultimodalModel(model.adapter, parts.llm, parts.encoder)
     faster = fast or accelerate(parts.llm.model)  # packed once, as in a run
 
@@ -194,7 +194,7 @@ def stock_step(parts: Parts, samples: list[Sample], dtype: torch.dtype) -> Calla
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-5)
 
     batch = Collate(parts.task, parts.llm, parts.percepts, training=True)([(sample, 0) for sample in samples])
-    pixels = LivePercepts(parts.source, parts.encoder)(samples, 0)["media"]
+    pixels = LiveMediaInputs(parts.source, parts.encoder)(samples, 0)["media"]
     num_tokens = parts.streams[0].channel.adapter.num_tokens or parts.encoder.num_tokens
     images = torch.full((len(samples), num_tokens), IMAGE_TOKEN)
     ids = torch.cat([images, batch.ids_BT], 1)

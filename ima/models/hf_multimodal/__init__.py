@@ -5,7 +5,19 @@
 
 from ima.models.hf_multimodal.batch import LmmBatch, batch_of
 from ima.models.hf_multimodal.kinds import KINDS, Kind, kind_of
-from ima.models.hf_multimodal.layout import Laid, Layout, joined
+from ima.models.hf_multimodal.layout import Layout, TokenizedSample, joined
 from ima.models.hf_multimodal.whole import Lmm, declared_kind, hf
 
-__all__ = ["KINDS", "Kind", "Laid", "Layout", "Lmm", "LmmBatch", "batch_of", "declared_kind", "hf", "joined", "kind_of"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Layout",
+    "Lmm",
+    "LmmBatch",
+    "TokenizedSample",
+    "batch_of",
+    "declared_kind",
+    "hf",
+    "joined",
+    "kind_of",
+]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ima.core.types import Role, Sample
 from ima.models.hf_multimodal.kinds import Kind
-from ima.models.hf_multimodal.layout import Laid, joined
+from ima.models.hf_multimodal.layout import TokenizedSample, joined
 
 
 @dataclasses.dataclass
@@ -36,7 +36,12 @@ class LmmBatch:
 
 
 def batch_of(
-    samples: list[Sample], rows: Sequence[Laid], labels: Sequence[list[int]], kind: Kind, pad: int, left: bool
+    samples: list[Sample],
+    rows: Sequence[TokenizedSample],
+    labels: Sequence[list[int]],
+    kind: Kind,
+    pad: int,
+    left: bool,
 ) -> LmmBatch:
     """left: padding stands before the text, as generation wants it."""
     length = max(len(row.roles) for row in rows)

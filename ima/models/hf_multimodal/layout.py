@@ -29,7 +29,7 @@ MARK = "\ue000"  # stands for the question while a template is tried out
 
 
 @dataclasses.dataclass
-class Laid:
+class TokenizedSample:
     """One row, prompt only. tokens: what is told of each position, by the input's name; media: the other inputs."""
 
     tokens: dict[str, list[int]]
@@ -55,7 +55,7 @@ class Layout:
         shown = self.tokenizer.convert_tokens_to_ids(list(self.shown.values()))
         return sorted({*self.ids, *(token for token in shown if token is not None)})
 
-    def lay(self, prompt: str, media: Sequence[Medium], modality: str) -> Laid:
+    def lay(self, prompt: str, media: Sequence[Medium], modality: str) -> TokenizedSample:
         """Raises UserError where the processor does something else than the rule says."""
         if media and modality not in self.modalities:
             can = ", ".join(self.modalities)
@@ -80,7 +80,7 @@ class Layout:
         if self.kind.answer_type:  # without media too: answers behind the text must differ from it
             tokens.setdefault("token_type_ids", [0] * len(ids))
         inputs = {name: value for name, value in made.items() if name not in (*TOKEN_INPUTS, *NOT_INPUTS)}
-        return Laid(tokens, roles, inputs)
+        return TokenizedSample(tokens, roles, inputs)
 
     def around(self, prompt: str, modality: str, num: int) -> tuple[str, str]:
         """What stands before and behind the question, ready for the answer. Templates take a turn in parts, or as one

@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         return self.lm_head
 
 
-class Handed(Exception):
+class StopForward(Exception):
     """Ends a pass of the whole model where its language model begins."""
 
 
@@ -75,7 +75,7 @@ class Lmm(nn.Module):
             raise UserError(f"path: the tokenizer of {name} tells no offsets; save it as a fast one (tokenizer.json)")
         self.whole, self.processor = whole.eval().requires_grad_(False), processor
         self.layout = Layout(processor, whole.config, self.kind, name, num_frames)
-        self.llm = Inner(Decoder(whole), processor.tokenizer, name=name)
+        self.llm = InnerLlm(Decoder(whole), processor.tokenizer, name=name)
         whole.never_written = self.layout.never_written
         if not self.kind.listed:
             check_percepts(self, self.one)
@@ -120,12 +120,12 @@ class Lmm(nn.Module):
             handed.update(kwargs)
             if args:
                 handed["inputs_embeds"] = args[0]
-            raise Handed
+            raise StopForward
 
         handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
             self.whole(**inputs, use_cache=False)
-        except Handed:
+        except StopForward:
             pass
         except UserError:
             raise
@@ -192,7 +192,7 @@ def without_learned(x_BSD: Tensor, roles_BS: Tensor, learned: Sequence[Tensor]) 
     return roles_BS
 
 
-class Inner(FrozenLLM):
+class InnerLlm(FrozenLLM):
     """The language model, run on what the whole model handed to it last."""
 
     handed: dict[str, Any]

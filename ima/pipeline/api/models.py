@@ -18,7 +18,7 @@ from ima.alignment.tap import Tap
 from ima.config.settings import Alignment, SiteName
 from ima.core.errors import UserError
 from ima.core.types import Row, Site
-from ima.data.collate import LivePercepts
+from ima.data.collate import LiveMediaInputs
 from ima.data.given import GivenMedia, GivenTask, guess_modality
 from ima.interventions.base import Intervention, Setting
 from ima.interventions.flops import sequence
@@ -32,7 +32,7 @@ from ima.models.multimodal import MultimodalModel
 from ima.pipeline.calibration import CalibrationTask
 from ima.pipeline.evaluator import Evaluator
 from ima.pipeline.hf_evaluator import LmmEvaluator
-from ima.pipeline.parts import Stream
+from ima.pipeline.parts import TaskStream
 
 if TYPE_CHECKING:
     import pandas
@@ -47,13 +47,13 @@ class LoadedModel:
 
     name: str
     module: MultimodalModel
-    streams: list[Stream]
+    streams: list[TaskStream]
 
     @property
     def llm(self) -> FrozenLLM:
         return self.module.llm
 
-    def stream(self, entry: str = "") -> Stream:
+    def stream(self, entry: str = "") -> TaskStream:
         """Of a mixture the entry's; the only one of a run of one task."""
         found = {stream.name: stream for stream in self.streams}
         if not entry:
@@ -206,7 +206,7 @@ def given(
         evaluator: Evaluator = LmmEvaluator(model.module, GivenTask(), source, BATCH_SIZE)
     else:
         stream = model.stream(entry)
-        percepts = LivePercepts(source, stream.channel.encoder)
+        percepts = LiveMediaInputs(source, stream.channel.encoder)
         evaluator = Evaluator(
             model.module, GivenTask(stream.task), source, percepts, BATCH_SIZE, 0, stream.channel.name
         )
