@@ -12,28 +12,45 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra._internal.defaults_list as defaults_list
 import hydra._internal.hydra as application
 import hydra._internal.utils as utils
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
-__all__ = ["CachingConfigRepository", "ConfigLoaderImpl", "create_config_search_path", "mark", "is_marked", "prepare"]
+__all__ = [
+    "CachingConfigRepository",
+    "ConfigLoaderImpl",
+    "ConfigRepository",
+    "create_config_search_path",
+    "is_marked",
+    "mark",
+    "prepare",
+]
 
 PLUGINS = Path(__file__).resolve().parents[1] / "sweep" / "plugin"  # our part of the namespace package hydra_plugins
 VERSION_BASE = "1.3"
 MARK = "ima_filled"
+ALL_CHOICES = defaults_list._create_interpolation_map
 
 
 def prepare() -> None:
     """What `hydra.main` does before it composes; for a config that is composed without it."""
     find_plugin()
+    defaults_list._create_interpolation_map = choices_if_needed
     if version.getbase() is None:
         version.setbase(VERSION_BASE)
     setup_globals()
+
+
+def choices_if_needed(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
+    """All choices, which Hydra gathers for every file; only a list with `${...}` in it needs them."""
+    needed = any(default.is_interpolation() for default in defaults)
+    return ALL_CHOICES(overrides, defaults, self_added) if needed else DictConfig({})
 
 
 def find_plugin() -> None:

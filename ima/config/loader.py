@@ -9,6 +9,7 @@ mistakes in the same line.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from ima.config.hydra_private import CachingConfigRepository, ConfigLoaderImpl
 from ima.config.inherit import inherit, repeat, stand_alone
 from ima.config.instantiation import flags_of
 from ima.config.overrides import check_allowed, check_choice, parse, refuse_own, refuse_several, targets_given
+from ima.config.remembered import FileRepository, merged
 from ima.config.values import CHOICES_ONLY, at, check_key, unknown
 from ima.core.distributed import place_of
 from ima.core.errors import UserError
@@ -53,6 +55,7 @@ class Loader(ConfigLoaderImpl):
         looks: bool = True,
     ) -> None:
         super().__init__(config_search_path)
+        self.repository = FileRepository(config_search_path)
         self.root, self.conf, self.trained, self.looks = root, conf, trained, looks
         self.names = signature(ROOT_TARGETS[root])
         self.config_name: str | None = None
@@ -118,7 +121,7 @@ class Loader(ConfigLoaderImpl):
         return cfg
 
     def _compose_config_from_defaults_list(self, defaults: Any, repo: Any, *args: Any, **kwargs: Any) -> DictConfig:
-        cfg = super()._compose_config_from_defaults_list(defaults, repo, *args, **kwargs)
+        cfg = merged(defaults, repo, functools.partial(super()._compose_config_from_defaults_list, *args, **kwargs))
         if self.config_name is not None:
             if cfg.hydra.get("mode") is not None:
                 raise UserError("hydra.mode: a file sets it; only the command line does, as --multirun")

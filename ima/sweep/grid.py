@@ -79,7 +79,7 @@ def compose_jobs(
             try:
                 cfg = loader.load_sweep_config(config, one)
                 cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
-                place = folder / str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
+                place = folder / subfolder(cfg, loader.config)
             except REFUSED as error:
                 if not keep_going:
                     raise UserError(one_line(error)) from None
@@ -96,6 +96,12 @@ def compose_jobs(
             job.overwrite, job.flags, job.shared = bool(found.get("overwrite")), flags, shared
             jobs.append(job)
     return jobs
+
+
+def subfolder(cfg: DictConfig, config: Mapping[str, Any]) -> str:
+    """`hydra.sweep.subdir` of a job. config: what it runs, so that the resolver of its hash need not make it again."""
+    text = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload,index]
+    return config_hash(config) if text == "${ima.hash:}" else str(OmegaConf.select(cfg, "hydra.sweep.subdir"))
 
 
 def log_of(folder: Path, name: str) -> Path:
