@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS) $(MORE_GROUPS)) test-docs test-fuzz mutants check lint type train evaluate sweep sweep-demo bench bench-train bench-align bench-skip bench-prune bench-report bench-mt bench-gpu export-data report collect dashboard sync doctor clean
+.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS) $(MORE_GROUPS)) test-docs test-fuzz mutants check lint type train evaluate sweep sweep-demo docs bench bench-train bench-align bench-skip bench-prune bench-report bench-mt bench-gpu export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -79,8 +79,8 @@ test-all:  ## run every group; what cannot be installed is a failure
 mutants: setup  ## change single lines of ima/ and see that the tests notice: some minutes, ARGS="--jobs 2"
 	@$(PY) tests/mutants/run.py $(ARGS)
 
-lint: setup  ## ruff: rules and formatting; which room may import which
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) tests/rooms.py
+lint: setup  ## ruff: rules and formatting; which room may import which; links of README and docs
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) tests/rooms.py && $(PY) tests/links.py
 
 type: setup  ## mypy
 	@$(PY) -m mypy
@@ -124,6 +124,9 @@ bench-report: setup  ## a thousand finished runs: seconds to collect and to draw
 
 export-data: setup  ## write a source in official formats: make export-data DATA=stamps_single OUT=folder
 	@$(PY) -m ima export-data $(DATA) --out $(OUT) $(ARGS)
+
+docs: setup  ## README and docs as one searchable site, build/site; lists sentences of more than 30 words
+	@$(PY) tests/docs_site.py
 
 report: setup  ## write the page of a run again: make report RUN=outputs/demo
 	@$(PY) -m ima report $(RUN)

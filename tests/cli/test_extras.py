@@ -62,7 +62,7 @@ def test_a_set_up_installs_the_core_and_all_extras_but_the_opt_in_ones() -> None
         line for lines in PROJECT["optional-dependencies"].values() for line in lines if not line.startswith("ima[")
     }
     extras = PROJECT["optional-dependencies"]
-    opt_in = {*extras["svg"], *extras["sweeps"]} - {*extras["slurm"]}
+    opt_in = {*extras["svg"], *extras["sweeps"], *extras["docs"]} - {*extras["slurm"]}
     assert found == set(PROJECT["dependencies"]) | named - opt_in
 
 
