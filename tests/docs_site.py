@@ -1,8 +1,8 @@
 """The site of README.md and docs/: `make docs` writes it to build/site, with MkDocs and its theme Material.
 
 The pages are copied as they are, README as the first one; only the links between the two folders are changed. The site
-is searchable without a server and asks no other site for fonts or scripts. Before that, sentences of more than 30 words
-are listed, for a person to judge.
+asks no other site for fonts or scripts; its search needs a server, as browsers start no worker for a local file. Before
+that, sentences of more than 30 words are listed, for a person to judge.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def build(root: Path, out: Path) -> int:
         "site_dir": str(out / "site"),
         "use_directory_urls": False,
         "theme": {"name": "material", "font": False, "features": ["navigation.sections", "content.code.copy"]},
-        "plugins": ["search", "offline"],
+        "plugins": ["search"],
         "markdown_extensions": ["tables", "toc", "pymdownx.superfences", "pymdownx.highlight"],
         "validation": {"nav": {"omitted_files": "warn"}, "links": {"anchors": "warn"}},
         "nav": [{project["name"]: "index.md"}, *({part: [f"{n}.md" for n in names]} for part, names in MENU.items())],
@@ -131,5 +131,6 @@ if __name__ == "__main__":
     found = long_sentences(ROOT)
     print("\n".join([*found, f"{len(found)} sentences of more than {LONG} words"]))
     code = install() or build(ROOT, ROOT / "build")
-    print(f"error: no site, see above (code {code})" if code else "build/site/index.html")
+    done = "build/site/index.html; with its search: python -m http.server --directory build/site"
+    print(f"error: no site, see above (code {code})" if code else done)
     sys.exit(code and 1)

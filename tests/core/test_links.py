@@ -103,4 +103,4 @@ def test_the_site_has_every_page_and_asks_no_other_site_for_fonts_or_scripts(tmp
         text = (tmp_path / f"site/{name}.html").read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|link rel=\"stylesheet\")[^>]*?(?:src|href)=\"([^\"]+)\"", text)
         assert loaded and not any(ELSEWHERE.match(address) for address in loaded if "data:" not in address), name
-    assert (tmp_path / "site/search/search_index.js").is_file()
+    assert (tmp_path / "site/search/search_index.json").is_file()
