@@ -13,7 +13,7 @@ import pytest
 # name -> (what its tests do, what runs them)
 GROUPS = {
     "processes": ("whole scripts, kills, ranks, services", "make test-processes"),
-    "docs": ("every command of README and docs as written", "make test-docs"),
+    "docs": ("every command of README and docs as written, the notebooks, the site", "make test-docs"),
     "fuzz": ("random configs, damaged files", "make test-fuzz"),
     "browser": ("the page in Chromium, which it installs", "make test-browser"),
     "plugins": ("launchers and sweepers of others, which it installs", "make test-plugins"),
