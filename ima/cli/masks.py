@@ -32,12 +32,15 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--no-answers", action="store_true", help="answer tokens do not count among text")
         command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the mask files go")
-    make.add_argument("--method", default="wanda", choices=["wanda", "magnitude", "random"])
+    make.add_argument("--method", default="wanda", choices=["wanda", "sparsegpt", "magnitude", "random"])
     make.add_argument("--ratio", type=float, nargs="+", default=[0.5], help="share of weights that is pruned")
     make.add_argument("--roles", nargs="+", default=["both"], choices=["percept", "text", "both"])
     make.add_argument("--group", choices=["row", "matrix", "global"])
     make.add_argument("--pattern", default="unstructured", choices=["unstructured", "2:4", "4:8"])
-    make.add_argument("--order", default="one_shot", choices=["one_shot", "sequential"])
+    make.add_argument("--order", choices=["one_shot", "sequential"])
+    make.add_argument("--layers", default="equal", choices=["equal", "diversity"], help="diversity: TAMP's ratios")
+    make.add_argument("--percepts", default="all", choices=["all", "changed"], help="changed: ATV's calibration")
+    make.add_argument("--percept-share", type=float, default=1.0, help="of percepts=changed (1)")
     subnet.add_argument("--final-ratio", type=float, nargs="+", default=[0.5], help="sparsity of the subnet itself")
     subnet.add_argument("--roles", nargs="+", default=["both"], choices=["percept", "text", "both"])
 
@@ -107,7 +110,8 @@ def make(options: argparse.Namespace) -> None:
             for roles in options.roles if calibrated else options.roles[:1]:
                 recipe = Recipe(
                     options.method, ratio, options.group, options.pattern, roles, not options.no_answers, options.order,
-                    options.num_examples, options.seed, run,
+                    options.num_examples, options.seed, run, layers=options.layers, percepts=options.percepts,
+                    percept_share=options.percept_share,
                 )  # fmt: skip
                 take(maker.path(recipe), options.out)
 

@@ -303,7 +303,7 @@ def test_a_restricted_overlap_looks_only_at_weights_outside_the_given_mask() -> 
         ({"pattern": "2:4", "ratio": 0.3}, "use ratio=0.5"),
         ({"method": "subnet"}, "needs runs"),
         ({"matched": "overall"}, "needs runs"),
-        ({"order": "sequential", "method": "random"}, "sequential is for method wanda"),
+        ({"order": "sequential", "method": "random"}, "sequential is for methods wanda and sparsegpt"),
         ({"order": "sequential", "group": "global"}, "needs order=one_shot"),
         ({"method": "subnet", "runs": ["a"], "group": "global"}, "made of masks by row"),
         ({"num_examples": 0}, "at least 1"),

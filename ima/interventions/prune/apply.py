@@ -6,9 +6,10 @@ Only the pruned values are kept aside. The writes are ordinary in-place operatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,23 @@ def pruned(linears: Mapping[str, nn.Linear], kept: Mapping[str, Tensor]) -> Iter
         for path, linear in linears.items():
             stack.callback(restore, linear, pack(kept[path]), zero(linear.weight, ~kept[path]))
         yield
+
+
+@contextmanager
+def replaced(linears: Mapping[str, nn.Linear], weight_of: Callable[[str], Tensor]) -> Iterator[None]:
+    """While open, the maps have these weights (out, in). Their own are kept aside, whole."""
+    with ExitStack() as stack:
+        for path, linear in linears.items():
+            own = linear.weight.detach().clone()
+            stack.callback(put, linear, own)
+            put(linear, weight_of(path))
+        yield
+
+
+@torch.no_grad()
+def put(linear: nn.Linear, weight_OI: Tensor) -> None:
+    """Into the weight that the map has now: in the meantime it may have gone to another device."""
+    linear.weight.copy_(weight_OI)
 
 
 def out_of(weight_OI: Tensor, bits: Bits) -> Tensor:
@@ -81,8 +99,23 @@ def check_weights(llm: FrozenLLM, wanted: str, what: str) -> None:
 def masked(llm: FrozenLLM, mask: Mask, name: str = "mask", any_weights: bool = False) -> Iterator[None]:
     """The LLM under a mask; left, also by an exception, it is bit for bit what it was."""
     linears = check_fit(llm, mask, name, any_weights)
+    if mask.values:
+        if any_weights:
+            raise UserError(f"{name}: holds new values of the weights it was made for; any_weights=true is not for it")
+        with replaced(linears, lambda path: new_weight(linears[path], mask, path)):
+            yield
+        return
     with ExitStack() as stack:
         for path, linear in linears.items():
             bits = mask.bits[path]
             stack.callback(restore, linear, bits, zero(linear.weight, out_of(linear.weight, bits)))
         yield
+
+
+def new_weight(linear: nn.Linear, mask: Mask, path: str) -> Tensor:
+    """(out, in): the values that the mask's file gives to the weights it keeps, zero elsewhere."""
+    kept_OI = unpack(mask.bits[path], mask.shapes[path], linear.weight.device)
+    values = torch.from_numpy(np.array(mask.values[path])).view(getattr(torch, mask.facts["dtype"]))
+    return torch.zeros_like(linear.weight.detach()).masked_scatter_(
+        kept_OI, values.to(kept_OI.device, linear.weight.dtype)
+    )

@@ -6,14 +6,17 @@ examples, seed). Statistics are shared: every role set, sparsity and combination
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ima.core.cache import build_folder, cache_dir
@@ -22,8 +25,9 @@ from ima.core.provenance import provenance
 from ima.interventions.base import Calibrate, CalibrationSource
 from ima.interventions.prune import subnet
 from ima.interventions.prune.calibration import one_shot, sequential
-from ima.interventions.prune.mask import Bits, Mask
-from ima.interventions.prune.recipe import OF_A_SET, Recipe
+from ima.interventions.prune.diversity import diversities, ratios_of
+from ima.interventions.prune.mask import Bits, Mask, place_of
+from ima.interventions.prune.recipe import OF_A_RUN, OF_A_SET, Recipe
 from ima.interventions.prune.scores import chance, linears_of, magnitude, model_facts, wanda, weights_id
 from ima.interventions.prune.select import (
     keep_by,
@@ -33,8 +37,10 @@ from ima.interventions.prune.select import (
     num_pruned,
     pack,
     shares,
+    unpack,
 )
-from ima.interventions.prune.sums import Sums, chosen_roles
+from ima.interventions.prune.sparsegpt import prune_matrix
+from ima.interventions.prune.sums import GramWatch, Sums, chosen_roles
 from ima.models.llm.frozen import FrozenLLM
 
 FILE = "mask.safetensors"
@@ -80,26 +86,28 @@ class MaskBuilder:
             return self.calibrate(folder, recipe.num_examples, recipe.seed)
 
         own = None
-        if recipe.method == "wanda":
+        if recipe.method in OF_A_RUN:
             folder = recipe.run or run
             if folder is None:
-                raise UserError("run: name the run folder whose adapter and samples calibrate Wanda, run=outputs/<run>")
+                raise UserError("run: name the run folder whose adapter and samples calibrate, run=outputs/<run>")
             own = task(folder)
         return own, [task(each) for each in recipe.runs] if recipe.uses_runs else []
 
     def make(self, recipe: Recipe, own: CalibrationSource | None, tasks: list[CalibrationSource]) -> Mask:
         facts: dict[str, Any] = {}
+        values: dict[str, np.ndarray] = {}
+        ratios = self.ratios(recipe, own)
         if recipe.method in OF_A_SET:
             bits, facts = self.of_a_set(recipe, tasks)
         elif recipe.order == "sequential":
             assert own is not None
-            bits = self.sequential(recipe, own)
+            bits, values = self.sequential(recipe, own, ratios)
         else:
-            bits = self.decided(recipe, self.scores(recipe, own), self.wanted(recipe))
+            bits = self.decided(recipe, self.scores(recipe, own), self.wanted(recipe), ratios)
         described = {"name": self.name(recipe, own, tasks)} | recipe.settings()
         described |= {"tasks": [each.facts() for each in ([own] if own else tasks)], "kind": "mask"}
         described |= facts | self.model | {"versions": provenance()["versions"]}
-        mask = Mask(bits, self.shapes, described)
+        mask = Mask(bits, self.shapes, described, values)
         mask.facts |= {"asked": recipe.ratio, "sparsity": 1 - mask.density}
         return mask
 
@@ -109,8 +117,10 @@ class MaskBuilder:
             words.insert(1, f"{len(tasks)} tasks {recipe.roles}")
         if recipe.pattern != "unstructured":
             words.append(recipe.pattern)
-        if recipe.order == "sequential":
+        if recipe.order == "sequential" and recipe.method != "sparsegpt":
             words.append("sequential")
+        words += ["by diversity"] if recipe.layers == "diversity" else []
+        words += ["changed percepts"] if recipe.percepts == "changed" else []
         return " ".join([*words, *([f"matched {recipe.matched}"] if recipe.matched else [])])
 
     # -- scores ------------------------------------------------------------------------------------------------------
@@ -144,8 +154,24 @@ class MaskBuilder:
         pruned = {path: int((~mask.kept(path)).sum()) for path in self.shapes}
         return pruned if recipe.matched == "matrix" else shares(self.shapes, sum(pruned.values()))
 
+    def ratios(self, recipe: Recipe, own: CalibrationSource | None) -> dict[str, float]:
+        """Share of pruned weights of every matrix."""
+        if recipe.layers == "equal":
+            return dict.fromkeys(self.shapes, recipe.ratio)
+        assert own is not None
+        blocks = {path: place_of(path).block for path in self.shapes}
+        sizes = [0] * self.llm.num_blocks
+        for path, shape in self.shapes.items():
+            sizes[blocks[path]] += math.prod(shape)
+        by_block = ratios_of(diversities(self.llm, own.inputs(self.llm)), sizes, recipe.ratio)
+        return {path: by_block[block] for path, block in blocks.items()}
+
     def decided(
-        self, recipe: Recipe, scores: Callable[[str], Tensor], wanted: dict[str, int] | None
+        self,
+        recipe: Recipe,
+        scores: Callable[[str], Tensor],
+        wanted: dict[str, int] | None,
+        ratios: Mapping[str, float],
     ) -> dict[str, Bits]:
         group: Any = recipe.grouped
         if recipe.pattern != "unstructured":
@@ -156,18 +182,33 @@ class MaskBuilder:
             total = sum(math.prod(shape) for shape in self.shapes.values())
             found = keep_global(scores, self.shapes, num_pruned(total, recipe.ratio))
             return {path: pack(kept) for path, kept in found}
-        return {path: pack(keep_by(group, scores(path), recipe.ratio)) for path in self.shapes}
+        return {path: pack(keep_by(group, scores(path), ratios[path])) for path in self.shapes}
 
-    def sequential(self, recipe: Recipe, task: CalibrationSource) -> dict[str, Bits]:
+    def sequential(
+        self, recipe: Recipe, task: CalibrationSource, ratios: Mapping[str, float]
+    ) -> tuple[dict[str, Bits], dict[str, np.ndarray]]:
+        """(bits, new values of what is kept: of SparseGPT only)."""
         roles = chosen_roles(recipe.roles, recipe.answers)
+        share = recipe.percept_share if recipe.percepts == "changed" else None
+        inputs = task.inputs(self.llm)
+        new: dict[str, Tensor] = {}
 
-        def decide(path: str, sums: Sums) -> Tensor:
+        def by_score(path: str, sums: Sums) -> Tensor:
             score = wanda(self.linears[path], sums.norm(path, roles))
             if recipe.pattern != "unstructured":
                 return keep_pattern(score, recipe.pattern)
-            return keep_by(recipe.grouped, score, recipe.ratio)  # type: ignore[arg-type]
+            return keep_by(recipe.grouped, score, ratios[path])  # type: ignore[arg-type]
 
-        return sequential(self.llm, task.inputs(self.llm), decide)
+        def by_error(path: str, sums: Sums) -> Tensor:
+            gram_II = sums.gram(path, roles)
+            kept_OI, new[path] = prune_matrix(self.linears[path].weight, gram_II, ratios[path], recipe.pattern)
+            return kept_OI
+
+        if recipe.method != "sparsegpt":
+            return sequential(self.llm, inputs, by_score, percept_share=share), {}
+        watching = functools.partial(GramWatch, roles=roles)
+        bits = sequential(self.llm, inputs, by_error, watching, new, share)
+        return bits, {path: raw_values(new[path], bits[path]) for path in bits}
 
     def of_a_set(self, recipe: Recipe, tasks: list[CalibrationSource]) -> tuple[dict[str, Bits], dict[str, Any]]:
         reduce: subnet.Reduce = "intersection" if recipe.method == "subnet" else "union"
@@ -199,3 +240,10 @@ def sums_of(task: CalibrationSource, llm: FrozenLLM) -> Sums:
         one_shot(llm, task.inputs(llm)).save(folder / "sums.safetensors", task.facts() | {"llm": llm.name})
 
     return Sums.load(build_folder(target, build) / "sums.safetensors")[0]
+
+
+def raw_values(weight_OI: Tensor, bits: Bits) -> np.ndarray:
+    """The bytes of the kept weights, row by row."""
+    kept_OI = unpack(bits, (weight_OI.shape[0], weight_OI.shape[1]), weight_OI.device)
+    raw: np.ndarray = weight_OI[kept_OI].cpu().contiguous().view(torch.uint8).numpy()
+    return raw

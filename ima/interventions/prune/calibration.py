@@ -9,19 +9,21 @@ up to its last linear map for the statistics and once, pruned, for the next bloc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ima.core.types import Role
 from ima.interventions.hooks import Args, Kwargs, shadow, states_of, with_states
-from ima.interventions.prune.apply import pruned
+from ima.interventions.prune.apply import pruned, replaced
 from ima.interventions.prune.mask import Bits
 from ima.interventions.prune.scores import linears_of
 from ima.interventions.prune.select import pack
-from ima.interventions.prune.sums import Sums, Watch
+from ima.interventions.prune.sums import ROLE_SETS, Sums, Watch
 from ima.models.llm.frozen import FrozenLLM
 
 Inputs = tuple[Tensor, Tensor]  # x_BSD, roles_BS
@@ -54,8 +56,19 @@ class StopForward(Exception):
 
 
 @torch.no_grad()
-def sequential(llm: FrozenLLM, batches: Iterable[Inputs], decide: Decide) -> dict[str, Bits]:
-    """Module path -> packed bits of what is kept, block by block. The model is bit for bit what it was afterwards."""
+def sequential(
+    llm: FrozenLLM,
+    batches: Iterable[Inputs],
+    decide: Decide,
+    watching: Callable[[Mapping[str, nn.Linear]], Watch] = Watch,
+    values: dict[str, Tensor] | None = None,
+    percept_share: float | None = None,
+) -> dict[str, Bits]:
+    """Module path -> packed bits of what is kept, block by block. The model is bit for bit what it was afterwards.
+
+    watching: makes what collects a block's statistics. values: where `decide` puts the new weights of a matrix, by its
+    path, if it gives any; later blocks see these. percept_share: see `changed_percepts`; None: all percepts count.
+    """
     held = [hold(llm, x_BSD, roles_BS) for x_BSD, roles_BS in batches]
     linears = linears_of(llm)
     bits: dict[str, Bits] = {}
@@ -63,12 +76,12 @@ def sequential(llm: FrozenLLM, batches: Iterable[Inputs], decide: Decide) -> dic
         for block, layer in enumerate(llm.table.blocks):
             inside = {id(module) for module in layer.modules()}
             own = {path: linear for path, linear in linears.items() if id(linear) in inside}
-            sums = block_sums(layer, block, own, held)
+            sums = block_sums(layer, block, own, held, watching, percept_share)
             found = {path: decide(path, sums) for path in own}
             bits |= {path: pack(kept) for path, kept in found.items()}
             if block + 1 == llm.num_blocks:
                 break
-            stack.enter_context(pruned(own, found))
+            stack.enter_context(pruned(own, found) if values is None else replaced(own, values.__getitem__))
             for batch in held:
                 args, kwargs = with_states(*batch.calls[block], batch.x_BSD)
                 batch.x_BSD = layer(*args, **kwargs)
@@ -95,9 +108,19 @@ def hold(llm: FrozenLLM, x_BSD: Tensor, roles_BS: Tensor) -> CachedBatch:
     return CachedBatch(first[0], roles_BS, calls)
 
 
-def block_sums(layer: Any, block: int, linears: Mapping[str, Any], held: list[CachedBatch]) -> Sums:
-    watch = Watch(linears)
+def block_sums(
+    layer: Any,
+    block: int,
+    linears: Mapping[str, Any],
+    held: list[CachedBatch],
+    watching: Callable[[Mapping[str, nn.Linear]], Watch] = Watch,
+    percept_share: float | None = None,
+) -> Sums:
+    watch = watching(linears)
     waiting: set[str] = set()
+    roles = [batch.roles_BS for batch in held]
+    if percept_share is not None:
+        roles = changed_percepts(layer, block, held, percept_share)
 
     def seen(path: str) -> None:
         waiting.discard(path)
@@ -106,13 +129,40 @@ def block_sums(layer: Any, block: int, linears: Mapping[str, Any], held: list[Ca
 
     watch.on_seen = seen
     with watch.hooked():
-        for batch in held:
+        for batch, roles_BS in zip(held, roles, strict=True):
             waiting.update(linears)
-            watch.begin(batch.roles_BS)
-            watch.count(batch.roles_BS)
+            watch.begin(roles_BS)
+            watch.count(roles_BS)
             args, kwargs = with_states(*batch.calls[block], batch.x_BSD)
             try:
                 layer(*args, **kwargs)
             except StopForward:
                 continue
     return watch.sums
+
+
+def changed_percepts(layer: Any, block: int, held: list[CachedBatch], share: float) -> list[Tensor]:
+    """Roles of every batch in which only the percepts that the block changes most still are percepts, the others
+    special (ATV, arXiv 2603.16001).
+
+    Change is the cosine distance between what enters and what leaves the block. Of an example round(min(1, share x the
+    mean change of all percepts) x its number of text tokens) percepts stay, at most all it has.
+    """
+    changes = []
+    for batch in held:
+        args, kwargs = with_states(*batch.calls[block], batch.x_BSD)
+        out_BSD = layer(*args, **kwargs)
+        change_BS = 1 - torch.cosine_similarity(batch.x_BSD.float(), out_BSD.float(), dim=-1)
+        changes.append(change_BS.masked_fill(batch.roles_BS != int(Role.PERCEPT), -math.inf))
+    of_percepts = torch.cat([each[each > -math.inf].double() for each in changes])
+    mean = float(of_percepts.mean()) if len(of_percepts) else 0.0
+    text = torch.tensor([int(role) for role in ROLE_SETS["text"]])
+    out = []
+    for batch, change_BS in zip(held, changes, strict=True):
+        roles_BS = batch.roles_BS.clone()
+        for roles_S, change_S in zip(roles_BS, change_BS, strict=True):
+            num = round(min(1.0, share * mean) * int(torch.isin(roles_S, text.to(roles_S.device)).sum()))
+            order = change_S.argsort(descending=True, stable=True)[: int((change_S > -math.inf).sum())]
+            roles_S[order[num:]] = int(Role.SPECIAL)
+        out.append(roles_BS)
+    return out

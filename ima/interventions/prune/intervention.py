@@ -16,13 +16,14 @@ from ima.interventions.base import Intervention, Setting
 from ima.interventions.prune.apply import masked
 from ima.interventions.prune.builder import MaskBuilder
 from ima.interventions.prune.mask import Mask
-from ima.interventions.prune.recipe import Group, Matched, Method, Order, Pattern, Recipe, RoleSet
+from ima.interventions.prune.recipe import Group, Layers, Matched, Method, Order, Pattern, Percepts, Recipe, RoleSet
 from ima.interventions.work import NOTHING, Savings
 from ima.models.llm.frozen import FrozenLLM
 
 NOTE = "unstructured zeros save no time"
 # What result.json and the figures tell of a mask.
-TOLD = ("name", "method", "group", "pattern", "matched", "roles", "answers", "order", "seed", "num_examples", "asked",
+TOLD = ("name", "method", "group", "pattern", "matched", "roles", "answers", "order", "layers",
+        "percepts", "percept_share", "seed", "num_examples", "asked",
         "sparsity", "task_ratio", "chance_sparsity", "tasks", "made", "llm")  # fmt: skip
 
 
@@ -70,7 +71,7 @@ class Prune(Intervention):
     """A mask that is made here and kept in the cache: see `ima.interventions.prune.recipe.Recipe`. run: whose
     adapter and samples calibrate Wanda; evaluate.py takes the run that it evaluates."""
 
-    RANGES = {"ratio": (0.0, 1.0), "num_examples": (1, None)}
+    RANGES = {"ratio": (0.0, 1.0), "num_examples": (1, None), "percept_share": (0.0, None)}
 
     def __init__(
         self,
@@ -80,16 +81,20 @@ class Prune(Intervention):
         pattern: Pattern = "unstructured",
         roles: RoleSet = "both",
         answers: bool = True,
-        order: Order = "one_shot",
+        order: Order | None = None,
         num_examples: int = 128,
         seed: int = 0,
         run: str | None = None,
         runs: Sequence[str] = (),
         matched: Matched | None = None,
+        layers: Layers = "equal",
+        percepts: Percepts = "all",
+        percept_share: float = 1.0,
     ) -> None:
         self.recipe = Recipe(
-            method, ratio, group, pattern, roles, answers, order, num_examples, seed, run, tuple(runs), matched
-        )
+            method, ratio, group, pattern, roles, answers, order, num_examples, seed, run, tuple(runs), matched,
+            layers, percepts, percept_share,
+        )  # fmt: skip
 
     @contextmanager
     def apply(self, llm: FrozenLLM) -> Iterator[None]:

@@ -24,6 +24,7 @@ from ima.core.moved_names import current_names
 from ima.core.tensor_file import check_sum, checksum_of
 
 FORMAT = "ima-mask-1"
+VALUES = "values of "  # before a module path: new weights
 Shape = tuple[int, int]
 Bits = np.ndarray
 By = Literal["whole", "part", "kind", "block", "matrix"]
@@ -54,13 +55,20 @@ def place_of(path: str) -> Place:
 
 
 class Mask:
-    """`bits`: module path -> packed bits; `shapes`: (out, in) of each matrix; `facts`: where the mask comes from."""
+    """`bits`: module path -> packed bits; `shapes`: (out, in) of each matrix; `facts`: where the mask comes from.
+    `values`: module path -> what the kept weights become, row by row, where the method changes them (SparseGPT): the
+    bytes of numbers of the dtype in `facts`."""
 
     def __init__(
-        self, bits: Mapping[str, Bits], shapes: Mapping[str, Shape], facts: Mapping[str, Any] | None = None
+        self,
+        bits: Mapping[str, Bits],
+        shapes: Mapping[str, Shape],
+        facts: Mapping[str, Any] | None = None,
+        values: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         assert bits.keys() == shapes.keys()
         self.bits, self.shapes, self.facts = dict(bits), dict(shapes), dict(facts or {})
+        self.values = dict(values or {})
 
     @classmethod
     def of(cls, kept: Mapping[str, np.ndarray], facts: Mapping[str, Any] | None = None) -> Mask:
@@ -138,6 +146,7 @@ class Mask:
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "facts": json.dumps(to_json(self.facts))}
         tensors = {name: np.ascontiguousarray(each) for name, each in self.bits.items()}
+        tensors |= {VALUES + name: np.ascontiguousarray(each) for name, each in self.values.items()}
         metadata["checksum"] = checksum_of(tensors, metadata)
         replace_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
 
@@ -153,12 +162,14 @@ class Mask:
         try:
             shapes = {name: (int(a), int(b)) for name, (a, b) in json.loads(metadata["shapes"]).items()}
             facts = current_names(json.loads(metadata["facts"]))  # of how its LLM is loaded
-            ends = {name: header[name]["data_offsets"] for name in shapes}
+            names = [name for name in header if name in shapes or name.startswith(VALUES)]
+            ends = {name: header[name]["data_offsets"] for name in (*shapes, *names)}
             if not shapes or not isinstance(facts, dict):
                 raise ValueError("no matrices")
-            for name, shape in shapes.items():
-                if (header[name]["dtype"], header[name]["shape"]) != ("U8", [ends[name][1] - ends[name][0]]):
+            for name, (start_at, end_at) in ends.items():
+                if (header[name]["dtype"], header[name]["shape"]) != ("U8", [end_at - start_at]):
                     raise ValueError(f"{name} is no row of bytes")
+            for name, shape in shapes.items():
                 if ends[name][1] - ends[name][0] != -(-math.prod(shape) // 8):
                     raise ValueError(f"{name} has {ends[name][1] - ends[name][0]} bytes for {shape} bits")
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -167,9 +178,11 @@ class Mask:
         if path.stat().st_size != size:
             raise UserError(f"{path}: {path.stat().st_size} bytes where its header says {size}; make it again")
         data = np.memmap(path, dtype=np.uint8, mode="r")
-        bits = {name: data[start + a : start + b] for name, (a, b) in ends.items()}
-        check_sum(path, bits, metadata)
-        return cls(bits, shapes, facts)
+        arrays = {name: data[start + a : start + b] for name, (a, b) in ends.items()}
+        check_sum(path, arrays, metadata)
+        bits = {name: arrays[name] for name in shapes}
+        values = {name.removeprefix(VALUES): each for name, each in arrays.items() if name not in shapes}
+        return cls(bits, shapes, facts, values)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -11,28 +11,45 @@ from typing import Any, ClassVar, Literal
 
 from ima.core.errors import UserError, nearest
 
-Method = Literal["wanda", "magnitude", "random", "subnet", "union"]
+Method = Literal["wanda", "sparsegpt", "magnitude", "random", "subnet", "union"]
 RoleSet = Literal["percept", "text", "both"]
 Group = Literal["row", "matrix", "global"]
 Pattern = Literal["unstructured", "2:4", "4:8"]
 Order = Literal["one_shot", "sequential"]
 Matched = Literal["overall", "matrix"]
+Layers = Literal["equal", "diversity"]
+Percepts = Literal["all", "changed"]
 OF_A_SET = ("subnet", "union")
-CALIBRATED = ("wanda", *OF_A_SET)
-GROUPS = {"wanda": "row", "magnitude": "matrix", "random": "matrix", "subnet": "row", "union": "row"}
+OF_A_RUN = ("wanda", "sparsegpt")
+CALIBRATED = (*OF_A_RUN, *OF_A_SET)
+GROUPS = {
+    "wanda": "row",
+    "sparsegpt": "matrix",
+    "magnitude": "matrix",
+    "random": "matrix",
+    "subnet": "row",
+    "union": "row",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Prune `ratio` of the weights by `method`.
 
-    wanda: calibrated on the adapter and training samples of `run`; subnet (union): what the Wanda masks of all `runs`
-    keep in common (together), `ratio` then being its own final sparsity. group: where weights compete (None: row for
-    Wanda, matrix else). matched: with the achieved sparsity of the subnet of `runs`, overall or in every matrix.
-    answers: whether ANSWER tokens count among text.
+    wanda: calibrated on the adapter and training samples of `run`; sparsegpt: the same, and the weights that stay are
+    changed too; subnet (union): what the Wanda masks of all `runs` keep in common (together), `ratio` then being its
+    own final sparsity. group: where weights compete (None: row for Wanda, matrix else; SparseGPT: 128 columns of a
+    matrix). order: None is sequential for SparseGPT, else one_shot. matched: with the achieved sparsity of the subnet
+    of `runs`, overall or in every matrix. answers: whether ANSWER tokens count among text. layers: `diversity` prunes
+    blocks less whose output tokens are more diverse (TAMP). percepts: `changed` calibrates, in every block, on the
+    percepts that it changes most, `percept_share` times their mean change times the number of text tokens (ATV).
     """
 
-    RANGES: ClassVar[dict[str, tuple[float, float | None]]] = {"ratio": (0.0, 1.0), "num_examples": (1, None)}
+    RANGES: ClassVar[dict[str, tuple[float, float | None]]] = {
+        "ratio": (0.0, 1.0),
+        "num_examples": (1, None),
+        "percept_share": (0.0, None),
+    }
 
     method: Method = "wanda"
     ratio: float = 0.5
@@ -40,12 +57,15 @@ class Recipe:
     pattern: Pattern = "unstructured"
     roles: RoleSet = "both"
     answers: bool = True
-    order: Order = "one_shot"
+    order: Order | None = None
     num_examples: int = 128
     seed: int = 0
     run: str | None = None
     runs: Sequence[str] = ()
     matched: Matched | None = None
+    layers: Layers = "equal"
+    percepts: Percepts = "all"
+    percept_share: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(str(run) for run in self.runs))
@@ -53,7 +73,8 @@ class Recipe:
             ("method", tuple(GROUPS)),
             ("group", ("row", "matrix", "global", None)), ("matched", ("overall", "matrix", None)),
             ("pattern", ("unstructured", "2:4", "4:8")), ("roles", ("percept", "text", "both")),
-            ("order", ("one_shot", "sequential")),
+            ("order", ("one_shot", "sequential", None)), ("layers", ("equal", "diversity")),
+            ("percepts", ("all", "changed")),
         ):  # fmt: skip
             value = getattr(self, name)
             if value not in allowed:
@@ -62,6 +83,11 @@ class Recipe:
                 )
         if not 0 <= self.ratio <= 1:
             raise UserError(f"ratio: {self.ratio} is outside 0 to 1 (the share of weights that is pruned)")
+        if self.order is None:
+            order = "sequential" if self.method == "sparsegpt" or self.percepts == "changed" else "one_shot"
+            object.__setattr__(self, "order", order)
+        if self.percept_share < 0:
+            raise UserError(f"percept_share: {self.percept_share}; 0 or more is needed")
         if self.num_examples < 1:
             raise UserError(f"num_examples: {self.num_examples}; at least 1 is needed")
         self._check_combination()
@@ -76,11 +102,28 @@ class Recipe:
         if self.pattern != "unstructured":
             if self.ratio != 0.5:
                 raise UserError(f"ratio: {self.ratio} with pattern {self.pattern}, which prunes half; use ratio=0.5")
-            if needs_set or self.group not in (None, "row"):
-                raise UserError(f"pattern: {self.pattern} is for wanda, magnitude or random by row, not matched")
+            if needs_set or self.group not in (None, "row", *(["matrix"] if self.method == "sparsegpt" else [])):
+                raise UserError(
+                    f"pattern: {self.pattern} is for wanda, magnitude or random by row, or sparsegpt, not matched"
+                )
+        if self.method == "sparsegpt" and (self.order != "sequential" or self.group not in (None, "matrix")):
+            raise UserError(
+                "method: sparsegpt decides block by block, in 128 columns of a matrix; leave order and group"
+            )
+        if self.percepts == "changed" and (self.order != "sequential" or self.roles != "both"):
+            raise UserError("percepts: changed is for order=sequential and roles=both, method wanda or sparsegpt")
+        if self.layers == "diversity":
+            if self.method not in OF_A_RUN or self.matched is not None or self.group == "global":
+                raise UserError("layers: diversity is for methods wanda and sparsegpt, not matched, not group=global")
+            if self.pattern != "unstructured":
+                raise UserError(
+                    f"layers: diversity needs pattern=unstructured; {self.pattern} prunes half of every row"
+                )
         if self.order == "sequential":
-            if self.method != "wanda":
-                raise UserError(f"order: sequential is for method wanda; {self.method} has one_shot only")
+            if self.method not in OF_A_RUN:
+                raise UserError(
+                    f"order: sequential is for methods wanda and sparsegpt; {self.method} has one_shot only"
+                )
             if self.group == "global":
                 raise UserError("order: sequential decides block by block; group=global needs order=one_shot")
             if self.matched is not None:
@@ -108,4 +151,8 @@ class Recipe:
         if self.method in CALIBRATED or self.matched is not None:
             out |= {"roles": self.roles, "answers": self.answers, "num_examples": self.num_examples, "seed": self.seed}
             out["order"] = self.order
+        if self.layers != "equal":
+            out["layers"] = self.layers
+        if self.percepts != "all":
+            out |= {"percepts": self.percepts, "percept_share": self.percept_share}
         return out

@@ -46,14 +46,26 @@ class Sums:
 
     def norm(self, path: str, roles: tuple[Role, ...]) -> Tensor:
         """norm_I fp32 over the tokens of these roles. Raises UserError where there are none."""
+        places = self._counted(roles)
+        return self._finite(path, self.squares[path][places].sum(0)).sqrt().float()
+
+    def gram(self, path: str, roles: tuple[Role, ...]) -> Tensor:
+        """(in, in) fp64 of a `GramWatch` of these roles. Raises UserError where there are no such tokens."""
+        self._counted(roles)
+        return self._finite(path, self.squares[path])
+
+    def _counted(self, roles: tuple[Role, ...]) -> list[int]:
         places = [int(role) for role in roles]
         if not int(self.num_tokens[places].sum()):
             names = ", ".join(role.name.lower() for role in roles)
             raise UserError(f"roles: no calibration token is {names}; choose other roles or another task")
-        total_I = self.squares[path][places].sum(0)
-        if not bool(torch.isfinite(total_I).all()):
+        return places
+
+    @staticmethod
+    def _finite(path: str, found: Tensor) -> Tensor:
+        if not bool(torch.isfinite(found).all()):
             raise UserError(f"calibration: activations at {path} are not finite; use llm.dtype=float32")
-        return total_I.sqrt().float()
+        return found
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
         tensors = {name: each.clone() for name, each in self.squares.items()}  # maps with one input share theirs
@@ -137,3 +149,20 @@ class Watch:
             x_NI = x_NI.index_select(0, self._rows_N)
         return (self._of_role_RN @ x_NI.float().square_() if x_NI.dtype != torch.float32
                 else self._of_role_RN @ x_NI.square()).double().cpu()  # fmt: skip
+
+
+class GramWatch(Watch):
+    """The same, but of tokens of the given roles alone the Gram matrix of the inputs: (in, in) fp64 a map."""
+
+    def __init__(self, linears: Mapping[str, nn.Linear], roles: tuple[Role, ...]) -> None:
+        super().__init__(linears)
+        self.roles = roles
+
+    def _squares(self, x: Tensor) -> Tensor:
+        assert self._of_role_RN is not None, "begin a batch first"
+        x_NI = x.reshape(-1, x.shape[-1])
+        if self._rows_N is not None:
+            x_NI = x_NI.index_select(0, self._rows_N)
+        chosen_N = self._of_role_RN[[int(role) for role in self.roles]].any(0)
+        x_NI = x_NI[chosen_N].double()
+        return x_NI.T @ x_NI
