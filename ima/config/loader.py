@@ -27,6 +27,7 @@ from ima.config.hydra_private import CachingConfigRepository, ConfigLoaderImpl
 from ima.config.inherit import inherit, repeat, stand_alone
 from ima.config.instantiation import flags_of
 from ima.config.overrides import check_allowed, check_choice, parse, refuse_own, refuse_several, targets_given
+from ima.config.own_data import own_choices
 from ima.config.remembered import FileRepository, merged
 from ima.config.values import CHOICES_ONLY, at, check_key, unknown
 from ima.core.distributed import place_of
@@ -135,6 +136,8 @@ class Loader(ConfigLoaderImpl):
         known = [*default_groups(self.root, self.conf), *self.names.parameters]
         parsed = [parse(text, known) for text in overrides]
         places = [str(each.input_line) for each in parsed if each.key_or_group == "hydra.searchpath"]
+        if self.root == "train":
+            parsed += [parse(text, known) for text in own_choices(parsed, [self.conf])]
         _, repo = super()._parse_overrides_and_create_caching_repo(config_name, places)
         kept: list[Override] = []
         loggers = repo.get_group_options("logger") if repo.group_exists("logger") else []

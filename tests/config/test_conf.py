@@ -34,7 +34,11 @@ FILES = sorted(CONF.glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
-def test_every_choice_composes(group: str, choice: str) -> None:
+def test_every_choice_composes(group: str, choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if choice == "folder":  # is looked into
+        (tmp_path / "somewhere").mkdir()
+        (tmp_path / "somewhere/table.csv").write_text("file,caption\na.jpg,b\n")
+        monkeypatch.chdir(tmp_path)
     config = compose([f"{group}={choice}", *NEEDED.get((group, choice), unset(group, choice))])
     picked = config.choices[group]
     named = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()) or {}  # what stacks is told by its nodes

@@ -177,12 +177,12 @@ def read_lines(path: Path) -> Iterator[Record]:
             yield Record(value, f"{path}:{number}")
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[Record]:
+def read_table(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[Record]:
     """Rows of a CSV file with a header; all `columns` must be there. Warns where the last one may be cut off."""
     text = read_text(path)
     if text[-1] not in '\r\n"':  # a closed quotation is whole
         warnings.warn(f"{path}: its last line has no end; if the file was cut off, its last row is wrong", stacklevel=2)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader)]
         lacking = [column for column in columns if column not in header]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,23 @@ def load(builder: str, say: str, **options: Any) -> Any:
         raise UserError(f"{say}: cannot be read as a table ({type(error).__name__}: {error})") from error
     finally:
         datasets.logging.set_verbosity(level)
+
+
+def parquet_rows(path: Path) -> Iterator[Record]:
+    """The rows of one Parquet file, as they are stored."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(row, f"{path}:{number}")
+    except UnicodeDecodeError as error:
+        raise not_utf8(f"{path}:{number}", error.object[error.start], error.start) from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from error
 
 
 def undecoded(rows: Any, column: str) -> Any:
