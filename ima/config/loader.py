@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -186,7 +187,7 @@ class Loader(ConfigLoaderImpl):
             return [override]
         value: Any = override.value()
         base, added = measured(value, choices_of("alignment", self.conf))
-        return [parse(f"alignment={base}", known), parse(f"alignment.groups=[{','.join(added)}]", known)]
+        return [parse(f"alignment={base}", known), parse(f"alignment.groups={json.dumps(added)}", known)]
 
     def with_loggers(self, override: Override, known: Sequence[str], choices: Sequence[str]) -> list[Override]:
         """`logger=[offline,csv]` as a choice and the loggers beside it. W&B's mirror is `logger` in any order."""

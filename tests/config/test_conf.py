@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from ima.cli.help import describe
 from ima.config.compose import CONF, choices_of, compose, default_groups
+from ima.config.settings import GroupName
 from ima.core.signatures import signature
 from ima.runs.identity import STACKED
 
@@ -71,3 +72,9 @@ def test_the_schema_read_from_source_is_what_python_sees(target: str) -> None:
         default = read.parameters[parameter.name].default
         if isinstance(parameter.default, int | float | str | bool | None):
             assert default == parameter.default or isinstance(default, str), parameter.name
+
+
+@pytest.mark.parametrize("group", get_args(GroupName))
+def test_every_group_of_measures_is_added_by_its_name_also_the_one_called_null(group: str) -> None:
+    config = compose([f"alignment=[default,{group}]"])
+    assert list(config["alignment"]["groups"]) == [group]
