@@ -26,6 +26,7 @@ COMMANDS = {
     "correlate": ("ima.cli.correlate", "correlate an alignment score with a task metric"),
     "cones": ("ima.cli.cones", "how near the cones of datasets and modalities are"),
     "masks": ("ima.cli.masks", "make pruning masks, compare and export them"),
+    "data": ("ima.cli.data", "a first look at data: sizes, lengths, what cannot be read, samples"),
     "doctor": ("ima.cli.doctor", "will a config run here: memory, disk, what is missing"),
     "demo": ("ima.cli.demo", "the demo, its control, or an experiment with its twin on noise"),
     "assets": ("ima.cli.assets", "the embedded models and pictures: list or fetch"),
