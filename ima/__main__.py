@@ -24,6 +24,7 @@ COMMANDS = {
     "collect": ("ima.cli.collect", "one table of all runs below some folders, CSV and Parquet"),
     "compare": ("ima.cli.compare", "the paired difference of two runs, with its interval"),
     "correlate": ("ima.cli.correlate", "correlate an alignment score with a task metric"),
+    "claims": ("ima.cli.claims", "the papers' claims with verdicts, computed from runs"),
     "cones": ("ima.cli.cones", "how near the cones of datasets and modalities are"),
     "masks": ("ima.cli.masks", "make pruning masks, compare and export them"),
     "data": ("ima.cli.data", "a first look at data: sizes, lengths, what cannot be read, samples"),
