@@ -50,7 +50,7 @@ def test_it_stays_short() -> None:
 def test_each_way_to_add_something_fits_in_a_few_lines() -> None:
     python = {path: text for path, text in blocks().items() if path.endswith(".py")}
     assert sorted(path.removesuffix(".py") for path in python) == [
-        f"mine/{part}" for part in ("adapters", "encoders", "interventions", "tasks")
+        f"mine/{part}" for part in ("adapters", "callbacks", "encoders", "interventions", "tasks")
     ]
     for path, text in python.items():
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("from ", "import "))]
@@ -66,9 +66,10 @@ def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
     for path, text in blocks().items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
-    given = re.search(r"^`(python train\.py .*?)` runs all four", EXTENDING, flags=re.MULTILINE)
+    given = re.search(r"^`(python train\.py .*?)`\s+trains with all five", EXTENDING, flags=re.M | re.S)
     assert given is not None
-    arguments = [*shlex.split(given[1])[1:], *SMALL, "name=mine", "adapter.every=3", "intervention.scale.factor=2"]
+    changed = ["loader.batch_size=2", "name=mine", "adapter.every=3", "intervention.scale.factor=2"]
+    arguments = [*shlex.split(given[1])[1:], *SMALL, *changed]
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=tmp_path,
@@ -84,6 +85,8 @@ def test_what_it_adds_runs_as_written(tmp_path: Path) -> None:
     assert result["facts"]["encoder"] == "Colours" and result["facts"]["adapter"] == "SparseAdapter"
     assert result["config"]["task"]["_target_"] == "mine.tasks.Naming" and result["metrics"]["val/loss"] is not None
     assert result["config"]["intervention"]["scale"]["factor"] == 2
+    assert any(name.endswith("/single_word") for name in result["metrics"])
+    assert "watched: step 2" in done.stdout
 
 
 @pytest.fixture(scope="module")
