@@ -14,7 +14,7 @@ PY := .venv/bin/python
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 SEED ?=
 # Groups that `make test` leaves out; tests/groups.py says what each does.
-GROUPS := processes browser
+GROUPS := processes browser docs fuzz
 MORE_GROUPS := plugins slurm# long, and not for every submission
 NO_GROUP := not (processes or docs or browser or fuzz or plugins or slurm)
 
@@ -68,8 +68,8 @@ test-slurm: setup  ## a real Slurm of one node on this machine, which it install
 	@$(PY) tests/slurm_node.py
 	@python=$$($(PY) tests/plugin_packages.py) && $$python -m pytest -m slurm
 
-test-fuzz: setup  ## five minutes of random configs and damaged files; SEED=... repeats
-	@IMA_FUZZ_SEED=$(SEED) $(PY) -m pytest -m fuzz -s
+test-fuzz: setup  ## five minutes of random configs and damaged files; prints its seed, SEED=... repeats
+	@IMA_FUZZ_SEED=$(SEED) $(PY) -m pytest -m fuzz $(TEST_ARGS)
 
 # One after the other: each has all cores.
 test-all:  ## run every group; what cannot be installed is a failure

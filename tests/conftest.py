@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core each: tiny models are not faster on more
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not os.environ.get("IMA_FUZZ_SEED"):  # workers inherit it
+    os.environ["IMA_FUZZ_SEED"] = str(random.SystemRandom().randrange(2**32))
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a network
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -79,6 +82,11 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
     yield
     skipped = Counter(groups.reason_of(report) for report in terminalreporter.stats.get("skipped", []))
+    for kind in ("passed", "failed"):
+        for report in terminalreporter.stats.get(kind, []):
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "said":
+                    terminalreporter.write_line(str(value))
     for line in groups.last_lines(config.stash[LEFT_OUT], skipped):
         terminalreporter.write_line(line)
 

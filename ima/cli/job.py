@@ -175,6 +175,8 @@ def line_of(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (lacking := missing_extra(error)):
         return lacking
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:60]!r}…: {error.strerror} ({len(str(error.filename))} characters); name another"
     if isinstance(error, OSError) and error.errno in OF_THE_PLACE:
         return f"{error.filename or 'file'}: {error.strerror}; free some space or set output_dir and IMA_CACHE"
     return (memory_line(error) or None) if isinstance(error, RuntimeError | MemoryError) else None

@@ -33,7 +33,7 @@ def made(node: Any, **special: Any) -> Any:
     except InstantiationException as error:
         if lacking := missing_extra(error):
             raise UserError(lacking) from error
-        if not isinstance(error.__cause__, UserError):
+        if not isinstance(error.__cause__, UserError | OSError):
             raise
         raise error.__cause__ from error
 

@@ -7,6 +7,7 @@ stores all go through here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -15,12 +16,23 @@ from pathlib import Path
 from ima.core.errors import UserError
 from ima.core.files import remove_temporaries, temporary_beside
 
+LONGEST = 200  # characters that we add at most
+
 
 def cache_dir() -> Path:
-    """Where converted models and unpacked data go: $IMA_CACHE, else ima/ in the user's cache folder."""
+    """Where converted models and unpacked data go: $IMA_CACHE, else ima/ in the user's cache folder. Raises UserError
+    for a name that the system does not take."""
     if own := os.environ.get("IMA_CACHE"):
-        return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ima"
+        folder = Path(own).expanduser().absolute()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ima"
+    try:
+        os.lstat(folder / ("x" * LONGEST))
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", errno.EINVAL) in (errno.ENAMETOOLONG, errno.EINVAL):
+            said = os.strerror(errno.ENAMETOOLONG) if isinstance(error, OSError) else str(error)
+            raise UserError(f"IMA_CACHE={str(folder)[:80]!r}…: no name of a folder ({said}); set another") from error
+    return folder
 
 
 def sha256_of(path: Path) -> str:

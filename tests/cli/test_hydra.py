@@ -192,3 +192,25 @@ def test_a_finished_folder_and_a_foreign_one_stay_as_they_are(
     assert run_script("train", ["name=RUN", "seed=77"], entry=lambda config: pytest.fail("was run")) == 2
     assert "holds a run with another config" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("root", "arguments"),
+    [
+        ("train", f"data=coco data.folder={LONG} encoder=noise llm=tiny"),
+        ("train", f"data=shapes encoder=noise llm=hf llm.path={LONG}"),
+        ("train", f"data=hf_caption data.path={LONG} encoder=noise llm=tiny"),
+        ("evaluate", f"checkpoint={LONG}"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(
+    root: str, arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["logger=none", "name=r", "trainer.accelerator=cpu"] if root == "train" else []
+    assert run_script(root, [*arguments.split(), *more]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "File name too long (300 characters)" in lines[0] and LONG not in lines[0]

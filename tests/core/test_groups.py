@@ -23,12 +23,15 @@ def test_make_test_leaves_out_the_groups_and_nothing_else() -> None:
     assert set(words(r"^NO_GROUP := not \((.*)\)$")) - {"or"} == set(GROUPS)
 
 
+NOT_IN_CI = {"fuzz"}  # draws new cases each time: what it finds is no fault of a submission
+
+
 def test_every_group_of_the_makefile_has_a_target_and_runs_in_test_all_and_in_the_ci() -> None:
     run = re.search(r"for part in (.*); do", (ROOT / ".ci/run").read_text())
     assert run is not None
     for name in words(r"^GROUPS := (.*)$"):
         assert GROUPS[name][1] == f"make test-{name}"
-        assert f"test-{name}" in TARGETS and f"test-{name}" in run[1].split()
+        assert f"test-{name}" in TARGETS and (f"test-{name}" in run[1].split()) == (name not in NOT_IN_CI)
     assert set(run[1].split()) >= {"lint", "type", "test"} and set(run[1].split()) <= TARGETS
 
 
