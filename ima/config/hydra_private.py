@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra._internal.defaults_list as defaults_list
+import hydra._internal.defaults_list as lists
 import hydra._internal.hydra as application
 import hydra._internal.utils as utils
 from hydra import version
@@ -35,22 +35,22 @@ __all__ = [
 PLUGINS = Path(__file__).resolve().parents[1] / "sweep" / "plugin"  # our part of the namespace package hydra_plugins
 VERSION_BASE = "1.3"
 MARK = "ima_filled"
-ALL_CHOICES = defaults_list._create_interpolation_map
+ALL_CHOICES = lists._create_interpolation_map
 
 
 def prepare() -> None:
     """What `hydra.main` does before it composes; for a config that is composed without it."""
     find_plugin()
-    defaults_list._create_interpolation_map = choices_if_needed
+    lists._create_interpolation_map = choices_if_needed
     if version.getbase() is None:
         version.setbase(VERSION_BASE)
     setup_globals()
 
 
-def choices_if_needed(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
+def choices_if_needed(overrides: Any, defaults_list: Any, self_added: bool) -> DictConfig:
     """All choices, which Hydra gathers for every file; only a list with `${...}` in it needs them."""
-    needed = any(default.is_interpolation() for default in defaults)
-    return ALL_CHOICES(overrides, defaults, self_added) if needed else DictConfig({})
+    needed = any(default.is_interpolation() for default in defaults_list)
+    return ALL_CHOICES(overrides, defaults_list, self_added) if needed else DictConfig({})
 
 
 def find_plugin() -> None:
