@@ -8,15 +8,36 @@ import math
 import random
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ima.core.files import write_json
+import pytest
+
+from ima.core.csv_text import csv_text
+from ima.core.files import write_atomic, write_json
 from ima.core.types import Row
+from ima.report.build import write_report
+from ima.report.figures.drawing import Figure
 from ima.runs.results import RowWriter
 
 NUM_LAYERS, NUM_EPOCHS, NUM_STEPS = 30, 6, 190
 NOUNS = ("cow", "frog", "fire truck", "orange", "guitar", "rocket")
+
+
+def write_page(paths: Iterable[str | Path], out: Path | None = None, drawn: bool = True) -> Path:
+    """As `write_report`, with the tables of the figures and without their pictures beside the page, which are drawn
+    twice more. drawn: the page's own pictures too; without, each is an empty <svg>."""
+
+    def save(figure: Figure, folder: Path) -> None:
+        if figure.draw is not None:
+            write_atomic(folder / f"{figure.name}.csv", csv_text(*figure.table))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "save", save)
+        if not drawn:
+            patch.setattr(Figure, "inline", lambda figure: "<svg ></svg>")
+        return write_report(paths, out)
 
 
 def make_run(

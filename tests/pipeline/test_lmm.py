@@ -12,6 +12,7 @@ import pytest
 import torch
 from launcher import Launcher
 from PIL import Image
+from report_runs import write_page
 from tiny_lmms import KINDS, write_lmm
 
 from ima.alignment.tap import Tap
@@ -26,7 +27,6 @@ from ima.models.hf_multimodal.kinds import REFUSED
 from ima.models.llm.pass_context import Generation
 from ima.pipeline.evaluate import plan_of_whole
 from ima.pipeline.hf_evaluator import LmmCollate, LmmEvaluator
-from ima.report.build import write_report
 from ima.runs.record import read_result
 from ima.tasks.caption import CaptionTask
 
@@ -172,7 +172,7 @@ def test_one_command_measures_a_whole_model(launcher: Launcher, folders: dict[st
     result = read_result(folder)
     assert result["status"] == "ok" and -1 <= result["metrics"]["ima/mean"] <= 1 and "T0/chair_s" in result["metrics"]
     assert folder.name.startswith(folders["qwen2_vl"].name) and (folder / "alignment.safetensors").is_file()
-    html = write_report([folder]).read_text()
+    html = write_page([folder]).read_text()
     assert "IMA" in html and folder.name in html and "as evaluated" in html and "0 = untrained adapter" not in html
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert rows and all(row["epoch"] is None for row in rows), "it was trained elsewhere"
@@ -192,7 +192,7 @@ def test_one_command_skips_in_a_whole_model_and_says_what_that_saves(
     kinds = [each["kind"] for each in result["facts"]["plan"]["interventions"]]
     assert kinds == ["skip", "mask"] and 0 < result["facts"]["plan"]["flops"]["prefill_left"] < 1
     assert result["facts"]["plan"]["interventions"][1]["sparsity"] == pytest.approx(0.5, abs=0.02)
-    assert "skip" in write_report([folder]).read_text()
+    assert "skip" in write_page([folder]).read_text()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from launcher import Launcher
+from report_runs import write_page
 
 from ima.cli.masks import main as masks_main
 from ima.core.errors import UserError
@@ -18,7 +19,6 @@ from ima.core.files import write_json
 from ima.interventions.prune.compare import overlap
 from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.rows import compare_runs, named, write_comparison
-from ima.report.build import write_report
 from ima.report.figures.masks import mask_rows, overlap_figures
 from ima.report.figures.retained import retained_of
 from ima.report.figures.skip import skip_figures
@@ -101,7 +101,7 @@ def test_masks_of_a_set_of_runs_are_compared_and_drawn(folder: Path, tmp_path: P
     assert set(figures) == {"mask_iou", "mask_iou_by_block", "mask_iou_by_kind"}
     header, cells = figures["mask_iou"].table
     assert len(cells) == 3 and list(header[:3]) == ["mask_a", "mask_b", "iou"]
-    page = write_report(runs, tmp_path / "report.html").read_text()
+    page = write_page(runs, tmp_path / "report.html").read_text()
     assert "Overlap of masks" in page  # the comparison beside the runs
     with open(tmp_path / "figures" / "mask_iou.csv") as file:
         assert len(list(csv.DictReader(file))) == 3
@@ -206,7 +206,7 @@ def test_what_is_retained_is_relative_to_the_same_adapter_without_a_mask(results
 
 
 def test_bars_by_sparsity_and_the_transfer_matrix_are_drawn(results: Path, tmp_path: Path) -> None:
-    page = write_report([results / "sweep"], tmp_path / "report.html").read_text()
+    page = write_page([results / "sweep"], tmp_path / "report.html").read_text()
     assert "save no time" in page
     names = {path.stem for path in (tmp_path / "figures").glob("mask_*.csv")}
     assert names == {"mask_retained_50", "mask_retained_30", "mask_transfer"}

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launcher import Launcher
 from omegaconf import OmegaConf
+from report_runs import write_page
 
 from ima.config.compose import compose
 from ima.core.errors import UserError
@@ -29,7 +30,6 @@ from ima.models.llm.load import tiny
 from ima.models.multimodal import MultimodalModel
 from ima.pipeline.fit import train
 from ima.pipeline.run import quiet
-from ima.report.build import write_report
 from ima.runs.record import read_result
 from ima.runs.results import read_rows
 
@@ -368,7 +368,7 @@ def test_one_command_asks_the_published_benchmarks_in_their_official_files(
     assert lines[4]["yes_ratio"] and lines[4]["f1"] and not lines[4]["ima"], "POPE has no validation split"
     assert lines[5]["chair_s"] and "chair_i" in lines[5]
     assert lines[2]["ima"] != lines[3]["ima"], "the words of the picture are another text"
-    html = write_report([tmp_path / "asked"]).read_text()
+    html = write_page([tmp_path / "asked"]).read_text()
     assert all(f'<th scope="row">{name}</th>' in html for name in entries)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from report_runs import make_run
+from report_runs import make_run, write_page
 
 from ima.cli.collect import main
 from ima.core.types import ROW_FIELDS
@@ -101,7 +101,7 @@ def test_many_runs_are_listed_without_reading_their_rows(tmp_path: Path) -> None
             tmp_path / f"run{index}", metrics={"ima/mean": index / 40, "T0/cider": index / 10}, config={"seed": index}
         )
         (folder / "rows.jsonl").write_text("{broken\n")
-    page = write_report([tmp_path], tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_page([tmp_path], tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.partition('id="runs"')[2].partition("</table>")[0].count("<tr>") == 41
     assert "give fewer folders" in page
     assert "n = 40" in page

@@ -186,7 +186,8 @@ def test_page_of_a_full_evaluation_has_every_figure_once_and_ids_stay_unique(mea
     assert "#0b0b" not in html
 
 
-def test_a_default_run_gets_none_of_these_figures(tmp_path: Path) -> None:
+def test_a_default_run_gets_none_of_these_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Figure, "inline", lambda figure: f'<svg id="{figure.name}"></svg>')
     run = load_run(make_run(tmp_path / "run", layers=3, epochs=1, samples=1))
     cone = {**COMMON, "score": "cone", "value": 0.5, "layer_a": 1, "layer_b": 1, "site": "resid_post", "role_a": "P",
             "role_b": "P", "variant": "nosink"}  # fmt: skip

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import ENTRIES, make_mixture, make_run
+from report_runs import ENTRIES, make_mixture, make_run, write_page
 
 from ima.report import curves as series
-from ima.report.build import write_report
 from ima.report.entry_table import entry_lines, text_rows
 from ima.report.figures.order import figures_of
 from ima.report.load import load_run, load_runs
@@ -21,7 +20,7 @@ from ima.report.mixture import by_modality, lines_of, mixture_points, variant_se
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_mixture(tmp_path_factory.mktemp("outputs") / "mixed")
-    write_report([folder])
+    write_page([folder])
     return folder
 
 
@@ -30,7 +29,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("variants")
     for seed in range(3):
         make_mixture(top / f"variant-{seed}", seed=seed)
-    write_report([top])
+    write_page([top])
     return top
 
 
@@ -82,8 +81,9 @@ def test_every_other_figure_has_a_panel_for_each_entry(run: Path, name: str) -> 
     rows = table(run / "figures" / f"{name}.csv")
     names = {(row.get("entry") or row["panel"]).split(" (")[0] for row in rows}
     assert names == set(ENTRIES)
-    svg = (run / "figures" / f"{name}.svg").read_text()
-    assert all(entry in svg for entry in ENTRIES)
+    figure = (run / "report.html").read_text().partition(f'id="plot-{name}"')[2]
+    drawn = figure.partition("</title>")[2].partition("</svg>")[0]
+    assert all(entry in drawn for entry in ENTRIES)
 
 
 def test_the_page_has_a_line_per_entry_with_score_ima_and_hallucination(run: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_grid_has_five_measures_of_every_run_and_entry(variants: Path) -> No
 def test_measures_that_were_not_taken_are_named(tmp_path: Path) -> None:
     for seed in range(2):
         make_mixture(tmp_path / f"v{seed}", seed=seed, vocabulary=False)
-    write_report([tmp_path])
+    write_page([tmp_path])
     html = (tmp_path / "report.html").read_text()
     assert "Not measured: KL(P || T) (nats)" in html.replace("&amp;", "&") and "alignment.num_reservoir" in html
 
@@ -184,6 +184,6 @@ def test_a_run_of_one_task_stands_with_the_entry_of_its_data(tmp_path: Path) -> 
     path.write_text(
         path.read_text().replace('"dataset_a": "stampworld"', '"dataset_a": "data 2"').replace("image", "audio")
     )
-    write_report([tmp_path])
+    write_page([tmp_path], drawn=False)
     panels = {(row["panel"], row["line"]) for row in table(tmp_path / "figures" / "compare_ima_by_layer.csv")}
     assert ("sounds (audio)", "single") in panels and len(panels) == 7

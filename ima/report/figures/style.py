@@ -105,6 +105,7 @@ def render(draw: Callable[[Figure, Theme], None], theme: Theme, *kinds: str) -> 
             metadata = {"Date": None} if kind == "svg" else {"Software": None}
             figure.savefig(buffer, format=kind, dpi=200 if kind == "png" else 72, metadata=metadata)
             pictures.append(buffer.getvalue())
+            figure.set_layout_engine("none")  # the places of the first kind are those of the others
     return pictures
 
 
