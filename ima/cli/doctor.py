@@ -39,6 +39,8 @@ LABELS = 32  # of them supervised
 EMBEDDED = {
     "smollm2": Size(30, 576, 1536, 49_152, 1 / 3),
     "gemma3_270m": Size(18, 640, 2048, 262_144, 1 / 4),
+    "qwen_coder_0_5b": Size(24, 896, 4864, 151_936, 1 / 7),
+    "qwen_coder_1_5b": Size(28, 1536, 8960, 151_936, 1 / 6),
     "tiny": Size(2, 32, 64, 300),
 }
 

@@ -25,7 +25,12 @@ USAGE = "usage: python -m ima push checkpoint=outputs/<run> repo=user/name [out=
 KEYS = {"checkpoint": "", "repo": "", "out": "", "private": "false", "license": "other"}
 FIGURE = Path("figures") / "ima_by_layer.png"
 LEFT_OUT = ("logger", "output_dir", "overwrite", "resume", "trust", "offline")  # of the config: nobody else's business
-EMBEDDED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3_270m": "google/gemma-3-270m"}
+EMBEDDED = {
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "gemma3_270m": "google/gemma-3-270m",
+    "qwen_coder_0_5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "qwen_coder_1_5b": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+}
 TASKS = {"image": "image-to-text", "video": "video-text-to-text", "audio": "audio-text-to-text"}
 MAX_METRICS = 40
 

@@ -176,6 +176,7 @@ def llm_facts(llm: FrozenLLM) -> dict[str, Any]:
     return {
         "llm": llm.name,
         "llm_dtype": str(llm.dtype).removeprefix("torch."),
+        "llm_weights": llm.weights_from,
         "llm_width": llm.width,
         "llm_blocks": llm.num_blocks,
     }

@@ -31,7 +31,7 @@ FAMILY = {
     "mistral": "mistral", "qwen2_5": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3", "phi3": "phi3",
     "pythia": "gpt_neox", "smollm3": "smollm3",
 }  # fmt: skip
-ELSEWHERE = {"hf", "tiny", "smollm2", "random_smollm2", "gemma3_270m"}
+ELSEWHERE = {"hf", "tiny", "smollm2", "random_smollm2", "gemma3_270m", "qwen_coder_0_5b", "qwen_coder_1_5b"}
 
 
 def test_every_llm_of_conf_is_tried_here_or_elsewhere() -> None:

@@ -8,6 +8,8 @@ touches the file). Hides the key names, the q/k row order and the tokenizer rule
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import torch
 from ima.core.assets.registry import converted_folder, get_asset, locate
 from ima.core.cache import build_folder
 from ima.core.errors import UserError
+from ima.core.files import read_object, write_json
 from ima.models.formats.gguf import Gguf, read_gguf
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ def convert_llama(gguf: Gguf, folder: Path) -> None:
         weights[llama_key(name)] = unpermute(weight, heads[part]) if part in heads else weight
     config.architectures = ["LlamaForCausalLM"]
     save_folder(folder, config, weights, make_tokenizer(gguf.metadata, config.max_position_embeddings))
+    write_origin(folder, gguf)
 
 
 def save_folder(folder: Path, config: Any, weights: dict[str, torch.Tensor], tokenizer: Any) -> None:
@@ -82,6 +86,23 @@ def save_folder(folder: Path, config: Any, weights: dict[str, torch.Tensor], tok
     config.dtype = torch.float32
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+ORIGIN = "origin.json"
+
+
+def write_origin(folder: Path, gguf: Gguf) -> None:
+    """How many tensors of which type the file had, those of most weights first."""
+    sizes: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        sizes[tensor.format.name] += math.prod(tensor.shape)
+    write_json(folder / ORIGIN, {"types": [name for name, _ in sizes.most_common()]})
+
+
+def origin_of(folder: Path) -> str:
+    """What the weights of a converted folder are, in words. Folders of before do not know their types."""
+    types = read_object(folder / ORIGIN).get("types") if (folder / ORIGIN).is_file() else None
+    return f"quantised file ({', '.join(types)}), dequantised" if types else "quantised file, dequantised"
 
 
 def llama_key(name: str) -> str:
@@ -179,5 +200,6 @@ def open_folder(folder: Path, dtype: torch.dtype, config_class: Any, model_class
     if unexpected or sorted(missing) != tied:
         raise UserError(f"{folder}: not this model's weights ({(missing + unexpected)[:3]} ...); delete the folder")
     model.tie_weights()
+    model.weights_from = origin_of(folder)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
     return model.eval().requires_grad_(False), tokenizer

@@ -62,6 +62,10 @@ def llm_facts(node: Mapping[str, Any]) -> LlmFacts | None:
             return LlmFacts("smollm2", "llama", 30, 9)
         case "gemma3_270m":
             return LlmFacts("gemma3-270m", "gemma3_text", 18, 4)
+        case "qwen_coder_0_5b":
+            return LlmFacts(target, "qwen2", 24, 14)
+        case "qwen_coder_1_5b":
+            return LlmFacts(target, "qwen2", 28, 12)
         case "tiny" if (family := str(node.get("family", "llama"))) in TINY:
             return of_family(f"tiny-{family}", TINY[family], int(node.get("num_blocks", 3)), 4)
         case "hf" if node.get("path"):

@@ -78,6 +78,7 @@ class FrozenLLM(nn.Module):
         make_trainable(self.model, trains, lora_rank, lora_alpha, seed)
         self.tokenizer, self.pieces = tokenizer, PieceTokenizer(tokenizer)
         self.name = name
+        self.weights_from: str = getattr(model, "weights_from", "original")
         self.table = SiteTable(self.model)
         check_sites(self.model, self.table)
         self.width: int = self.model.get_input_embeddings().embedding_dim

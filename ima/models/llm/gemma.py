@@ -18,7 +18,7 @@ from ima.core.assets.registry import Asset, converted_folder
 from ima.core.cache import build_folder, sha256_of
 from ima.core.errors import UserError
 from ima.models.formats.gguf import Gguf, read_gguf
-from ima.models.llm.embedded import BLOCK_KEYS, CONTROL_TOKEN, OUTER_KEYS, open_folder, save_folder
+from ima.models.llm.embedded import BLOCK_KEYS, CONTROL_TOKEN, OUTER_KEYS, open_folder, save_folder, write_origin
 
 if TYPE_CHECKING:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
@@ -125,6 +125,7 @@ def convert_gemma(gguf: Gguf, folder: Path) -> None:
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
         suppress_tokens=never_written(gguf.metadata),
     ).save_pretrained(folder)  # fmt: skip
+    write_origin(folder, gguf)
 
 
 def never_written(metadata: dict[str, Any]) -> list[int]:

@@ -82,6 +82,7 @@ def reinitialise(model: Any, seed: int) -> None:
         torch.manual_seed(seed)
         fresh = AutoModelForCausalLM.from_config(model.config, **STOCK)
     model.load_state_dict(fresh.state_dict())
+    model.weights_from = f"random, seed {seed}"
 
 
 def smollm2(
