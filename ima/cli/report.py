@@ -1,13 +1,16 @@
-"""`python -m ima report DIR...`: one self-contained page of one run or of many."""
+"""`python -m ima report DIR...`: one self-contained page of one run or of many; --watch while a run is going on."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ima.core.errors import UserError
+
+SECONDS = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,11 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="where the page goes (default: report.html in the run's folder, or in the folder of runs)",
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help=f"write the page anew every {SECONDS} s while a run is going on; a browser then shows it by itself",
+    )
     options = parser.parse_args(arguments)
-    from ima.report.build import write_report  # drawing code: not for --help
+    from ima.report.build import watch, write_report  # drawing code: not for --help
 
     try:
-        print(write_report(options.dirs, options.out))
+        page = write_report(options.dirs, options.out, SECONDS if options.watch else 0)
+        print(page, flush=True)
+        if options.watch:
+            watch(options.dirs, options.out, SECONDS, time.sleep)
+    except KeyboardInterrupt:
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

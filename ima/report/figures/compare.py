@@ -95,9 +95,10 @@ def overlays(runs: Sequence[Run]) -> list[Figure]:
     aligned = [series.alignment_rows(run.rows) for run in runs]
     units = {series.unit_of(series.epochs(rows)) for rows in aligned if rows}
     unit = " or ".join(sorted(units)) or "epoch"
+    media = " or ".join(sorted({series.media_word(rows) for rows in aligned if rows})) or "media"
     return [
         overlay(runs, "compare_ima_by_layer", "Implicit alignment by layer",
-                "Mean cosine of pictures and texts at every block's output, last measured epoch of each run.",
+                f"Mean cosine of {media} and texts at every block's output, last measured epoch of each run.",
                 ("layer", "layer"), "mean cosine, P against T", last_layers),
         overlay(runs, "compare_ima_by_epoch", f"IMA score by {unit}", "Pooled over the layers; band: 95 % interval.",
                 (f"{unit} (0 = untrained adapter)", unit.replace(" ", "_")), "IMA (mean cosine)",

@@ -47,8 +47,7 @@ def figures_of(run: Run) -> list[Figure]:
                      "sim", "mean cosine, P against T"),
         retrieval(rows),
         heat_map(rows),
-        training(run.rows),
-        ima_by_epoch(rows),
+        *learning(run.rows, rows),
         layer_figure(rows, "ima_gap", f"What the alignment knows of the {word}",
                      "Similarity with the own text minus similarity with other texts. Zero: the two modalities may be"
                      f" close, but no {word} is closer to its own text. The text has read the {word} in this pass, so"
@@ -61,6 +60,13 @@ def figures_of(run: Run) -> list[Figure]:
         *group_figures(rows),
         *full_figures(next(iter(groups.values()))),
     ]  # fmt: skip
+
+
+def learning(rows: Sequence[series.Row], aligned: Sequence[series.Row]) -> list[Figure]:
+    """Curves over a training; none for an evaluation, which measures once."""
+    if rows and not any(row["split"] == "train" for row in rows) and len({row["epoch"] for row in rows}) == 1:
+        return []
+    return [training(rows), ima_by_epoch(aligned)]
 
 
 def full_figures(rows: Sequence[series.Row]) -> list[Figure]:

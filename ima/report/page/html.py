@@ -16,37 +16,43 @@ from typing import Any
 
 from ima.report.figures.drawing import Figure
 from ima.report.figures.style import css_variables
+from ima.report.findings import findings
 from ima.report.mixture import entry_section, variant_section
 from ima.report.page import tables
 from ima.report.page.decoded import decoded_section
 from ima.report.page.patches import patch_section
 from ima.report.page.samples import sample_section
-from ima.report.page.words import AGAINST, HEADLINES, MAX_HEADLINES, seconds_text, value_text
+from ima.report.page.words import AGAINST, HEADLINES, MAX_HEADLINES, in_words_of, seconds_text, value_text
 from ima.report.proxies import proxy_section
 from ima.report.run import Run
 
 
-def page_html(runs: Sequence[Run], figures: Sequence[Figure], proxies: Sequence[dict[str, Any]] = ()) -> str:
-    """The whole document. `proxies`: the correlations over several runs."""
+def page_html(
+    runs: Sequence[Run], figures: Sequence[Figure], proxies: Sequence[dict[str, Any]] = (), refresh: int = 0
+) -> str:
+    """The whole document. `proxies`: the correlations over several runs. refresh: seconds after which a browser loads
+    the page again (0: never)."""
     whole = run_page(runs[0], figures) if len(runs) == 1 else comparison_page(runs, figures, proxies)
+    if refresh:
+        whole = whole.replace("<meta name", f'<meta http-equiv="refresh" content="{refresh}"><meta name', 1)
     return whole.encode("utf-8", "replace").decode()  # a generated text may hold half a surrogate pair
 
 
 def run_page(run: Run, figures: Sequence[Figure]) -> str:
     sections = [
         ("figures", "What happened", figure_grid(figures)),
-        ("tasks", "Task metrics", tables.task_table(run)),
         ("samples", "What it says", sample_section(run)),
+        ("tasks", "Task metrics", folded("Every score by track and epoch", tables.task_table(run))),
         *([("words", "What perceptual tokens decode to", words)] if (words := decoded_section(run)) else []),
         *([("patches", "What patches are near to", maps)] if (maps := patch_section(run)) else []),
-        ("facts", "Run facts", '<div class="columns"><div><h3>Facts and versions</h3>' + tables.facts_table(run)
-         + "</div><div><h3>All metrics</h3>" + tables.metric_table(run) + "</div></div><details><summary>"
-         "Configuration, resolved</summary>" + tables.config_table(run) + "</details>"),
+        ("facts", "Run facts", folded("All metrics", tables.metric_table(run))
+         + folded("Facts and versions", tables.facts_table(run))
+         + folded("Configuration, resolved", tables.config_table(run))),
         ("reproduce", "How to reproduce", reproduce(run)),
     ]  # fmt: skip
     header = (
         f"<h1>{escape(run.name)} {tables.status_badge(run.status)}</h1>"
-        f'<p class="lead">{lead(run)}</p>{alerts(run)}{entry_section(run) or headlines(run)}'
+        f'<p class="lead">{lead(run)}</p>{alerts(run)}{said(run)}{entry_section(run) or headlines(run)}'
     )
     return document(f"ima · {run.name}", header, sections)
 
@@ -65,10 +71,16 @@ def comparison_page(runs: Sequence[Run], figures: Sequence[Figure], proxies: Seq
         sections.append(("differences", "Where the configurations differ", tables.difference_table(runs)))
     notes = "".join(f'<p class="alert">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes)
     header = (
-        f'<h1>{len(runs)} runs</h1><p class="lead">{states}</p>{notes}'
+        f'<h1>{len(runs)} runs</h1><p class="lead">{states}</p>{notes}{beside(runs) if len(runs) == 2 else ""}'
         '<p class="note">One run in full: <code>python -m ima report outputs/&lt;run&gt;</code></p>'
     )
     return document(f"ima · {len(runs)} runs", header, sections)
+
+
+def beside(runs: Sequence[Run]) -> str:
+    """What each of two runs shows, side by side."""
+    columns = "".join(f"<div><h3>{escape(run.name)}</h3>{said(run)}</div>" for run in runs)
+    return f'<div class="columns">{columns}</div>'
 
 
 def document(title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> str:
@@ -96,6 +108,21 @@ def document(title: str, header: str, sections: Sequence[tuple[str, str, str]]) 
 @cache
 def asset(name: str) -> str:
     return files("ima.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def folded(summary: str, content: str) -> str:
+    """What few look at, a click away."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def said(run: Run) -> str:
+    """What the run shows, in sentences; the sign and the words tell, not the colour alone."""
+    signs = {"yes": ("✓", "right"), "no": ("✗", "wrong"), "open": ("○", "")}
+    lines = "".join(
+        f'<li><span class="verdict {signs[one.verdict][1]}">{signs[one.verdict][0]}</span> {escape(one.text)}</li>'
+        for one in findings(run)
+    )
+    return f'<ul class="findings">{lines}</ul>' if lines else ""
 
 
 def lead(run: Run) -> str:
@@ -145,7 +172,7 @@ def headlines(run: Run) -> str:
     present = [entry for entry in HEADLINES if entry[0] in run.metrics][:MAX_HEADLINES]
     if not present:
         return '<p class="missing">No headline metric was measured.</p>'
-    cards = ""
+    cards, modality = "", run.result["facts"].get("modality")
     for name, title, meaning in present:
         value, limits = run.metrics[name], tables.interval_text(run, name)
         limit_line = f'<p class="limits">95 % interval {limits}</p>' if limits else ""
@@ -156,7 +183,7 @@ def headlines(run: Run) -> str:
             limit_line = f'<p class="limits">not a number: {escape(reason_of(run, name))}</p>'
         cards += (
             f'<div class="headline"><h3>{escape(title)}</h3><p class="big">{value_text(value)}</p>{limit_line}'
-            f'<p class="meaning">{escape(meaning)}</p></div>'
+            f'<p class="meaning">{escape(in_words_of(modality, meaning))}</p></div>'
         )
     return f'<div class="headlines">{cards}</div>'
 

@@ -38,7 +38,7 @@ def sample_section(run: Run) -> str:
     parts = []
     for name in sorted(tracks, key=track_rank):
         shown = list(tracks[name].values())
-        heading = f"<h3>{escape(track_name(name))}</h3>" if name else ""
+        heading = f"<h3>{escape(track_name(name, run.result['facts'].get('modality')))}</h3>" if name else ""
         cards = "".join(card(run.folder, history) for history in shown[:share])
         more = f'<p class="note">{len(shown) - share} more in samples.jsonl.</p>' if len(shown) > share else ""
         parts.append(f'{heading}<div class="cards">{cards}</div>{more}')

@@ -73,6 +73,8 @@ def config_table(run: Run) -> str:
 def metric_table(run: Run) -> str:
     """Every metric of the result with its interval, limits folded into their metric's row."""
     names = [name for name in run.metrics if not (is_limit(name) and name.rsplit("/", 1)[0] in run.metrics)]
+    first = [name for name, _, _ in HEADLINES if name in names]
+    names = [*first, *sorted(name for name in names if name not in first)]
     if not names:
         return '<p class="missing">The result holds no metrics.</p>'
     return pairs(
@@ -98,9 +100,9 @@ def task_table(run: Run) -> str:
     head += '<th scope="col">metric</th><th scope="col">track</th>'
     head += "".join(f'<th scope="col" class="number">epoch {epoch}</th>' for epoch in shown)
     left_out = "" if shown == measured else f" {len(shown)} of {len(measured)} epochs; figures/tasks.csv has all."
-    body = ""
+    body, modality = "", run.result["facts"].get("modality")
     for entry, scores in groups.items():
-        for score, tracks in scores.items():
+        for score, tracks in sorted(scores.items(), key=lambda pair: interest(pair[0])):
             for track, found in tracks.items():
                 points = {at: (value, se, found.limits.get(at)) for at, value, se in found.points}
                 cells = "".join(f'<td class="number">{cell(points.get(epoch))}</td>' for epoch in shown)
@@ -108,12 +110,18 @@ def task_table(run: Run) -> str:
                 body += (
                     f"<tr{kind}>{f'<td>{escape(entry)}</td>' if named else ''}"
                     f'<th scope="row">{escape(score.replace("_", " "))}</th>'
-                    f'<td class="words">{escape(track_name(track))}</td>{cells}</tr>'
+                    f'<td class="words">{escape(track_name(track, modality))}</td>{cells}</tr>'
                 )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr>'
         f'</thead><tbody>{body}</tbody></table></div><p class="note">Small: 95 % interval.{left_out}</p>'
     )
+
+
+def interest(score: str) -> tuple[int, str]:
+    """Scores that stand for a task first, then parts of it by name."""
+    first = [name.rpartition("/")[2] for name, _, _ in HEADLINES]
+    return (first.index(score) if score in first else len(first), score)
 
 
 def cell(point: tuple[float, float, tuple[float, float] | None] | None) -> str:

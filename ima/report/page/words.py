@@ -44,6 +44,9 @@ HEADLINES = (
     ("test/f1", "test F1", "F1 of yes; always saying yes gets 0.667, so the yes-ratio belongs beside it."),
     ("T0/cider_d", "T0 CIDEr-D",
      "Agreement of the captions' words with the references (0 to 10); with few references a wrong noun costs little."),
+    ("val/cider_d", "validation CIDEr-D", "Agreement of the captions' words with the references (0 to 10)."),
+    ("blind/cider_d", "blind CIDEr-D",
+     "The same prompt without the medium: what the LLM gets by guessing. CIDEr-D below this means nothing."),
     ("val/loss", "validation loss", "Cross-entropy on held-out answer tokens, in nats per token; lower is better."),
     ("train/loss", "training loss", "Cross-entropy on the answer tokens at the end of training, in nats per token."),
 )  # fmt: skip
@@ -80,7 +83,28 @@ def seconds_text(value: Any) -> str:
     return f"{int(value // 3600)} h {round(value % 3600 / 60):02d} min"
 
 
-def track_name(track: str) -> str:
+# What a picture page calls otherwise than a page of clips or sounds, in order.
+OF_MEDIA = {
+    "audio": (
+        ("Objects seen in training, in new scenes", "Sounds heard in training, in new mixtures"),
+        ("objects seen in training, in new scenes", "sounds heard in training, in new mixtures"),
+        ("seen objects, new scenes", "heard sounds, new mixtures"),
+        ("New instances of known kinds of object", "New recordings of known kinds of sound"),
+        ("new instances of known kinds", "new recordings of known kinds"),
+        ("the right object", "the right sound"),
+    ),
+    "video": (("new scenes", "new clips"),),
+}  # fmt: skip
+
+
+def in_words_of(modality: Any, text: str) -> str:
+    """A text of this page as it is said of pictures, clips or sounds."""
+    for found, instead in OF_MEDIA.get(str(modality), ()):
+        text = text.replace(found, instead)
+    return text
+
+
+def track_name(track: str, modality: Any = None) -> str:
     """As a person reads it, after the name of its entry where a mixture has several."""
     names = {"T0": "T0 · seen objects, new scenes", "T1": "T1 · new instances of known kinds",
              "T2": "T2 · unknown kinds", "test": "test", "val": "validation",
@@ -88,4 +112,4 @@ def track_name(track: str) -> str:
              "shuffled": "shuffled · no order in time",
              "blind": "blind · no medium", "prior": "prior · best guess from the training answers"}  # fmt: skip
     entry, _, name = track.rpartition("/")
-    return (f"{entry}: " if entry else "") + names.get(name, name)
+    return in_words_of(modality, (f"{entry}: " if entry else "") + names.get(name, name))
