@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ima.cli.early import refuse_early
 from ima.config.finished import finished
 from ima.config.folders import is_first_rank
 from ima.config.hub_names import hub_names
@@ -47,6 +48,7 @@ OF_THE_PLACE = (
     errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE,
 )  # fmt: skip
 DEFAULT_OBJECTIVE = "val/loss"
+PAGE = "report.html"
 # Of this process, set by `run_script`; processes that a launcher starts have none of it.
 ENTRY: Callable[[Any], Any] | None = None
 TYPED: list[str] | None = None
@@ -82,7 +84,9 @@ def work(root: str, cfg: DictConfig) -> Any:
     try:
         if is_first_rank():
             refuse_held(folder)
-            find_own(folder, config)
+            found = find_own(folder, config)
+            if found is not None and found.is_ok and may_say_finished(config):
+                return say_finished(root, config, folder)
         run(root, config)
     except Exception as error:
         if line_of(error) is None:
@@ -90,6 +94,23 @@ def work(root: str, cfg: DictConfig) -> Any:
         REFUSAL = error
         return None
     return None if ENTRY is not None else objective_of(config, folder)
+
+
+def may_say_finished(config: Mapping[str, Any]) -> bool:
+    """Whether nothing but the folder's own record has to be asked."""
+    return ENTRY is None and config.get("resume") != "must" and not config.get("stage")
+
+
+def say_finished(root: str, config: Mapping[str, Any], folder: Path) -> Any:
+    """There is nothing to do; its page and its objective are there."""
+    said = {
+        "train": "this run is finished already; overwrite=true trains it anew",
+        "evaluate": "evaluated already; overwrite=true measures again",
+    }
+    print(f"{folder}: {said[root]}")
+    if (folder / PAGE).is_file():
+        print(folder / PAGE)
+    return objective_of(config, folder)
 
 
 def place(config: dict[str, Any], folder: Path, cwd: Path) -> None:
@@ -109,9 +130,11 @@ def place(config: dict[str, Any], folder: Path, cwd: Path) -> None:
 def run(root: str, config: dict[str, Any]) -> None:
     """Train or evaluate in this process."""
     module, _, function = ENTRIES[root].rpartition(".")
-    entry = ENTRY or getattr(importlib.import_module(module), function)
     settle(config.get("offline"), hub_names(config))
     with trusting(config.get("trust") or ()):
+        if ENTRY is None and is_first_rank():
+            refuse_early(root, config)
+        entry = ENTRY or getattr(importlib.import_module(module), function)
         entry(config)
 
 

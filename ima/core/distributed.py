@@ -139,6 +139,8 @@ def contradiction(environment: Mapping[str, str], several: Mapping[str, int], od
 def num_devices(trainer: Any) -> int:
     """Processes that `trainer.devices` asks for on each machine. Raises UserError for what is no number of devices."""
     devices = str(trainer.devices).strip()
+    if devices == "1":
+        return 1  # without a look at the GPUs, which takes torch
     on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and num_gpus() > 0
     if devices in ("auto", "-1"):
         return num_gpus() if on_gpu else 1
