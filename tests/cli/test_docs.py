@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from wandb_server import wandb_server
 
+from ima.cli.sweep import plan
 from ima.config.compose import compose
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,7 +197,12 @@ def test_a_command_for_large_machines_composes_and_is_priced(command: str, place
         composed: Any = OmegaConf.to_container(compose(arguments, "evaluate", trained=trained))
         assert (composed["llm"] or composed["lmm"]) and ("data" in composed or "mixture" in composed)
         return
-    arguments = words[2:] if words[1] == "train.py" else shlex.split(words[-1].partition("=")[2])
+    if words[1] == "sweep.py":
+        assert len(plan(words[2:])[1]) > 1
+        return
+    if words[0] == "make":  # make doctor ARGS="..."
+        words = ["", *shlex.split(words[-1].partition("=")[2])]
+    arguments = [word for word in words[1:] if "=" in word]
     done = place.run(shlex.join(["python", "-m", "ima", "doctor", *arguments]))
     assert done.code in (0, 1) and re.search(r"^needs +LLM weights", done.text, flags=re.MULTILINE), done.text
 
