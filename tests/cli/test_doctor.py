@@ -133,3 +133,27 @@ def test_encoders_state_tokens_and_width(choice: str) -> None:
 def test_no_torch_is_imported() -> None:
     code = "import sys, ima.cli.doctor; ima.cli.doctor.main(['data=shapes']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+GPU_PAGE = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+TABLE = re.findall(
+    r"^\| `(experiment=[^`]+)`.*?\| ([\d.]+) \| ([\d.]*) ?\| ([\d.]+) \| (\d+) \|$", GPU_PAGE, re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
+def test_the_table_of_the_gpu_page_is_what_it_adds_up(row: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "hub_folder", lambda name: None)
+    command, weights, learning, activations, total = row
+    found = needs(config_of(*command.split()))
+    of = {name: (found.get(name) or 0) / 1e9 for name in ("LLM weights", "gradients", "optimizer", "activations")}
+    wanted = [float(weights), float(learning or 0), float(activations), int(total)]
+    assert [round(of["LLM weights"], 1), round(of["gradients"] + of["optimizer"], 1), round(of["activations"], 1),
+            round(sum(of.values()))] == wanted  # fmt: skip
+
+
+def test_readme_takes_its_numbers_from_that_table() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## What fits on which GPU")[1].split("\n\n")[1]
+    cells = [line.split("|")[-2] for line in readme.splitlines()[2:]]
+    named = {number for cell in cells for number in re.findall(r"\d+", cell)}
+    assert len(TABLE) == 10 and named and named <= {row[-1] for row in TABLE}

@@ -47,6 +47,15 @@ def test_it_stays_short() -> None:
     assert TEXT.count("\n") <= 150 and max(map(len, TEXT.splitlines())) <= 120
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["Hydra", "Lightning", "IMA        = mean of sim(l)", "**Growth**", "GB needed", "CITATION.cff", "ima.load_lmm(",
+     "WANDB_MODE", "WANDB_PROJECT", "WANDB_BASE_URL", "HF_HUB_OFFLINE", "data=folder", "--multirun", "torchrun", "MIT"],
+)  # fmt: skip
+def test_it_says_what_its_readers_look_for(words: str) -> None:
+    assert words in TEXT
+
+
 def test_each_way_to_add_something_fits_in_a_few_lines() -> None:
     python = {path: text for path, text in blocks().items() if path.endswith(".py")}
     assert sorted(path.removesuffix(".py") for path in python) == [
