@@ -63,6 +63,14 @@ def test_the_blocks_of_the_page_run_in_order_with_ima_alone(place: Path, monkeyp
     assert (place / "states.safetensors").is_file()
 
 
+def test_the_block_of_readme_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    monkeypatch.chdir(place)
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102 (our own documentation)
+    assert {"model", "lmm"} <= names.keys()
+
+
 def test_each_of_the_three_snippets_has_at_most_ten_lines() -> None:
     for block in BLOCKS:
         assert len([line for line in block.splitlines() if line.strip()]) <= 10
