@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(write_table(collect(options.dirs), options.out))
-    except (UserError, OSError) as error:
+    except OSError as error:
+        print(f"error: {options.out}: cannot be written ({error.strerror}); give --out", file=sys.stderr)
+        return 2
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -18,13 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ima.cli.early import refuse_early
 from ima.cli.help import describe
-from ima.cli.memory import Size, Training, fitting_budget, from_config, training_memory
+from ima.cli.llm_sizes import llm_size
+from ima.cli.memory import Training, fitting_budget, training_memory
 from ima.config.compose import CONF, compose
 from ima.core.assets.registry import missing
 from ima.core.cache import cache_dir
 from ima.core.errors import UserError
-from ima.core.files import read_object
 from ima.core.network import hub_folder
 from ima.core.provenance import provenance
 from ima.core.signatures import signature
@@ -34,44 +35,6 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GPU = ("gpu", "cuda")
 TEXT_TOKENS = 48  # of a prompt with its answer
 LABELS = 32  # of them supervised
-
-
-EMBEDDED = {
-    "smollm2": Size(30, 576, 1536, 49_152, 1 / 3),
-    "gemma3_270m": Size(18, 640, 2048, 262_144, 1 / 4),
-    "qwen_coder_0_5b": Size(24, 896, 4864, 151_936, 1 / 7),
-    "qwen_coder_1_5b": Size(28, 1536, 8960, 151_936, 1 / 6),
-    "tiny": Size(2, 32, 64, 300),
-}
-
-
-# Of the checkpoints that conf/llm names, from their config.json. `inner` of an FFN of two matrices is two thirds of it.
-PUBLISHED = {
-    "EleutherAI/pythia-6.9b": Size(32, 4096, 10_923, 50_432),
-    "HuggingFaceTB/SmolLM3-3B": Size(36, 2048, 11_008, 128_256, 1 / 4),
-    "Qwen/Qwen2.5-7B": Size(28, 3584, 18_944, 152_064, 1 / 7),
-    "Qwen/Qwen3-8B": Size(36, 4096, 12_288, 151_936, 1 / 4),
-    "facebook/opt-350m": Size(24, 1024, 2731, 50_272),
-    "facebook/opt-6.7b": Size(32, 4096, 10_923, 50_272),
-    "google/gemma-3-4b-pt": Size(34, 2560, 10_240, 262_208, 1 / 5),
-    "lmsys/vicuna-7b-v1.5": Size(32, 4096, 11_008, 32_000),
-    "meta-llama/Llama-2-7b-hf": Size(32, 4096, 11_008, 32_000),
-    "meta-llama/Llama-3.1-8B": Size(32, 4096, 14_336, 128_256, 1 / 4),
-    "microsoft/Phi-3-mini-4k-instruct": Size(32, 3072, 8192, 32_064),
-    "mistralai/Mistral-7B-v0.3": Size(32, 4096, 14_336, 32_768, 1 / 4),
-}
-
-
-def llm_size(node: Mapping[str, Any]) -> Size | None:
-    """None where neither its files nor the table tell."""
-    function = str(node.get("_target_")).rpartition(".")[2]
-    if function in EMBEDDED:
-        return EMBEDDED[function]
-    folder = hub_folder(str(node.get("path") or ""))
-    if folder is not None and (folder / "config.json").is_file():
-        config = read_object(folder / "config.json")
-        return from_config(config.get("text_config") or config)
-    return PUBLISHED.get(str(node.get("path")))
 
 
 def encoder_tokens(choice: str | None) -> tuple[int, int] | None:
@@ -187,10 +150,20 @@ def report(config: Mapping[str, Any]) -> tuple[list[str], bool]:
         problems.append(f"about {text(memory)} of memory needed, {text(room)} free; {cure(config, room)}")
     if (needed["feature cache"] or 0) > disk.free:
         problems.append(f"the feature cache needs about {text(needed['feature cache'])}; loader.cache_features=false")
+    problems += refused(config)
     problems += [f"not here: {line}" for line in downloads(config)]
     problems += [f"not set up: {line}" for line in missing() if uses(config, line.split(":", 1)[0])]
     lines += [f"problem    {line}" for line in problems]
     return [*lines, "ready" if not problems else f"{len(problems)} problem(s)"], not problems
+
+
+def refused(config: Mapping[str, Any]) -> list[str]:
+    """What a training would be refused for before it loads anything: a folder that is not there, a wrong track."""
+    try:
+        refuse_early("train", config)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def cure(config: Mapping[str, Any], room: float) -> str:

@@ -11,7 +11,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from ima.cli.doctor import llm_size
+from ima.cli.llm_sizes import llm_size
 from ima.config.instantiation import build
 from ima.core.commands import name_of
 from ima.core.errors import UserError

@@ -31,6 +31,7 @@ from ima.models.llm.tuning import trained_names, weight_sum
 from ima.pipeline.assemble import assemble, device_of
 from ima.pipeline.callbacks import Bar, Checkpointer, Export, StepRecorder
 from ima.pipeline.checkpoint import ADAPTER_SUM, LLM_SUM, SafetensorsIO, load_checkpoint, save_adapter, save_llm
+from ima.pipeline.foresight import Foresight
 from ima.pipeline.init_adapters import init_adapters
 from ima.pipeline.moments import DUE, Measurements
 from ima.pipeline.parts import Parts
@@ -211,7 +212,8 @@ def callbacks_of(
             raise UserError(f"callbacks.{name}: a {type(callback).__name__} is no lightning.pytorch.Callback")
         if isinstance(callback, Checkpointer):
             callback.begin(run.folder, facts, parts.alignment.every_num_steps if parts.alignment else None)
-    return measurements, [Export(export), *measured, measurements, steps, *chosen, Bar()]
+    foresight = Foresight(run.folder, lambda: measurements.seconds)
+    return measurements, [Export(export), *measured, measurements, steps, *chosen, foresight, Bar()]
 
 
 def trainer_of(

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ima.cli import doctor
-from ima.cli.doctor import EMBEDDED, PUBLISHED, downloads, encoder_tokens, hub_folder, llm_size, needs, report
+from ima.cli import doctor, llm_sizes
+from ima.cli.doctor import downloads, encoder_tokens, hub_folder, needs, report
+from ima.cli.llm_sizes import EMBEDDED, PUBLISHED, llm_size
 from ima.cli.memory import GIB, Size, Training, training_memory
 from ima.config.compose import CONF, choices_of, compose
 
@@ -32,7 +33,7 @@ def config_of(*overrides: str) -> dict[str, Any]:
 def test_sizes_of_choices_that_are_not_here_are_near_the_published_ones(
     choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "hub_folder", lambda name: None)
+    monkeypatch.setattr(llm_sizes, "hub_folder", lambda name: None)
     size = llm_size(config_of(f"llm={choice}")["llm"])
     assert size is not None and size.num_weights / 1e9 == pytest.approx(KNOWN[choice], rel=0.1)
 
@@ -122,6 +123,19 @@ def test_what_cannot_run_here_is_said_and_the_exit_code_tells(
     assert report(config_of("data=shapes"))[1]
     assert doctor.main(["llm=llama2"]) == 1 and doctor.main(["lm=llama2"]) == 2
     assert "error: lm" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_and_a_wrong_track_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "downloads", lambda config: [])
+    monkeypatch.setattr(doctor, "missing", lambda: [])
+    monkeypatch.setattr(doctor, "devices", lambda: [("RAM", 8e12, 4e12)])
+    for words, said in (
+        (["experiment=published_coco", "data.folder=nowhere"], "data.folder: nowhere is not there"),
+        (["data=shapes", "evaluation.tracks=[T7]"], "evaluation.tracks"),
+    ):
+        lines, ready = report(config_of(*words))
+        (problem,) = [line for line in lines if line.startswith("problem")]
+        assert said in problem and not ready
 
 
 @pytest.mark.parametrize("choice", [name for name in choices_of("encoder", CONF) if encoder_tokens(name)])
