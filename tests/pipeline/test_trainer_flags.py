@@ -138,13 +138,14 @@ def test_an_optimizer_and_a_schedule_of_ones_own_are_yaml(tmp_path: Path) -> Non
     assert run(tmp_path / "cycle", scheduler=one).is_ok, "the number of steps is filled in"
 
 
-@pytest.mark.parametrize("passes", [1, 3])
+# Of one pass a step every place; of three those around a step, its end, an epoch's end and the run's.
+@pytest.mark.parametrize(("passes", "places"), [(1, (1, 2, 3, 4)), (3, (1, 2, 3, 6, 7, 11, 12))], ids=["1", "3"])
 def test_a_run_resumed_after_any_pass_ends_as_one_that_was_not_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: int, places: tuple[int, ...]
 ) -> None:
     flags = [f"trainer.accumulate_grad_batches={passes}", "callbacks.checkpoint.every_num_steps=100"]
     run(tmp_path / "whole", *flags)
-    for at in range(1, 4 * passes + 1):
+    for at in places:
         folder = tmp_path / str(at)
         config = config_of(*BARE, *flags)
         monkeypatch.setattr(Die, "at", at)
