@@ -13,8 +13,11 @@ from PIL import Image
 from report_runs import make_run
 
 from ima.core.media import Frames, Sound
+from ima.data.first_look import look_at
+from ima.data.shapes import Shapes
 from ima.pipeline.predictions import media_files
 from ima.report.build import write_report
+from ima.report.page.first_look import look_page
 
 BINARY = chromium.find()
 NONE = "no Chromium found (make test-browser)"
@@ -51,12 +54,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         status="failed",
         reason="OutOfMemoryError: " + "x" * 300,
     )
-    return {"single": single, "sweep": write_report([root / "sweep"])}
+    look = root / "look.html"
+    look.write_text(
+        look_page([look_at(Shapes(num_train=6, num_test=2, size=32), len, "letters")], "ima data data=shapes")
+    )
+    return {"single": single, "sweep": write_report([root / "sweep"]), "look": look}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
-@pytest.mark.parametrize("kind", ["single", "sweep"])
+@pytest.mark.parametrize("kind", ["single", "sweep", "look"])
 def test_page_is_quiet_fits_the_window_and_shows_its_figures(
     browser: chromium.Chromium, pages: dict[str, Path], kind: str, width: int, scheme: str
 ) -> None:
@@ -66,7 +73,7 @@ def test_page_is_quiet_fits_the_window_and_shows_its_figures(
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("document.body.scrollWidth") <= width
     widths = browser.run("Array.from(document.querySelectorAll('svg'), svg => svg.getBoundingClientRect().width)")
-    assert len(widths) == {"single": 9, "sweep": 7}[kind]
+    assert len(widths) == {"single": 9, "sweep": 7, "look": 0}[kind]
     assert all(300 <= found <= width for found in widths)
     assert browser.run("Array.from(document.images).every(image => image.naturalWidth > 0)")
 
