@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from ima.core.errors import UserError
+from ima.sweep.foresight import foretold
 from ima.sweep.grid import compose_jobs
 from ima.sweep.job import Job, JobFailed
 from ima.sweep.pool import Pool, sigterm_interrupts
@@ -48,6 +49,8 @@ class PoolLauncher(Launcher):
         single = list({job.hash: job for job in reversed(jobs)}.values())[::-1]
         settings = {"name": folder.name, "num_parallel": self.num_parallel, "keep_going": self.keep_going}
         view = View(single, self.num_parallel)
+        if line := foretold(single, self.num_parallel, folder.parent):
+            print(line, flush=True)
         with view, sigterm_interrupts():
             Pool(single, settings, view).run()
         states = {job.hash: job for job in single}
