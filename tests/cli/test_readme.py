@@ -156,6 +156,16 @@ def test_the_groups_it_names_are_those_there_are() -> None:
         assert choices_of(group, CONF)
 
 
+@pytest.mark.parametrize("group", ["adapter", "encoder", "llm", "experiment", "sweep", "intervention"])
+def test_every_choice_stands_in_some_page(group: str) -> None:
+    text = TEXT + "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    words = set(re.findall(r"[\w.]+", text)) | {"none"}
+    based = {"published_caption", "published_qa"}  # bases of the others
+    shown = {name for name in choices_of(group, CONF) if not name.endswith("_control")} - based
+    shown = {name for name in shown if not re.fullmatch(r"mt_\w+_[234]", name)}  # `..._2` in docs/multitask.md
+    assert shown - words == set()
+
+
 def test_its_targets_are_in_the_makefile() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"make ([a-z-]+)", TEXT))
