@@ -137,9 +137,9 @@ class Loader(ConfigLoaderImpl):
         known = [*default_groups(self.root, self.conf), *self.names.parameters]
         parsed = [parse(text, known) for text in overrides]
         places = [str(each.input_line) for each in parsed if each.key_or_group == "hydra.searchpath"]
-        if self.root == "train":
-            parsed += [parse(text, known) for text in own_choices(parsed, [self.conf])]
         _, repo = super()._parse_overrides_and_create_caching_repo(config_name, places)
+        folders = [Path(source.path) for source in repo.get_sources() if source.scheme() == "file"]
+        parsed += [parse(text, known) for text in own_choices(parsed, self.root, folders)]
         kept: list[Override] = []
         loggers = repo.get_group_options("logger") if repo.group_exists("logger") else []
         parsed = [one for each in parsed for one in self.with_loggers(each, known, loggers)]

@@ -48,18 +48,22 @@ def tokens(own: FolderLook, limits: tuple[int, int]) -> str:
     return str(min(limits[1], max(limits[0], TOKENS_A_WORD * own.num_words)))
 
 
-def own_choices(overrides: Sequence[Override], places: Sequence[Path]) -> list[str]:
-    """What is added to a command line with `data=folder data.path=...`. places: where the groups' folders lie. Raises
-    UserError for a folder that cannot be trained on."""
+def own_choices(overrides: Sequence[Override], root: str, places: Sequence[Path]) -> list[str]:
+    """What is added to a command line with `data=folder data.path=...`; in an evaluation the task alone, and only where
+    no run says it (`lmm=...`). places: where the groups' folders lie. Raises UserError for a folder that is no use."""
     given = {each.key_or_group: each for each in overrides}
     values = {key: plain(each) for key, each in given.items() if not each.is_sweep_override()}
     path = values.get("data.path")
     if values.get("data") != OWN or not isinstance(path, str) or "${" in path:
         return []
+    if root == "evaluate" and values.get("lmm") is None:
+        return []
     with prefix_errors("data"):
         own = look(path, **{key: values.get(f"data.{key}") for key in LOOKED_AT})
     taken = {*given, *chosen_by_experiments(values.get("experiment"), places)}
     chosen = choices_for(own)
+    if root == "evaluate":
+        chosen = {key: value for key, value in chosen.items() if key.startswith("task")}
     if "task" in taken and values.get("task") != chosen["task"]:
         chosen = {key: value for key, value in chosen.items() if not key.startswith("task")}
     return [f"{key}={value}" for key, value in chosen.items() if key not in taken]

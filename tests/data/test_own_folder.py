@@ -376,6 +376,24 @@ def test_what_is_typed_or_chosen_by_an_experiment_stays(tmp_path: Path) -> None:
     assert "headline" not in compose([*own, "task=conversation"]).task
 
 
+def test_an_experiment_of_ones_own_folder_is_seen(tmp_path: Path) -> None:
+    write(tmp_path / "mine" / "t.csv", captions(media(tmp_path / "mine", "audio", 4)))
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    text = "# @package _global_\n# mine\ndefaults:\n  - override /encoder: whisper_tiny\n"
+    (tmp_path / "conf/experiment/own.yaml").write_text(text)
+    places = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
+    config = compose([*places, "experiment=own", "data=folder", f"data.path={tmp_path / 'mine'}"])
+    assert config.choices.encoder == "whisper_tiny" and config.task.headline == "cider_d"
+
+
+def test_a_whole_model_is_asked_what_the_folder_asks(tmp_path: Path) -> None:
+    write(tmp_path / "t.csv", questions(media(tmp_path, num=4)))
+    whole = ["lmm=hf", "lmm.path=somewhere", "data=folder", f"data.path={tmp_path}"]
+    assert compose(whole, "evaluate").task.metric == "exact"
+    write(tmp_path / "t.csv", captions(media(tmp_path, num=4)))
+    assert compose(whole, "evaluate").task.headline == "cider_d"
+
+
 def test_a_wrong_folder_is_refused_while_the_config_is_composed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^data\.path: .*nowhere is not there"):
         compose(["data=folder", f"data.path={tmp_path / 'nowhere'}"])
