@@ -34,9 +34,9 @@ class Started:
     out: Path
     err: Path
 
-    def wait(self) -> int:
-        """Exit code; minus the signal for one that was killed."""
-        return int(self.launcher.ask({"wait": self.pid})["code"])
+    def wait(self, seconds: float = SECONDS) -> int:
+        """Exit code; minus the signal for one that was killed, -999 for one that has not ended after `seconds`."""
+        return int(self.launcher.ask({"wait": self.pid, "seconds": seconds})["code"])
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -155,7 +155,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            print(json.dumps({"code": wait(request["wait"])}), flush=True)
+            print(json.dumps({"code": wait(request["wait"], request["seconds"])}), flush=True)
             continue
         pid = os.fork()
         if pid == 0:
@@ -172,8 +172,8 @@ def serve() -> None:
         print(json.dumps({"pid": pid}), flush=True)
 
 
-def wait(pid: int) -> int:
-    end = time.monotonic() + SECONDS
+def wait(pid: int, seconds: float) -> int:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:

@@ -41,6 +41,19 @@ def test_memory_that_a_batch_frees_serves_the_next_unless_the_user_says_otherwis
     assert num_page_faults(MALLOC_TRIM_THRESHOLD_="131072") > pages_per_batch // 20
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="torch has another OpenMP")
+@pytest.mark.parametrize(("policy", "wanted"), [({}, "10000"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")])
+def test_threads_of_torch_wait_actively_for_a_short_while_only(policy: dict[str, str], wanted: str) -> None:
+    """Beside other programs an active wait of OpenMP's own length takes the cores that the work would need: a
+    reservoir of a tiny model took minutes. What a person sets wins."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", "from ima.core.environment import prepare; prepare(); import torch"],
+        env=kept | policy | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{wanted}'" in done.stderr
+
+
 def test_what_is_said_to_nobody_is_lost_and_breaks_nothing() -> None:
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:

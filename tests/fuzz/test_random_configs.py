@@ -53,7 +53,7 @@ SKIP = {
     "every": [1, 2],
     "roles": ["[percept]", "[percept,prompt]", "[text]"],
     "select": ["first", "random", "norm", "similar"],
-    "phase": ["both", "prefill", "decode"],
+    "phase": ["both", "both", "prefill", "prefill", "decode"],
 }
 SEEN = {"visibility": ["visible", "hidden"]}  # of what attends
 INTERVENTIONS: dict[str, dict[str, list[Any]]] = {
@@ -62,7 +62,7 @@ INTERVENTIONS: dict[str, dict[str, list[Any]]] = {
     "skip_block": SKIP | SEEN,
     "skip_auto": {"budget": [0.3, 0.8], "part": ["block", "ffn", "attn"]},
     "exit": {"block": [0, 1], "leaving": ["context", "percept", "last"]},
-    "isolate": {"num_blocks": [1, 3, 8]},
+    "isolate": {"num_blocks": [1, 3]},
     "merge": {"start": [0, 1], "every": [2]},
     "parallel": {"start": [0, 1], "norm": ["own"]},
     "drop": {"start": [1, 2]},
@@ -78,7 +78,7 @@ ALWAYS = {"skip_ffn": ["start"], "skip_attn": ["start"], "skip_block": ["start"]
           "isolate": ["num_blocks"], "parallel": ["start"], "drop": ["start"], "knock_out": ["start", "width"],
           "back_patch": ["to_block", "from_block"], "steer": ["layer"], "entropy": ["start"]}  # fmt: skip
 AFTER_A_RUN = ("skip_auto", "steer", "prune")  # which ask for a run that is there
-PAGE_EVERY = 5
+PAGE_EVERY = 10
 NUM_PARTS = 4  # for as many workers
 GROUPS = ["maps", "sinks", "connector", "probes"]
 SITES = ["resid_pre", "sa", "fc1", "fc2", "resid_post"]  # of every family
@@ -108,7 +108,7 @@ def stacked(draw: random.Random, most: int, without: tuple[str, ...] = ()) -> li
 
 
 def aligned(draw: random.Random) -> list[str]:
-    name = draw.choice(["none", "default", "default", "default", "full", "groups"])
+    name = draw.choice(["none", *["default"] * 5, *["groups"] * 3, "full"])
     if name == "groups":
         return [f"alignment=[{','.join(draw.sample(GROUPS, draw.randint(1, 2)))}]"]
     out = [f"alignment={name}"]
@@ -134,7 +134,7 @@ def drawn(number: int) -> tuple[list[str], list[str]]:
     if draw.random() < 0.5:
         out.append(f"llm.chat={draw.choice(sorted(TOKENS))}")
     out.append(f"llm.train={draw.choice(['none', 'none', 'lora', 'all'])}")
-    out.append(f"llm.num_blocks={draw.choice([1, 3, 3, 3, 4, 4])}")
+    out.append(f"llm.num_blocks={draw.choice([1, *[3, 4] * 5])}")
     out += stacked(draw, 2, without=AFTER_A_RUN) + aligned(draw)
     if data in ("shapes", "coco", "vqav2") and draw.random() < 0.25:
         own = [f", encoder: {NOISE}" if draw.random() < 0.5 else "" for _ in "ab"]
@@ -154,7 +154,7 @@ def train_on_two_ranks(launcher: Launcher, overrides: list[str], place: Path) ->
         launcher.start("train", overrides, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=place)
         for rank in (0, 1)
     ]
-    code = ranks[0].wait()
+    code = ranks[0].wait(fuzzing.CASE_SECONDS - 60)
     if code != 0:
         ranks[1].kill()
     ranks[1].wait()

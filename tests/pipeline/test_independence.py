@@ -24,17 +24,21 @@ from ima.config.settings import Alignment
 from ima.core.types import MEDIUM, Sample
 from ima.data.collate import NoiseMediaInputs
 from ima.data.source import Source
+from ima.interventions.back_patch import BackPatch
 from ima.interventions.base import Intervention
 from ima.interventions.drop import Drop
 from ima.interventions.isolate import Isolate
+from ima.interventions.knock_out import KnockOut
 from ima.interventions.merge import Merge
 from ima.interventions.parallel import Parallel
 from ima.interventions.prune.intervention import MaskWeights
 from ima.interventions.prune.mask import Mask
 from ima.interventions.prune.scores import linears_of
+from ima.interventions.skip.entropy import Entropy
 from ima.interventions.skip.exit import Exit
 from ima.interventions.skip.plan import Phase, Skip
 from ima.interventions.stack import stack
+from ima.interventions.steer import Steer
 from ima.models.adapters.linear import LinearAdapter
 from ima.models.encoders.controls import NoiseEncoder
 from ima.models.llm.frozen import FrozenLLM
@@ -59,6 +63,15 @@ def ranked(part: Any, select: Any) -> Make:
     return lambda phase, _: [Skip(part, ("percept", "prompt"), start=1, ratio=0.5, select=select, phase="prefill")]
 
 
+WIDTH, SURE = 32, 5.405  # of the tiny LLMs; an entropy in nats that about half of their tokens stay below
+
+
+def steered(_phase: Phase, _folder: Path) -> list[Intervention]:
+    steer = Steer(0.5, layer=1)
+    steer._shift_D = torch.linspace(-1, 1, WIDTH)  # of the means, which are taken before any batch
+    return [steer]
+
+
 INTERVENTIONS: dict[str, Make] = {
     "none": lambda phase, _: [],
     "ffn, half": skip("ffn", ratio=0.5, redraw_per_block=True),
@@ -73,6 +86,10 @@ INTERVENTIONS: dict[str, Make] = {
     "merge": lambda phase, _: [Merge(start=0, every=2, phase=phase)],
     "parallel": lambda phase, _: [Parallel("own", start=1, phase=phase)],
     "pruned": lambda phase, folder: [MaskWeights(str(folder / "mask.safetensors"))],
+    "knock-out": lambda phase, _: [KnockOut("percept", "answer", start=1, width=2)],
+    "back-patch": lambda phase, _: [BackPatch(0, 2)],
+    "where sure": lambda phase, _: [Entropy(SURE, start=1, phase=phase)],
+    "steered": steered,
     "two": lambda phase, folder: [
         MaskWeights(str(folder / "mask.safetensors")),
         *skip("ffn", ratio=0.5)(phase, folder),
