@@ -41,6 +41,7 @@ from ima.pipeline.record import RunInProgress, is_lightnings
 from ima.pipeline.recorder import Recorder
 from ima.pipeline.stages import apply_stage
 from ima.pipeline.streams import Measure, facts_of, measures_of
+from ima.pipeline.throughput import Throughput
 from ima.runs.folders import last_checkpoint
 from ima.runs.identity import with_dtype
 from ima.runs.record import RunRecord, read_record
@@ -146,7 +147,8 @@ def train(
         recorder = run.open_recorder(facts_of(parts.streams[0]), reached(resume) if resume and place.is_main else None)
         measures = measures_of(parts, module.model, prepared, recorder, folder)
         measurements, callbacks = callbacks_of(parts, run, recorder, measures)
-        trainer = trainer_of(apply_stage(config), parts, place, folder, callbacks)
+        throughput = Throughput()
+        trainer = trainer_of(apply_stage(config), parts, place, folder, [throughput, *callbacks])
         with run.timed("fit"), stack(parts.llm, parts.acting), fast(parts, training=True):
             fit_module(trainer, module, Data(parts, pools, config["seed"]), resume)
             if measurements.due is not None:  # it was killed after its last step, and there was nothing to train
@@ -156,6 +158,8 @@ def train(
         end = measurements.done
         assert end is not None and end.last, "the last measurement is missing"
         run.clock |= {"measure": measurements.seconds, "train": run.clock["fit"] - measurements.seconds}
+        per_token = plan_flops(facts).get("prefill_per_token")
+        facts["throughput"] = throughput.facts(parts.llm, run.clock["train"], run.clock["fit"], per_token, place.num)
         run.gather(recorder, measures)
         facts |= {"num_steps": trainer.global_step, "num_epochs": end.epoch}
         if place.is_main:
@@ -169,6 +173,11 @@ def load_parts(config: dict[str, Any], earlier: dict[str, Any]) -> Parts:
     """A resumed run goes on in the dtype that it began in (`earlier` facts), whatever is fastest here."""
     made = apply_stage(config)
     return assemble({**made, "llm": with_dtype(made["llm"], earlier)})
+
+
+def plan_flops(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the plan that acts, if its interventions say them."""
+    return (facts.get("plan") or {}).get("flops") or {}
 
 
 def frozen_sum(parts: Parts, place: Place) -> str:

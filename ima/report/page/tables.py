@@ -14,7 +14,7 @@ from ima.report.figures.drawing import thinned
 from ima.report.labels import varied
 from ima.report.load import differing_keys, flatten, text
 from ima.report.page.words import HEADLINES, seconds_text, track_name, value_text
-from ima.report.run import Run
+from ima.report.run import Run, number
 
 MAX_METRIC_COLUMNS = 8
 MAX_EPOCH_COLUMNS = 10
@@ -57,10 +57,28 @@ def facts_table(run: Run) -> str:
     for name, value in result["facts"].items():
         if name in ("seconds", "times") and isinstance(value, dict):
             value = {phase: seconds_text(spent) for phase, spent in value.items()}
+        if name == "throughput" and isinstance(value, dict):
+            value = throughput_words(value)
         facts.append((str(name).replace("_", " "), value))
     facts += [("seeds", result.get("seeds")), ("commit", commit)]
     facts += [(f"{name} version", version) for name, version in result["versions"].items()]
     return pairs(facts)
+
+
+def throughput_words(found: dict[str, Any]) -> dict[str, str]:
+    """Shares in percent, bytes in GB."""
+    out = {}
+    for name, value in found.items():
+        words = name.replace("_", " ")
+        if isinstance(value, dict):
+            out[words] = ", ".join(f"{part} {100 * (number(share) or 0):.0f} %" for part, share in value.items())
+        elif name.startswith("share"):
+            out[words] = f"{100 * (number(value) or 0):.0f} %"
+        elif name.endswith("_bytes"):
+            out[words.removesuffix(" bytes")] = f"{(number(value) or 0) / 1e9:.2f} GB"
+        else:
+            out[words] = value_text(number(value))
+    return out
 
 
 def config_table(run: Run) -> str:
