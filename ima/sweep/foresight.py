@@ -40,7 +40,7 @@ def foretold(jobs: Sequence[Job], num_parallel: int, outputs: Path) -> str:
 def ended(outputs: Path) -> list[tuple[Mapping[str, Any], float, int]]:
     """(config, seconds, bytes) of runs that ended well, the latest first."""
     paths = sorted(outputs.glob(f"*/{RESULT}"), key=mtime) + sorted(outputs.glob(f"*/*/{RESULT}"), key=mtime)
-    found = []
+    found: list[tuple[Mapping[str, Any], float, int]] = []
     for path in paths[::-1][:MOST]:
         with contextlib.suppress(UserError, OSError):
             record = read_record(path.parent)
