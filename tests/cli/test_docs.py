@@ -168,7 +168,7 @@ def test_a_command_runs_as_written(command: str, place: Place) -> None:
 
 
 def pictures_of_ones_own(folder: Path) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     lines = [f"{color}.png,a {color} square" for color in ("red", "green", "blue", "brown", "black", "white")]
     (folder / "captions.csv").write_text("\n".join(["file,caption", *lines]) + "\n")
     for line in lines:
