@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,12 +110,17 @@ def smaller(node: Any) -> Any:
 
 
 def shorter(sweeper: dict[str, Any]) -> dict[str, Any]:
-    """A sweep with two values of its first list, one of each other, and at most two of its points, far apart."""
+    """A sweep with two values of its first list, one of each other, two of its points and of their evaluations, far
+    apart."""
     out = dict(sweeper)
     if "params" in out:
         out["params"] = {key: value[: 1 if at else 2] for at, (key, value) in enumerate(out["params"].items())}
     if "points" in out:
         out["points"] = out["points"][:: (len(out["points"]) + 1) // 2]
+        kept = {text for point in out["points"] for text in point}
+        of_these = [each for each in out.get("evaluations") or [] if each.get("of") in kept]
+        if of_these:
+            out["evaluations"] = of_these[:: (len(of_these) + 1) // 2]
     return out
 
 
@@ -130,6 +136,9 @@ def shrink(conf: Path) -> None:
                 {"logger": "none"} if item == {"logger": "offline"} else item for item in node["defaults"]
             ]
         path.write_text(head + (yaml.safe_dump(node, sort_keys=False) if node else ""), encoding="utf-8")
+
+
+SECONDS = 900  # after that a command hangs, also on a busy machine
 
 
 @dataclass
@@ -187,11 +196,16 @@ class Place:
         rest. more: of the environment; libraries read it when they are imported, so that `python` is then a process
         of its own."""
         own = self.environment() | more | ({ALONE: "1"} if more else {}) | ({} if draw else {NO_PAGES: "1"})
-        done = subprocess.run(
+        shell = subprocess.Popen(
             ["bash", "-c", command], cwd=self.folder, env=own, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
-        return Done(done.returncode, done.stdout)
+        try:
+            said, _ = shell.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)  # the processes that the server made for it see that and end
+            said = f"no end after {SECONDS} s\n{shell.communicate()[0]}"
+        return Done(shell.returncode, said)
 
     def close(self) -> None:
         self.process.terminate()
@@ -248,6 +262,8 @@ def answer(line: socket.socket) -> None:
     call = json.loads(line.makefile().readline())
     for number, file in enumerate(files):
         os.dup2(file, number)
+    os.setsid()
+    threading.Thread(target=end_with, args=(line,), daemon=True).start()
     os.environ.clear()
     os.environ.update(call["env"])
     os.chdir(call["cwd"])
@@ -260,6 +276,13 @@ def answer(line: socket.socket) -> None:
     with contextlib.suppress(OSError):
         line.sendall(f"{code}\n".encode())
     os._exit(code)
+
+
+def end_with(line: socket.socket) -> None:
+    """Kill this process and what it started when whoever called it has been killed."""
+    with contextlib.suppress(OSError):
+        line.recv(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def run(me: str, argv: list[str]) -> int:
