@@ -130,3 +130,8 @@ def test_without_a_run_there_is_nothing_to_rank_by(rank: str) -> None:
 def test_other_interventions_pass_unchanged(run: Path) -> None:
     skip = Skip()
     assert skip.resolve(LLM, Setting(TOKENS, run)) is skip
+
+
+def test_the_skip_of_a_budget_keeps_sinks_where_it_is_asked_to(run: Path) -> None:
+    skip = SkipAuto(0.8, keep_sinks=True).resolve(LLM, Setting(TOKENS, run))
+    assert skip.keep_sinks and left([skip]) <= 0.8

@@ -21,7 +21,7 @@ from ima.interventions.skip.plan import Skip
 from ima.interventions.stack import stack
 from ima.models.llm.families import TINY
 from ima.models.llm.frozen import FrozenLLM
-from ima.models.llm.pass_context import Generation
+from ima.models.llm.pass_context import Generation, PassContext
 from ima.models.llm.projections import projections_of
 from ima.models.llm.tiny import tiny_model, tiny_tokenizer
 
@@ -50,6 +50,7 @@ PLANS = [
     {"part": "block", "ratio": 0.5, "select": "similar"},
     {"part": "block", "roles": ["all"]},
     {"part": "heads", "heads": [1, 3], "roles": ["percept"]},
+    {"part": "block", "roles": ["all"], "keep_sinks": True},
 ]
 
 
@@ -456,3 +457,20 @@ def test_similar_of_ratio_zero_beside_another_skip_leaves_nothing_out() -> None:
             expected = llm(x, ROLES, IDS)
         with stack(llm, [Skip("ffn", start=1, ratio=0.0, select="similar"), Skip("attn", start=1)]):
             assert torch.equal(llm(x, ROLES, IDS), expected)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_sinks_that_are_kept_are_each_rows_first_real_position_and_nothing_else_changes(ratio: float) -> None:
+    llm = make("llama")
+    plan: dict[str, Any] = {"part": "block", "roles": ["all"], "start": 1, "ratio": ratio, "phase": "prefill"}
+    chosen = [
+        Engine(llm, [Skip(**plan, keep_sinks=keep)]).choose(1, states(llm), PassContext(ROLES, tuple(IDS)))["block"]
+        for keep in (False, True)
+    ]
+    first = torch.zeros_like(chosen[0])
+    for row, column in enumerate([0, 0, 3, 0]):
+        first[row, column] = True
+    assert torch.equal(chosen[1], chosen[0] & ~first)
+    later = PassContext(torch.tensor([[int(Role.GENERATED)]]), ("a",), num_past=3)  # a decoded token is never the first
+    skip = Skip("block", ["all"], start=1, keep_sinks=True)
+    assert bool(Engine(llm, [skip]).choose(1, states(llm)[:1, :1], later)["block"].all())

@@ -51,6 +51,7 @@ class SkipAuto(Intervention):
         rank: Literal["cosine", "lc", "loss", "late"] = "cosine",
         num_examples: int = 32,
         seed: int = 0,
+        keep_sinks: bool = False,
     ) -> None:
         if rank not in RANKS:
             raise UserError(f"rank: {rank!r} is not one of {', '.join(RANKS)}")
@@ -59,7 +60,7 @@ class SkipAuto(Intervention):
         self.budget, self.start, self.run = budget, start, run
         self.part: Literal["ffn", "attn", "block"] = part
         self.roles = tuple(roles)
-        self.rank, self.num_examples, self.seed = rank, num_examples, seed
+        self.rank, self.num_examples, self.seed, self.keep_sinks = rank, num_examples, seed, keep_sinks
         Skip(part, roles)  # its refusals
 
     def check(self, llm: LlmFacts) -> None:
@@ -82,7 +83,7 @@ class SkipAuto(Intervention):
         whole = sum(flops.total for flops in prefill(llm, [], tokens) or ())
         share = 1.0
         for num in range(1, len(order) + 1):
-            skip = Skip(self.part, self.roles, blocks=sorted(order[:num]))
+            skip = Skip(self.part, self.roles, blocks=sorted(order[:num]), keep_sinks=self.keep_sinks)
             share = sum(flops.total for flops in prefill(llm, [skip], tokens) or ()) / whole
             if share <= self.budget:
                 return skip
@@ -103,7 +104,8 @@ class SkipAuto(Intervention):
         if setting.calibrate is None:
             raise UserError(f"rank: {self.rank} looks at training samples of a run, and there is none here; use late")
         source = setting.calibrate(folder, self.num_examples, self.seed)
-        found = contributions(llm, source, self.part, self.roles, range(self.start, llm.num_blocks))
+        blocks = range(self.start, llm.num_blocks)
+        found = contributions(llm, source, self.part, self.roles, blocks, self.keep_sinks)
         return {block: -(one.kl if self.rank == "lc" else one.loss) for block, one in found.items()}
 
 
@@ -122,6 +124,7 @@ def contributions(
     part: Literal["ffn", "attn", "block"],
     roles: Sequence[str],
     blocks: Sequence[int],
+    keep_sinks: bool = False,
 ) -> dict[int, Contribution]:
     """Of each block, for the tokens of these roles alone."""
     sums, count = torch.zeros(len(blocks), 2, dtype=torch.float64), 0
@@ -136,7 +139,7 @@ def contributions(
 
         whole_NV = log_p()
         for index, block in enumerate(blocks):
-            with stack(llm, [Skip(part, roles, blocks=[block])]):
+            with stack(llm, [Skip(part, roles, blocks=[block], keep_sinks=keep_sinks)]):
                 lost_NV = whole_NV - log_p()
             pair = (whole_NV.exp() * lost_NV).sum(1), lost_NV.gather(1, ids_N1)[:, 0]
             sums[index] += torch.stack([(one_N.double() * weight_N).sum() for one_N in pair]).cpu()

@@ -40,6 +40,9 @@ class SkipRule(Protocol):
     def redraw_per_block(self) -> bool: ...
 
     @property
+    def keep_sinks(self) -> bool: ...
+
+    @property
     def needs_states(self) -> bool: ...
 
     @property

@@ -20,7 +20,7 @@ from ima.core.types import Site
 from ima.interventions.skip.attention import deciding, switch_attention
 from ima.interventions.skip.decision import BlockDecision, Decide, SkipRule
 from ima.interventions.skip.fast_path import FastPathForward, unsupported_reason
-from ima.interventions.skip.select import real, share_of
+from ima.interventions.skip.select import first_real, real, share_of
 from ima.interventions.skip.token_index import TokenIndex
 from ima.interventions.work import Decision
 from ima.models.llm.frozen import FrozenLLM
@@ -242,6 +242,8 @@ class Engine:
                 skip_BS = torch.zeros_like(running.roles_BS, dtype=torch.bool)
                 for group in skip.groups:
                     skip_BS |= share_of(skip, group, block, x_BSD, self.inputs.get(block - 1), running)
+            if skip.keep_sinks and not running.num_past:
+                skip_BS = skip_BS & ~first_real(running.roles_BS)
             running.memo[key] = skip_BS
         found: Tensor = running.memo[key]
         return found

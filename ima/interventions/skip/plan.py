@@ -44,7 +44,8 @@ class Skip(Intervention):
 
     select: which of them. phase: tokens of the prompt (prefill), answer tokens (decode), or both. visibility: whether
     others still attend to a token whose attention is skipped. heads: which heads the part `heads` leaves out.
-    redraw_per_block: `random` draws anew in every block.
+    redraw_per_block: `random` draws anew in every block. keep_sinks: the first real position, on which attention rests,
+    is never skipped.
     """
 
     RANGES = {"start": (0, None), "stop": (1, None), "every": (1, None), "ratio": (0.0, 1.0)}
@@ -64,6 +65,7 @@ class Skip(Intervention):
         heads: Sequence[int] | None = None,
         redraw_per_block: bool = False,
         seed: int = 0,
+        keep_sinks: bool = False,
     ) -> None:
         unknown = [role for role in roles if role not in ROLES]
         if unknown:
@@ -89,7 +91,7 @@ class Skip(Intervention):
         self.part, self.start, self.stop, self.every = part, start, stop, every
         self.roles, self.listed, self.ratio, self.select = tuple(roles), blocks, ratio, select
         self.phase, self.visibility, self.heads = phase, visibility, None if heads is None else tuple(heads)
-        self.redraw_per_block, self.seed = redraw_per_block, seed
+        self.redraw_per_block, self.seed, self.keep_sinks = redraw_per_block, seed, keep_sinks
         self.ids = tuple(sorted(ids))
 
     @classmethod

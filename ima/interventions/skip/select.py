@@ -95,6 +95,12 @@ def real(roles_BS: Tensor) -> Tensor:
     return roles_BS != Role.PAD
 
 
+def first_real(roles_BS: Tensor) -> Tensor:
+    """True at each row's first position that is no padding."""
+    real_BS = real(roles_BS)
+    return real_BS & (real_BS.cumsum(1) == 1)
+
+
 def parts_of_pass(running: PassContext) -> tuple[Tensor, list[Tensor]]:
     """(answer tokens, the stretches of prompt) of the running pass."""
     if "parts" not in running.memo:
