@@ -78,9 +78,8 @@ class Copies(CachingConfigRepository):
 
 def merged(defaults: Sequence[Any], files: CachingConfigRepository, merge: Callable[..., DictConfig]) -> DictConfig:
     """The tree of a list of files, as `merge(defaults=..., repo=...)` makes it."""
-    key = tuple(
-        (repr(each), each.is_self, each.primary, *files.delegate.stamped(each.config_path)) for each in defaults
-    )
+    stamped: Any = files.delegate.stamped  # type: ignore[attr-defined]
+    key = tuple((repr(each), each.is_self, each.primary, *stamped(each.config_path)) for each in defaults)
     tree = TREES.pop(key, None)
     if tree is None:
         tree = merge(defaults=defaults, repo=Copies(files))
