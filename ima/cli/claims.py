@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for claim, cell in lines_of(cells):
         texts = cells_text(claim, cell)
-        print(f"{texts[0]:4s} {texts[1][:70]:70s} {texts[2][:24]:24s} {texts[-1]}")
+        print(f"{texts[0]:4s} {texts[1][:70]:70s} {texts[2][:24]:24s} {cell.words if cell else texts[-1]}")
     print(f"page: {arguments.out / 'claims.html'}")
     return 0
 

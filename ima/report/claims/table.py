@@ -40,10 +40,15 @@ class Cell:
     @property
     def words(self) -> str:
         """`holds`, or what was seen with fewer seeds than a verdict needs."""
-        if self.verdict != "few seeds":
-            return self.verdict + (" (mixed commits)" if self.mixed else "")
-        num = {1: "one seed", 2: "two seeds"}[self.found.num_seeds]
-        return f"{num}: {interval_text(self.found)}" + (" (mixed commits)" if self.mixed else "")
+        few = f": {interval_text(self.found)}" if self.verdict == "few seeds" else ""
+        return self.short.replace(" (mixed", f"{few} (mixed") if self.mixed else self.short + few
+
+    @property
+    def short(self) -> str:
+        """The same without numbers, for a table that has them."""
+        few = {1: "one seed", 2: "two seeds"}.get(self.found.num_seeds, "")
+        verdict = few if self.verdict == "few seeds" else self.verdict
+        return verdict + (" (mixed commits)" if self.mixed else "")
 
 
 def cells_of(runs: Sequence[Run], changed: Callable[[Sequence[str]], bool] = lambda commits: False) -> list[Cell]:
@@ -78,6 +83,8 @@ def number_text(value: float) -> str:
 
 
 def interval_text(found: Combined) -> str:
+    if not math.isfinite(found.low) or not math.isfinite(found.high):
+        return f"{number_text(found.value)} (no interval)"
     return f"{number_text(found.value)} [{number_text(found.low)}, {number_text(found.high)}]"
 
 
@@ -110,7 +117,7 @@ def cells_text(claim: Claim, cell: Cell | None) -> list[str]:
         return [claim.key, claim.title, "", "", "", "", absence(claim)]
     setting = cell.setting
     return [claim.key, cell.quantity.name, f"{setting.llm}, {setting.modality}", setting.setup,
-            interval_text(cell.found), str(cell.found.num_seeds), cell.words]  # fmt: skip
+            interval_text(cell.found), str(cell.found.num_seeds), cell.short]  # fmt: skip
 
 
 COLUMNS = ("claim", "quantity, positive where the claim is right", "LLM, medium", "setup", "effect, 95 % interval",
