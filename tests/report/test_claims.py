@@ -16,7 +16,7 @@ import pytest
 from ima.cli import claims as command
 from ima.core.resampling import mean as bootstrap
 from ima.report.claims.claims import CLAIMS
-from ima.report.claims.table import NOT_RUN, Cell, cells_of, csv_of, markdown_of, page_of
+from ima.report.claims.table import NOT_RUN, Cell, cells_of, csv_of, markdown_of, markdown_of_csv, page_of
 from ima.report.claims.verdicts import Combined, Effect, combine, holm, judge
 from ima.report.load import load_runs
 from ima.report.run import Run
@@ -298,3 +298,9 @@ def test_code_that_changed_between_commits_is_seen(tmp_path: Path, monkeypatch: 
 def test_load_runs_reads_rows_of_all_runs_for_the_claims() -> None:
     runs = load_runs([Path(__file__).parents[1] / "artefacts"], max_detailed=10**6)
     assert any(run.rows for run in runs)
+
+
+def test_the_table_in_the_docs_is_the_committed_results() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    table = markdown_of_csv((docs / "results" / "claims.csv").read_text())
+    assert table.count("\n") > 5 and table in (docs / "claims.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import html
 import math
@@ -138,6 +139,22 @@ def markdown_of(cells: Sequence[Cell]) -> str:
             out += ["| " + " | ".join(COLUMNS[1:]) + " |", "|" + "---|" * len(COLUMNS[1:])]
         out.append("| " + " | ".join(text.replace("|", "/") for text in cells_text(claim, cell)[1:]) + " |")
     return "\n".join(out).strip() + "\n"
+
+
+def markdown_of_csv(text: str) -> str:
+    """A short table of a claims.csv that is kept: what was measured, its interval, seeds, verdict and commit."""
+    out = ["| claim | quantity | LLM, medium | effect, 95 % interval | seeds | verdict | commit |", "|" + "---|" * 7]
+    for line in csv.DictReader(text.splitlines()):
+        if not line["effect"]:
+            continue
+        low, high = line["low"], line["high"]
+        interval = f"[{float(low):.3f}, {float(high):.3f}]" if low not in ("", "nan") else "(no interval)"
+        commits = ", ".join(commit[:7] for commit in line["commits"].split())
+        verdict = {"1": "one seed", "2": "two seeds"}.get(line["seeds"], line["verdict"])
+        cells = [line["claim"], line["quantity"], f"{line['llm']}, {line['modality']}", line["seeds"], verdict]
+        cells.insert(3, f"{float(line['effect']):.3f} {interval}")
+        out.append("| " + " | ".join([*cells, commits]) + " |")
+    return "\n".join(out) + "\n"
 
 
 def page_of(cells: Sequence[Cell], sources: Sequence[str]) -> str:
