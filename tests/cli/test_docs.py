@@ -31,7 +31,7 @@ BY_DOCUMENT = [documented.fenced(text) for text in documented.documents()]
 FENCED, INLINE = documented.unique(itertools.chain(*BY_DOCUMENT)), documented.inline()
 COMMANDS = documented.unique([*FENCED, *INLINE])
 # Words of commands that need large models, a GPU or published corpora -> composed and priced.
-LARGE = re.compile(r"/data/|/models/|=vicuna|trainer=gpu|mt_llava15|data\.path=org/name|data=hf_|lmm\.path=")
+LARGE = re.compile(r"/data/|/models/|=vicuna|trainer=gpu|mt_llava15|data\.path=org/name|data=hf_|lmm\.path=|IMA_DATA=")
 # What is not run here, and why. A command that begins with one of these is named in the output.
 NOT_RUN = {
     "sbatch": "needs Slurm",
@@ -42,6 +42,7 @@ NOT_RUN = {
     "make mutants": "tests of the tests, many minutes",
     "make test": "the tests themselves",
     "make setup": "has run before any test",
+    "make models": "fetches gigabytes",
     "make docs": "installs MkDocs; the site is built in tests/core/test_links.py",
     "pip install": "the wheel and its extras are in make test-processes (tests/cli/test_wheel.py)",
     "python train.py --multirun hydra/launcher=joblib": "needs Hydra's plugins (ima[sweeps])",
@@ -187,8 +188,12 @@ def as_with_a_hub(command: str, hub: HubServer, place: Place) -> Done:
 
 @pytest.mark.docs
 @pytest.mark.parametrize("command", PRICED)
-def test_a_command_for_large_machines_composes_and_is_priced(command: str, place: Place, tmp_path: Path) -> None:
+def test_a_command_for_large_machines_composes_and_is_priced(
+    command: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = shlex.split(documented.options(command.splitlines()[-1], PLACEHOLDERS))
+    while "=" in words[0]:  # a variable before the command
+        monkeypatch.setenv(*words.pop(0).split("="))
     if words[1] == "evaluate.py":
         arguments = words[2:]
         trained: Any = OmegaConf.to_container(compose(["experiment=demo"]))
