@@ -18,7 +18,7 @@ from ima.tasks.caption import CaptionTask
 class Source:
     name, modality, splits, fingerprint = "made", "image", ("val",), "made"
 
-    def __init__(self, num_samples):
+    def __init__(self, num_samples=24):
         self.num_samples = num_samples
 
     def samples(self, split):

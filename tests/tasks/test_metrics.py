@@ -280,6 +280,6 @@ def test_one_reference_more_that_differs_defines_cider_d() -> None:
 
 
 def test_the_page_says_why_a_headline_is_not_a_number(tmp_path: Path) -> None:
-    run = Run(tmp_path, "r", {"metrics": {"test/cider_d": None}, "status": "ok"})
+    run = Run(tmp_path, "r", {"metrics": {"test/cider_d": None}, "facts": {}, "status": "ok"})
     run.rows.append({"score": "cider_d", "track": "test", "value": None, "note": "one picture"})
     assert "not a number: one picture" in headlines(run)
