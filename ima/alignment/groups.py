@@ -84,7 +84,9 @@ class Groups:
     ) -> None:
         self.names, self.llm, self.bank, self.beside = list(names), llm, bank, beside
         self.clusters = clusters
-        self.shares = SinkShares(bank.dims, llm.num_blocks + 1, llm.width, clusters) if "sinks" in names else None
+        self.shares = (
+            SinkShares(bank.dims, llm.num_blocks + 1, llm.stream_width, clusters) if "sinks" in names else None
+        )
         self.prompts: KeptMeans | None = None
         if "probes" in names:
             self.prompts = KeptMeans(bank.pairing.ids, bank.layers, bank.dims, "prompt")

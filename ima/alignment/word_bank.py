@@ -175,7 +175,7 @@ def word_bank(llm: FrozenLLM, contexts: Sequence[Context], advance: Callable[[in
         name: [(len(contexts[one].ids) - 1, one) for one in inside]
         for name, (_, inside) in zip(names, runs, strict=True)
     }
-    kept = Kept(wanted, layers, len(contexts), llm.width)
+    kept = Kept(wanted, layers, len(contexts), llm.stream_width)
     with Tap(llm, [kept], layers=layers) as tap:
         for start in range(0, len(runs), BATCH_SIZE):
             part = runs[start : start + BATCH_SIZE]

@@ -108,7 +108,7 @@ class Steer(Intervention):
 @torch.no_grad()
 def mean_states(llm: FrozenLLM, source: CalibrationSource, layer: int) -> tuple[Tensor, Tensor]:
     """Mean state of perceptual tokens and of prompt and answer, all tokens alike, at what enters block `layer`."""
-    sums = torch.zeros(2, llm.width, dtype=torch.float64, device=llm.device)
+    sums = torch.zeros(2, llm.stream_width, dtype=torch.float64, device=llm.device)
     counts = torch.zeros(2, dtype=torch.float64, device=llm.device)
 
     def see(args: Args, kwargs: Kwargs) -> None:

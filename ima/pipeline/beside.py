@@ -57,7 +57,7 @@ class WordBanks:
             references = (text for sample in samples for text in sample.references)
             texts = texts_of(references, namer.forms if namer is not None else ())
         contexts = contexts_of(texts, llm.encode, llm.bos_id, namer)
-        num, megabytes = len(bank_layers(llm.num_blocks)), len(contexts) * llm.width * 2 / 1e6
+        num, megabytes = len(bank_layers(llm.num_blocks)), len(contexts) * llm.stream_width * 2 / 1e6
         print(
             f"alignment bank of words: {len(contexts)} beginnings of {len(texts)} texts are read once and kept,"
             f" {num} x {megabytes:.1f} MB",

@@ -79,7 +79,7 @@ def patches_pass(llm: FrozenLLM, laid: Mapping[str, TextKey]) -> PatchMaps:
     for name, (ids, roles) in laid.items():
         places = [place for place, role in enumerate(roles) if role == Role.ANSWER]
         words[name] = [(word, places[mine[-1]]) for word, mine in content_words(llm, ids, roles)]
-    maps = PatchMaps(list(laid), words, half(llm.num_blocks), llm.width)
+    maps = PatchMaps(list(laid), words, half(llm.num_blocks), llm.stream_width)
     with Tap(llm, [maps.kept], layers=[maps.layer]) as tap:
         for name, (ids, roles) in laid.items():
             if words[name]:

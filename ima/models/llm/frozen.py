@@ -98,6 +98,11 @@ class FrozenLLM(nn.Module):
         self.compiling = False  # while `ima.models.llm.compiled` acts
 
     @property
+    def stream_width(self) -> int:
+        """Of the states between blocks; `width` is that of the embeddings, which is smaller in opt-350m."""
+        return int(getattr(self.model.config, "hidden_size", self.width))
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
