@@ -153,13 +153,16 @@ def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
 
 
 def points_of(over: str, folders: Sequence[Path], x: str, y: str) -> tuple[list[Point], list[str]]:
-    """Points of all folders that have both columns, and a line for each other one, as `outputs/*` names sweeps and
-    masks beside runs. Raises UserError where none has both, or one is not there."""
+    """Points of all folders that have both columns, and a line for each other one, as `outputs/*` names sweeps, masks
+    and pages beside runs. Raises UserError where none has both, or one is not there."""
     points: list[Point] = []
     left_out: list[str] = []
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.exists():
             raise UserError(f"{folder}: no folder; name runs or evaluations")
+        if not folder.is_dir():
+            left_out.append(f"{folder}: not found in it, a file: {x} or {y}")
+            continue
         try:
             points += OVER[over](folder, x, y)
         except UserError as error:

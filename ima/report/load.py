@@ -25,11 +25,16 @@ NOT_RUNS = {"hub", "wandb", "media", "figures", "checkpoints", "masks", "__pycac
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """Run folders named by `paths`: each is a run itself or a folder that holds runs at any depth, in stable order.
+    Files among several paths are passed over, as `outputs/*` names them, too.
 
     Raises UserError for a path that is neither.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    paths = list(map(Path, paths))
+    some_folder = any(path.is_dir() for path in paths)
+    for path in paths:
+        if path.is_file() and some_folder:
+            continue
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise UserError(f"{path}: {what}; give a run folder (outputs/<run>) or a folder of runs")

@@ -107,6 +107,8 @@ def test_folders_that_have_nothing_to_compare_are_left_out_with_a_line(tmp_path,
     assert main([*folders, "--over", "examples", *out]) == 2
     assert "examples.jsonl: not found; evaluate with" in capsys.readouterr().err
     assert main([*folders, str(tmp_path / "typo"), *out]) == 2 and "typo: no folder" in capsys.readouterr().err
+    (tmp_path / "page.html").write_text("of something else")
+    assert main([*folders, str(tmp_path / "page.html"), *out]) == 0 and "left out" in capsys.readouterr().err
 
 
 def test_over_examples_the_alignment_meets_the_predictions_and_detects(tmp_path, capsys):

@@ -295,6 +295,19 @@ def test_code_that_changed_between_commits_is_seen(tmp_path: Path, monkeypatch: 
     assert command.code_changed([commits[0] + "+"]) and command.code_changed(["unknown"])
 
 
+def test_files_that_a_star_names_too_are_passed_over_but_not_alone(tmp_path: Path) -> None:
+    from ima.core.errors import UserError
+    from ima.report.load import find_runs
+
+    artefacts = Path(__file__).parents[1] / "artefacts"
+    (tmp_path / "runs.csv").write_text("x")
+    assert find_runs([artefacts, tmp_path / "runs.csv"]) == find_runs([artefacts])
+    with pytest.raises(UserError, match="is a file"):
+        find_runs([tmp_path / "runs.csv"])
+    with pytest.raises(UserError, match="does not exist"):
+        find_runs([artefacts, tmp_path / "typo"])
+
+
 def test_load_runs_reads_rows_of_all_runs_for_the_claims() -> None:
     runs = load_runs([Path(__file__).parents[1] / "artefacts"], max_detailed=10**6)
     assert any(run.rows for run in runs)
