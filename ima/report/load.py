@@ -30,9 +30,9 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     Raises UserError for a path that is neither.
     """
     found: dict[Path, Path] = {}
-    paths = list(map(Path, paths))
-    some_folder = any(path.is_dir() for path in paths)
-    for path in paths:
+    named = [Path(path) for path in paths]
+    some_folder = any(path.is_dir() for path in named)
+    for path in named:
         if path.is_file() and some_folder:
             continue
         if not path.is_dir():
