@@ -119,20 +119,27 @@ def unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     return weight.reshape(num_heads, rows // num_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
+def shape_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """What configs of transformers call the numbers of a GGUF header, its keys without the architecture's name."""
+    return {
+        "hidden_size": meta["embedding_length"],
+        "intermediate_size": meta["feed_forward_length"],
+        "num_hidden_layers": meta["block_count"],
+        "num_attention_heads": meta["attention.head_count"],
+        "num_key_value_heads": meta["attention.head_count_kv"],
+        "max_position_embeddings": meta["context_length"],
+        # The file holds a float32; its shortest decimal is the published value (1e-05).
+        "rms_norm_eps": float(f"{meta['attention.layer_norm_rms_epsilon']:.6g}"),
+    }
+
+
 def llama_config(metadata: dict[str, Any]) -> LlamaConfig:
     from transformers import LlamaConfig
 
     meta = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
     return LlamaConfig(
         vocab_size=meta["vocab_size"],
-        hidden_size=meta["embedding_length"],
-        intermediate_size=meta["feed_forward_length"],
-        num_hidden_layers=meta["block_count"],
-        num_attention_heads=meta["attention.head_count"],
-        num_key_value_heads=meta["attention.head_count_kv"],
-        max_position_embeddings=meta["context_length"],
-        # The file holds a float32; its shortest decimal is the published value (1e-05).
-        rms_norm_eps=float(f"{meta['attention.layer_norm_rms_epsilon']:.6g}"),
+        **shape_of(meta),
         rope_parameters={"rope_type": "default", "rope_theta": float(meta["rope.freq_base"])},
         bos_token_id=metadata["tokenizer.ggml.bos_token_id"],
         eos_token_id=metadata["tokenizer.ggml.eos_token_id"],

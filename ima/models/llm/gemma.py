@@ -18,7 +18,15 @@ from ima.core.assets.registry import Asset, converted_folder
 from ima.core.cache import build_folder, sha256_of
 from ima.core.errors import UserError
 from ima.models.formats.gguf import Gguf, read_gguf
-from ima.models.llm.embedded import BLOCK_KEYS, CONTROL_TOKEN, OUTER_KEYS, open_folder, save_folder, write_origin
+from ima.models.llm.embedded import (
+    BLOCK_KEYS,
+    CONTROL_TOKEN,
+    OUTER_KEYS,
+    open_folder,
+    save_folder,
+    shape_of,
+    write_origin,
+)
 
 if TYPE_CHECKING:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
@@ -147,17 +155,11 @@ def gemma_config(metadata: dict[str, Any]) -> Gemma3TextConfig:
     meta = {key.removeprefix("gemma3."): value for key, value in metadata.items() if key.startswith("gemma3.")}
     num_blocks = meta["block_count"]
     return Gemma3TextConfig(
-        hidden_size=meta["embedding_length"],
-        intermediate_size=meta["feed_forward_length"],
-        num_hidden_layers=num_blocks,
-        num_attention_heads=meta["attention.head_count"],
-        num_key_value_heads=meta["attention.head_count_kv"],
+        **shape_of(meta),
         head_dim=meta["attention.key_length"],
         query_pre_attn_scalar=meta["attention.key_length"],
-        max_position_embeddings=meta["context_length"],
         sliding_window=meta["attention.sliding_window"],
         layer_types=[f"{'sliding' if (i + 1) % FULL_EVERY else 'full'}_attention" for i in range(num_blocks)],
-        rms_norm_eps=float(f"{meta['attention.layer_norm_rms_epsilon']:.6g}"),
         rope_parameters={
             "full_attention": {"rope_type": "default", "rope_theta": float(meta["rope.freq_base"])},
             "sliding_attention": {"rope_type": "default", "rope_theta": LOCAL_THETA},

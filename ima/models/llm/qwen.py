@@ -22,7 +22,7 @@ from ima.core.errors import UserError
 from ima.core.progress import progress
 from ima.models.formats.gguf import Gguf, read_gguf
 from ima.models.llm.compile_keys import Compile
-from ima.models.llm.embedded import CONTROL_TOKEN, llama_key, open_folder, save_folder, write_origin
+from ima.models.llm.embedded import CONTROL_TOKEN, llama_key, open_folder, save_folder, shape_of, write_origin
 from ima.models.llm.frozen import FrozenLLM
 from ima.models.llm.load import Bos, DtypeName, Train, pick_dtype, reinitialise
 
@@ -158,13 +158,7 @@ def qwen_config(metadata: dict[str, Any], vocab_size: int) -> Qwen2Config:
     tokens = metadata["tokenizer.ggml.tokens"]
     return Qwen2Config(
         vocab_size=vocab_size,
-        hidden_size=meta["embedding_length"],
-        intermediate_size=meta["feed_forward_length"],
-        num_hidden_layers=meta["block_count"],
-        num_attention_heads=meta["attention.head_count"],
-        num_key_value_heads=meta["attention.head_count_kv"],
-        max_position_embeddings=meta["context_length"],
-        rms_norm_eps=float(f"{meta['attention.layer_norm_rms_epsilon']:.6g}"),
+        **shape_of(meta),
         rope_parameters={"rope_type": "default", "rope_theta": float(meta["rope.freq_base"])},
         bos_token_id=None,
         eos_token_id=tokens.index(END),
